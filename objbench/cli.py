@@ -1,0 +1,34 @@
+"""The command line: thin. Each command lives in `objbench.commands`, and imports what is heavy when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from objbench import __version__
+from objbench.errors import UsageError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version", prog_name="objbench")
+def cli() -> None:
+    """Train and compare unsupervised object detectors that also cluster what they find."""
+
+
+def main() -> None:
+    """Entry point: runs the command line; a UsageError is one line on stderr and exit code 2."""
+    from objbench.commands import COMMANDS
+
+    for command in COMMANDS:
+        cli.add_command(command)
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except UsageError as error:
+        click.echo(f"objbench: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)

@@ -1,0 +1,106 @@
+"""`objbench list`, `info` and `plugins`: what there is, and what it can be told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from objbench.errors import unknown
+from objbench.plugins import Registry, load_plugins, load_target
+
+plugin_option = click.option(
+    "--plugin", "plugin_files", multiple=True, metavar="FILE", help="Also load this plugin file (repeatable)."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(["models", "data", "metrics"]))
+@json_option
+@plugin_option
+def list_(kind: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
+    """List the models, data sets or metrics there are."""
+    specs = getattr(load_plugins(plugin_files), kind).values()
+    if as_json:
+        click.echo(json.dumps([{"name": s.name, "summary": s.summary} for s in specs], indent=2))
+        return
+    width = max((len(s.name) for s in specs), default=0)
+    for spec in specs:
+        click.echo(f"{spec.name:<{width}}  {spec.summary}")
+
+
+@click.command()
+@json_option
+@plugin_option
+def plugins(as_json: bool, plugin_files: tuple[str, ...]) -> None:
+    """List every plugin, where it comes from, and the error of each that failed to load."""
+    registry = load_plugins(plugin_files)
+    if as_json:
+        click.echo(json.dumps([asdict(p) for p in registry.plugins], indent=2))
+        return
+    for plugin in registry.plugins:
+        click.echo(f"{plugin.name:<14}  {plugin.source}  ({plugin.module})")
+        if plugin.error:
+            click.echo(f"{'':<14}  NOT LOADED: {plugin.error}")
+    for (kind, name), owners in registry.owners.items():
+        if len(owners) > 1:
+            click.echo(f"{name:<14}  CLASH: {len(owners)} plugins register this {kind}: {', '.join(owners)}")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@plugin_option
+def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
+    """Show what a model, data set or metric is, and every option it takes, per protocol."""
+    registry = load_plugins(plugin_files)
+    facts = _facts(registry, name)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"{facts['name']} ({facts['kind']}): {facts['summary']}\nfrom {facts['target']}\n")
+    click.echo(facts["doc"])
+    for row in facts["options"]:
+        allowed = f" ({row['allowed']})" if row["allowed"] else ""
+        click.echo(f"\n  -o {name}.{row['name']}={row['default']}  [{row['type']}{allowed}]")
+        click.echo(f"      {row['meaning']}")
+        for label, value in row["settings"].items():
+            click.echo(f"      {label}: {value}")
+
+
+def _facts(registry: Registry, name: str) -> dict[str, Any]:
+    from inspect import getdoc
+
+    from objbench.options import describe
+    from objbench.protocols import PROTOCOLS
+
+    for kind, table in (("model", registry.models), ("data set", registry.data), ("metric", registry.metrics)):
+        if name in table:
+            break
+    else:
+        raise unknown("plugin", name, [*registry.models, *registry.data, *registry.metrics])
+    spec: Any = {"model": registry.model, "data set": registry.source, "metric": registry.metric}[kind](name)
+    target = load_target(spec.target)
+    options = []
+    if kind != "metric":
+        settings: dict[str, dict[str, Any]] = {}
+        for protocol in PROTOCOLS:
+            if kind == "data set":
+                settings[protocol] = target.settings(protocol)
+            else:  # a model's settings may differ by data set
+                for data in registry.data:
+                    settings[f"{protocol}, {data}"] = target.settings(protocol, data)
+        for row in describe(target.Config):
+            here = {label: values[row.name] for label, values in settings.items() if row.name in values}
+            options.append({**asdict(row), "settings": here})
+    return {
+        "name": name,
+        "kind": kind,
+        "summary": spec.summary,
+        "target": spec.target,
+        "doc": getdoc(target) or "",
+        "options": options,
+    }

@@ -1,0 +1,86 @@
+"""The hooks a plugin may implement, and the specs it returns from them.
+
+A spec names its implementation as text ("package.module:Name"), so that listing what exists imports
+neither torch nor the plugin's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("objbench")
+hookimpl = pluggy.HookimplMarker("objbench")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A detector. `target` is a subclass of `objbench.detector.Detector`."""
+
+    name: str
+    summary: str
+    target: str
+    label: str = ""
+    """How tables write it; the name when empty. A detector without clusters gets " + GMM" appended."""
+    clusters: bool = True
+    """False: the harness clusters its what-latents with a Gaussian mixture."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A source of scenes. `target` is a subclass of `objbench.scenes.SceneSource`."""
+
+    name: str
+    summary: str
+    target: str
+    label: str = ""
+    stand_in_for: str = ""
+    """The label of the data set this one imitates; tables then say that it is a stand-in."""
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric. `target` is a function (Detections, GroundTruth) -> {name: value}: see `objbench.metric`."""
+
+    name: str
+    summary: str
+    target: str
+    version: int = 1
+    """Raised when the definition changes: figures of another version are recomputed, never mixed."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Which of its values are columns of the main table, and their headings, in order."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of somebody's published table, to be printed beside ours."""
+
+    model: str
+    data: str
+    values: Mapping[str, tuple[float, float | None]]
+    """Metric name -> (mean, standard deviation or None), as fractions in 0..1."""
+    source: str
+    model_label: str = ""
+    data_label: str = ""
+
+
+@hookspec
+def objbench_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
+    """Detectors, so that `--models NAME` finds them."""
+
+
+@hookspec
+def objbench_data() -> Iterable[DataSpec]:  # type: ignore[empty-body]
+    """Sources of scenes, so that `--data NAME` finds them."""
+
+
+@hookspec
+def objbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
+    """Metrics; every cell is scored by all of them."""
+
+
+@hookspec
+def objbench_published() -> Iterable[Published]:  # type: ignore[empty-body]
+    """Published figures, so that `report --paper` can print them beside ours."""

@@ -1,0 +1,190 @@
+"""Finds plugins: entry points of the group "objbench" and `--plugin FILE`. One broken plugin breaks nothing else.
+
+`OBJBENCH_PLUGINS` holds the names of the distributions whose plugins to load, comma-separated; when it is set
+to nothing, only objbench's own are loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pluggy
+
+from objbench import hookspecs
+from objbench.errors import UsageError, unknown
+from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
+
+LOAD_LIMIT_S = 10.0
+"""A plugin that takes longer than this to import is given up."""
+
+Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One plugin and what became of it."""
+
+    name: str
+    source: str
+    """The distribution and version it came from, or the file."""
+    module: str
+    error: str = ""
+    """Empty when it loaded; else one line of why not."""
+
+
+@dataclass
+class Registry:
+    """Everything the loaded plugins registered. Names map to specs in the order of loading."""
+
+    plugins: list[Plugin] = field(default_factory=list)
+    models: dict[str, ModelSpec] = field(default_factory=dict)
+    data: dict[str, DataSpec] = field(default_factory=dict)
+    metrics: dict[str, MetricSpec] = field(default_factory=dict)
+    published: list[Published] = field(default_factory=list)
+    owners: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """(kind, name) -> the plugins that claim it; more than one is a clash, told when the name is used."""
+
+    def model(self, name: str) -> ModelSpec:
+        """The detector of that name. UsageError when there is none, or two."""
+        return self._find("model", name, self.models)
+
+    def source(self, name: str) -> DataSpec:
+        """The data set of that name. UsageError when there is none, or two."""
+        return self._find("data set", name, self.data)
+
+    def metric(self, name: str) -> MetricSpec:
+        """The metric of that name. UsageError when there is none, or two."""
+        return self._find("metric", name, self.metrics)
+
+    def _find(self, kind: str, name: str, known: dict[str, Spec]) -> Spec:
+        if name not in known:
+            raise unknown(kind, name, known)
+        owners = self.owners[kind, name]
+        if len(owners) > 1:
+            raise UsageError(
+                f"{len(owners)} plugins register a {kind} named '{name}': {', '.join(owners)}; "
+                "remove one, or choose with OBJBENCH_PLUGINS"
+            )
+        return known[name]
+
+
+def load_plugins(files: tuple[str, ...] = ()) -> Registry:
+    """Loads every plugin that is installed, and those in `files`.
+
+    A broken installed plugin is recorded in `Registry.plugins`; a broken file, which the user named, raises
+    UsageError.
+    """
+    manager = pluggy.PluginManager("objbench")
+    manager.add_hookspecs(hookspecs)
+    registry = Registry()
+    allowed = os.environ.get("OBJBENCH_PLUGINS")
+    wanted = None if allowed is None else {"objbench", *(w.strip() for w in allowed.split(",") if w.strip())}
+    for entry in entry_points(group="objbench"):
+        dist = entry.dist
+        if wanted is not None and (dist is None or dist.name not in wanted):
+            continue
+        source = f"{dist.name} {dist.version}" if dist is not None else "unknown"
+        error = _register(manager, registry, entry.name, source, entry.load)
+        registry.plugins.append(Plugin(entry.name, source, entry.value, error))
+    for file in files:
+        path = Path(file).resolve()
+        if not path.is_file():
+            raise UsageError(f"--plugin {file}: there is no such file")
+        error = _register(manager, registry, path.stem, str(path), lambda path=path: _load_file(path))
+        if error:
+            raise UsageError(f"--plugin {file}: {error}")
+        registry.plugins.append(Plugin(path.stem, str(path), path.stem))
+        for (kind, name), owners in registry.owners.items():
+            if len(owners) > 1 and str(path) in owners:
+                raise UsageError(
+                    f"--plugin {file}: there is already a {kind} named '{name}' (from {owners[0]}); rename one"
+                )
+    return registry
+
+
+def load_target(target: str) -> Any:
+    """The object that "package.module:Name" names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _load_file(path: Path) -> Any:
+    """Imports a file as a module under its own stem, so that its specs may say "my_detector:MyDetector"."""
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
+        return sys.modules[path.stem]
+    if path.stem in sys.modules or importlib.util.find_spec(path.stem) is not None:
+        raise ImportError(f"a module named '{path.stem}' already exists; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
+
+
+def _register(
+    manager: pluggy.PluginManager, registry: Registry, name: str, source: str, load: Callable[[], Any]
+) -> str:
+    """Loads one plugin and takes its specs into the registry, all or none; returns the error, or ""."""
+    try:
+        with _patience(LOAD_LIMIT_S), contextlib.redirect_stdout(sys.stderr):
+            module = load()
+            manager.register(module, name=f"{source}:{name}")
+            hooks = {h for h in dir(module) if h.startswith("objbench_")}
+            if strange := sorted(hooks - {h for h in vars(hookspecs) if h.startswith("objbench_")}):
+                raise AttributeError(f"there is no hook named {strange[0]}")
+            found: list[tuple[str, dict[str, Any], Any]] = []
+            for kind, hook, table, type_ in (
+                ("model", "objbench_models", registry.models, ModelSpec),
+                ("data set", "objbench_data", registry.data, DataSpec),
+                ("metric", "objbench_metrics", registry.metrics, MetricSpec),
+            ):
+                for spec in getattr(module, hook, tuple)():
+                    if not isinstance(spec, type_):
+                        raise TypeError(f"{hook} must return {type_.__name__} objects, got {spec!r}")
+                    found.append((kind, table, spec))
+            published = list(getattr(module, "objbench_published", tuple)())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may even call sys.exit
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    for kind, table, spec in found:
+        table.setdefault(spec.name, spec)
+        registry.owners.setdefault((kind, spec.name), []).append(source)
+    registry.published.extend(published)
+    return ""
+
+
+@contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block after `seconds`, where the system can interrupt (POSIX, main thread)."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"took longer than {seconds:g} s to import")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

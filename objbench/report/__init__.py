@@ -1,0 +1,1 @@
+"""Tables, statistics and pictures of finished cells."""

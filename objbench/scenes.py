@@ -1,0 +1,99 @@
+"""Scenes: images with the boxes and classes of the objects in them, and where they come from.
+
+Boxes are `xyxy` in pixels: x to the right, y down, (x0, y0) the top-left corner of the first pixel that
+belongs to the object and (x1, y1) the bottom-right corner of the last, so a whole 64x64 image is
+(0, 0, 64, 64) and no width needs a "+1".
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+
+
+class SceneShape(NamedTuple):
+    """The shape of one image."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The objects of `images` scenes as flat lists: object j lies in image `image[j]`."""
+
+    images: int
+    image: Tensor  # [m] int64, 0..images-1, ascending
+    boxes: Tensor  # [m, 4] float32, xyxy in pixels
+    labels: Tensor  # [m] int64 class ids, >= 0
+
+    def __post_init__(self) -> None:
+        m = len(self.image)
+        if self.boxes.shape != (m, 4) or self.labels.shape != (m,):
+            raise ValueError(
+                f"{m} objects need boxes [{m}, 4] and labels [{m}], got {list(self.boxes.shape)} "
+                f"and {list(self.labels.shape)}"
+            )
+
+    @staticmethod
+    def of(boxes: list[Tensor], labels: list[Tensor]) -> GroundTruth:
+        """From one `[k_i, 4]` boxes tensor and one `[k_i]` labels tensor per image."""
+        counts = torch.tensor([len(b) for b in boxes], dtype=torch.int64)
+        empty_boxes, empty_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        return GroundTruth(
+            images=len(boxes),
+            image=torch.repeat_interleave(torch.arange(len(boxes)), counts),
+            boxes=torch.cat([b.reshape(-1, 4).float() for b in boxes] or [empty_boxes]),
+            labels=torch.cat([l.long() for l in labels] or [empty_labels]),
+        )
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Images and what is in them."""
+
+    images: Tensor  # [n, channels, height, width] float32 in 0..1
+    truth: GroundTruth
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class SceneSource(ABC):
+    """A data set. Scene `index` of a split depends on (config, split, seed, index) and nothing else."""
+
+    Config: ClassVar[type]
+    """A frozen dataclass whose fields are made with `objbench.options.option`."""
+    shape: SceneShape
+    classes: tuple[str, ...]
+
+    @classmethod
+    def settings(cls, protocol: str) -> dict[str, Any]:
+        """Config values that differ from the defaults under a protocol. The user's own `-o` goes over them."""
+        return {}
+
+    @abstractmethod
+    def __init__(self, config: Any, seed: int) -> None:
+        """`seed` chooses the scenes; the objects that a split draws from do not depend on it."""
+
+    @abstractmethod
+    def size(self, split: Split) -> int | None:
+        """How many scenes a split has, or None when it is generated without end."""
+
+    @abstractmethod
+    def scenes(self, split: Split, indices: Tensor) -> Scenes:
+        """The scenes at `indices` [n] int64, in that order. No object occurs in two splits."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data is made of, as JSON values: counts, checksums, source names. Never paths.
+
+        Part of a cell's identity: two sources with equal config and fingerprint give equal scenes.
+        """

@@ -1,0 +1,1 @@
+"""What every detector with spatial attention needs: boxes, glimpses cropped and rendered."""

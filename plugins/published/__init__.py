@@ -1,0 +1,1 @@
+"""Figures from the paper, printed beside ours by `report --paper`."""
