@@ -50,7 +50,12 @@ class MetricSpec:
     version: int = 1
     """Raised when the definition changes: figures of another version are recomputed, never mixed."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which of its values are columns of the main table, and their headings, in order."""
+    """Which of its values are columns of the main table, and their headings, in order.
+
+    Higher is better in a column; a heading with "%" shows fractions as percent.
+    """
+    healthy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Value -> the lowest and highest that a sound run gives; a run outside is counted as collapsed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Published:
     source: str
     model_label: str = ""
     data_label: str = ""
+    headings: Mapping[str, str] = field(default_factory=dict)
+    """Headings for those of its values that no metric makes a column of."""
+    note: str = ""
+    """What a reader must know before comparing; printed once under the table."""
 
 
 @hookspec

@@ -18,13 +18,15 @@ def option(
     high: float | None = None,
     above: float | None = None,
     choices: Sequence[str] | None = None,
+    identity: bool = True,
 ) -> Any:
     """A dataclass field with its meaning and the values it may take.
 
-    low, high: inclusive bounds; above: exclusive lower bound; choices: the words allowed.
+    low, high: inclusive bounds; above: exclusive lower bound; choices: the words allowed. identity: False
+    keeps the field out of a cell's identity; right for a path, whose content a fingerprint names instead.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
-    return dataclasses.field(default=default, metadata={"meaning": meaning, **limits})
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "identity": identity, **limits})
 
 
 @dataclasses.dataclass(frozen=True)

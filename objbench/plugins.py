@@ -123,7 +123,8 @@ def _load_file(path: Path) -> Any:
     """Imports a file as a module under its own stem, so that its specs may say "my_detector:MyDetector"."""
     if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
         return sys.modules[path.stem]
-    if path.stem in sys.modules or importlib.util.find_spec(path.stem) is not None:
+    there = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
+    if path.stem in sys.modules or (there is not None and there.origin != str(path)):
         raise ImportError(f"a module named '{path.stem}' already exists; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,7 +37,8 @@ class CellResult:
     """Versions, git state, device, data source and so on."""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields that `objbench run --json` prints."""
+        """The fields that `objbench run --json` prints; a NaN metric is null, which JSON can say."""
         names = "cell model data protocol seed status metrics seconds train_steps".split()
         names += ["images_per_second", "peak_memory_mb", "path", "error"]
-        return {name: getattr(self, name) for name in names}
+        metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
+        return {name: getattr(self, name) for name in names} | {"metrics": metrics}

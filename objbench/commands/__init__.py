@@ -1,5 +1,10 @@
 """One module a command; none imports torch, pandas or matplotlib before it runs."""
 
 from objbench.commands.catalog import info, list_, plugins
+from objbench.commands.data import data
+from objbench.commands.report import report
+from objbench.commands.run import run
+from objbench.commands.score import score
+from objbench.commands.show import show
 
-COMMANDS = [list_, info, plugins]
+COMMANDS = [run, report, show, list_, info, plugins, data, score]

@@ -1,1 +1,12 @@
-"""What every detector with spatial attention needs: boxes, glimpses cropped and rendered."""
+"""What every detector with spatial attention needs: boxes, glimpses cropped from images and painted on canvases.
+
+A box is `xyxy` in pixels (see `objbench.scenes`), a glimpse a small square picture of what a box holds. Boxes are
+never rotated, so bilinear resampling is separable: this is what makes all of it fast. Everything here is
+differentiable in pixels and boxes, runs on CPU and GPU, and equals a plain `grid_sample` version
+(`objbench.spatial.reference`) to rounding.
+"""
+
+from objbench.spatial.boxes import boxes_around, trim_boxes
+from objbench.spatial.glimpses import Painter, crop, overlap, paint
+
+__all__ = ["Painter", "boxes_around", "crop", "overlap", "paint", "trim_boxes"]

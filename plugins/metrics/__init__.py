@@ -1,1 +1,39 @@
 """The metrics of the paper and of the field."""
+
+from objbench import MetricSpec, hookimpl
+
+
+@hookimpl
+def objbench_metrics() -> list[MetricSpec]:
+    """Localisation, clustering and counting; the first two are the columns of the paper's Table 2."""
+    return [
+        MetricSpec(
+            name="ap50",
+            summary="average precision of the boxes at IoU > 0.5 (VOC, all-point interpolation)",
+            target="objbench_plugins.metrics.detection:ap50",
+            columns={"ap50": "AP (%, IoU=0.5)"},
+            healthy={"ap50": (0.3, 1.0)},
+        ),
+        MetricSpec(
+            name="clustering",
+            summary="clusters against classes over correct boxes: ACC (one-to-one, many-to-one), NMI, usage",
+            target="objbench_plugins.metrics.clustering:clustering",
+            columns={"acc": "ACC (%)", "nmi": "NMI (%)"},
+            healthy={"largest_cluster": (0.0, 0.9)},
+        ),
+        MetricSpec(
+            name="count_error",
+            summary="mean absolute error of the number of objects an image, counting scores >= 0.5",
+            target="objbench_plugins.metrics.detection:count_error",
+        ),
+        MetricSpec(
+            name="coco_ap",
+            summary="average precision at IoU .50:.05:.95, class-agnostic (pycocotools)",
+            target="objbench_plugins.metrics.detection:coco_ap",
+        ),
+        MetricSpec(
+            name="ap50_gmair",
+            summary="AP as GMAIR's published script computes it, faults included; not comparable with ap50",
+            target="objbench_plugins.metrics.detection:ap50_gmair",
+        ),
+    ]

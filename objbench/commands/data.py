@@ -1,0 +1,210 @@
+"""`objbench data`: look at the scenes of a data set, write them to disk, get what they are made of."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from objbench.commands.catalog import plugin_option
+from objbench.errors import UsageError
+from objbench.overrides import build_source_config, overrides_option, parse_overrides
+from objbench.plugins import load_plugins, load_target
+from objbench.protocols import protocol
+
+if TYPE_CHECKING:
+    from objbench.scenes import GroundTruth, Scenes, SceneSource, Split
+
+_BATCH = 256
+_ON_SHEET = 48
+
+split_option = click.option(
+    "--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S"
+)
+protocol_option = click.option(
+    "--protocol",
+    "protocol_name",
+    default="demo",
+    show_default=True,
+    metavar="P",
+    help="demo, small or paper.",
+)
+
+
+@click.group()
+def data() -> None:
+    """Look at a data set's scenes, export them, fetch what they are made of."""
+
+
+@data.command()
+@click.argument("name")
+@click.option(
+    "--n", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="How many scenes."
+)
+@click.option("--to", "folder", required=True, metavar="DIR", help="A folder that is new or empty.")
+@split_option
+@seed_option
+@protocol_option
+@overrides_option
+@plugin_option
+def export(
+    name: str,
+    n: int,
+    folder: str,
+    split: Split,
+    seed: int,
+    protocol_name: str,
+    options: tuple[str, ...],
+    plugin_files: tuple[str, ...],
+) -> None:
+    """Write scenes as PNGs and a COCO annotations file, whole or not at all."""
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"--to {folder}: is there already and not an empty folder; choose a new one")
+    source = _source(name, protocol_name, seed, options, plugin_files)
+    from objbench.coco import write_truth
+    from objbench.report.contact_sheet import as_pictures
+
+    files = [f"images/{i:06}.png" for i in range(n)]
+    truths = []
+    with _written_beside(target) as beside:
+        (beside / "images").mkdir(parents=True)
+        for start, batch in _batches(name, source, split, n):
+            for i, picture in enumerate(as_pictures(batch), start):
+                picture.save(beside / files[i])
+            truths.append(batch.truth)
+        truth = _joined(truths)
+        sizes = [(source.shape.width, source.shape.height)] * n
+        write_truth(beside / "annotations.json", truth, sizes, files, source.classes)
+    click.echo(f"{n} scenes with {len(truth.labels)} objects: {target / 'annotations.json'}")
+
+
+@data.command()
+@click.argument("name")
+@click.option(
+    "--n", type=click.IntRange(1), default=24, show_default=True, metavar="N", help="How many scenes."
+)
+@click.option("--to", "file", metavar="FILE.png", help="The picture; NAME-SPLIT.png here when not given.")
+@split_option
+@seed_option
+@protocol_option
+@overrides_option
+@plugin_option
+def show(
+    name: str,
+    n: int,
+    file: str | None,
+    split: Split,
+    seed: int,
+    protocol_name: str,
+    options: tuple[str, ...],
+    plugin_files: tuple[str, ...],
+) -> None:
+    """Draw scenes with their true boxes on one picture, and count what is in them."""
+    source = _source(name, protocol_name, seed, options, plugin_files)
+    truth = _joined([batch.truth for _, batch in _batches(name, source, split, n)])
+    import torch
+
+    from objbench.report.contact_sheet import contact_sheet
+
+    title = f"{name}: {split} scenes, seed {seed}, {protocol_name} protocol"
+    drawn = source.scenes(split, torch.arange(min(n, _ON_SHEET)))
+    target = Path(file or f"{name}-{split}.png")
+    with _written_beside(target) as beside:
+        contact_sheet(drawn, source.classes, title).save(beside, "PNG")
+    _, height, width = source.shape
+    click.echo(f"{title}: {n} of {width}x{height} pixels\n")
+    click.echo(_summary(truth, source.classes))
+    click.echo(f"{len(drawn)} scenes drawn: {target}", err=True)
+
+
+@data.command()
+@click.argument("name")
+@plugin_option
+def fetch(name: str, plugin_files: tuple[str, ...]) -> None:
+    """Download what a data set is made of, once, and verify it."""
+    fetch_source = getattr(load_target(load_plugins(plugin_files).source(name).target), "fetch", None)
+    click.echo(fetch_source() if fetch_source else f"{name}: there is nothing to fetch")
+
+
+def _source(
+    name: str, protocol_name: str, seed: int, options: tuple[str, ...], plugin_files: tuple[str, ...]
+) -> SceneSource:
+    registry = load_plugins(plugin_files)
+    overrides = parse_overrides(options)
+    if strange := sorted(set(overrides) - {name}):
+        raise UsageError(
+            f"-o {strange[0]}.{next(iter(overrides[strange[0]]))}: only options of {name} are used here"
+        )
+    config = build_source_config(registry, name, protocol(protocol_name).name, overrides)
+    source: SceneSource = load_target(registry.source(name).target)(config, seed)
+    return source
+
+
+def _batches(name: str, source: SceneSource, split: Split, n: int) -> Iterator[tuple[int, Scenes]]:
+    """The first n scenes of a split, and the place of the first of each batch."""
+    import torch
+
+    size = source.size(split)
+    if size is not None and n > size:
+        raise UsageError(f"--n {n}: the {split} split of {name} has {size} scenes")
+    for start in range(0, n, _BATCH):
+        yield start, source.scenes(split, torch.arange(start, min(n, start + _BATCH)))
+
+
+def _joined(truths: list[GroundTruth]) -> GroundTruth:
+    """The truth of consecutive batches as one."""
+    import torch
+
+    from objbench.scenes import GroundTruth
+
+    first, images = 0, []
+    for truth in truths:
+        images.append(truth.image + first)
+        first += truth.images
+    boxes, labels = torch.cat([t.boxes for t in truths]), torch.cat([t.labels for t in truths])
+    return GroundTruth(first, torch.cat(images), boxes, labels)
+
+
+def _summary(truth: GroundTruth, classes: tuple[str, ...]) -> str:
+    """Objects of each class, objects an image and sizes of boxes, as lines of text."""
+    import torch
+
+    per_class = torch.bincount(truth.labels, minlength=len(classes)).tolist()
+    total, wide = len(truth.labels), max(len(name) for name in (*classes, "all classes"))
+    lines = [f"{'class':<{wide}}  objects   share"]
+    for name, count in (*zip(classes, per_class, strict=True), ("all classes", total)):
+        lines.append(f"{name:<{wide}}  {count:>7,}  {count / max(total, 1):>6.1%}")
+    per_image = torch.bincount(truth.image, minlength=truth.images)
+    sizes = (truth.boxes[:, 2:] - truth.boxes[:, :2]).T
+    lines.append(f"\n{'':<{wide}}  {'least':>7} {'mean':>7} {'most':>7}")
+    for what, values in (
+        ("objects", per_image.float()),
+        ("box width", sizes[0]),
+        ("box height", sizes[1]),
+    ):
+        if len(values):
+            least, mean, most = values.min(), values.mean(), values.max()
+            lines.append(f"{what:<{wide}}  {least:>7.4g} {mean:>7.2f} {most:>7.4g}")
+    return "\n".join([*lines, ""])
+
+
+@contextmanager
+def _written_beside(target: Path) -> Iterator[Path]:
+    """A path beside `target`; what is written there becomes `target` when the block has ended well."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            beside = Path(folder, target.name)
+            yield beside
+            os.replace(beside, target)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror or error}") from None

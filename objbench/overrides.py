@@ -1,0 +1,52 @@
+"""`-o name.key=value`: reads the user's options, and builds the configs of models and data sets from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from objbench.errors import UsageError
+from objbench.options import build
+from objbench.plugins import Registry, load_target
+
+Overrides = Mapping[str, Mapping[str, str]]
+"""Plugin name -> option -> the value as the user typed it."""
+
+overrides_option = click.option(
+    "-o", "--option", "options", multiple=True, metavar="NAME.KEY=VALUE", help="Set an option (repeatable)."
+)
+
+
+def parse_overrides(options: Iterable[str]) -> dict[str, dict[str, str]]:
+    """`("gmair.lr=1e-4",)` -> `{"gmair": {"lr": "1e-4"}}`; a later value of the same key wins.
+
+    Raises UsageError when a text is not of that form.
+    """
+    overrides: dict[str, dict[str, str]] = {}
+    for text in options:
+        target, equals, value = text.partition("=")
+        name, dot, key = (part.strip() for part in target.partition("."))
+        if not (equals and dot and name and key):
+            raise UsageError(f"-o {text}: write it as NAME.KEY=VALUE, such as -o gmair.lr=1e-4")
+        overrides.setdefault(name, {})[key] = value.strip()
+    return overrides
+
+
+def build_model_config(registry: Registry, model: str, protocol: str, data: str, overrides: Overrides) -> Any:
+    """The config of a detector: its defaults, its settings for protocol and data set, the user's options.
+
+    Raises UsageError on an unknown model or option, or a bad value.
+    """
+    cls = load_target(registry.model(model).target)
+    return build(cls.Config, model, cls.settings(protocol, data), overrides.get(model, {}))
+
+
+def build_source_config(registry: Registry, name: str, protocol: str, overrides: Overrides) -> Any:
+    """The config of a data set: its defaults, its settings for the protocol, the user's options.
+
+    Raises UsageError on an unknown data set or option, or a bad value.
+    """
+    cls = load_target(registry.source(name).target)
+    return build(cls.Config, name, cls.settings(protocol), overrides.get(name, {}))

@@ -1,0 +1,346 @@
+"""Pictures of a finished cell: its test scenes, what its clusters hold, and how it learnt."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from objbench.detector import PRESENT, Detections
+from objbench.matching import as_numpy, best_truth
+from objbench.scenes import Scenes
+from objbench.store import write_file
+
+FAINT = 0.1
+"""Detections below this score are not drawn; those from here to PRESENT are dotted."""
+SCENES, ACROSS = 8, 2
+"""How many scenes the page shows, and how many of them side by side."""
+CLUSTERS = 40
+"""How many clusters are shown at most, the fullest."""
+CROPS, CROP_PIXELS, MARGIN = 20, 32, 2
+"""How many boxes of a cluster are shown, the pixels a side each is resampled to, and those around it."""
+
+COLOURS = (  # bright enough for black scenes; where hues look alike to the colour-blind, lightness differs
+    "#E69F00",  # orange
+    "#56B4E9",  # sky
+    "#F0E442",  # yellow
+    "#D55E00",  # vermilion
+    "#00B07D",  # green
+    "#F08AC8",  # rose
+    "#2F7FE0",  # blue
+    "#B6F36B",  # lime
+    "#A974FF",  # violet
+    "#BFE6FF",  # pale sky
+    "#FFC9B0",  # peach
+    "#A9793B",  # brown
+)
+"""Of clusters, whose numbers are always written beside; the first seven are near Okabe and Ito's (2008)."""
+WRONG, INK = "#FF2D20", "#202024"
+LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A6A74"]
+"""Of the curves, on white."""
+
+DPI = 110
+PANEL, GAP = 2.0, 0.08  # the longer side of a scene, and the space between two, in inches
+CROWD = 10  # objects in a scene beyond which what is written beside them is cut short
+
+Ints = NDArray[np.int64]
+Picture = NDArray[np.float32]
+
+
+class Held(NamedTuple):
+    """The boxes that the detector stands by (score >= PRESENT), and what each of them lies on."""
+
+    detection: Ints  # [k] index into the detections, by descending score
+    cluster: Ints  # [k]
+    label: Ints  # [k] class of the object it overlaps most; -1 when the IoU with that is 0.5 or less
+
+
+def write_pictures(
+    directory: Path,
+    scenes: Scenes,
+    detections: Detections,
+    reconstruction: Tensor | None,
+    classes: tuple[str, ...],
+    curve: list[dict[str, Any]],
+    headings: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Writes scenes.png, clusters.png and curves.png into `directory`; returns those there was something for.
+
+    scenes: n test scenes of 1 to 3 channels, and `detections` in them. reconstruction: [k, channels, height,
+    width] of the first k, or None. classes: the names of the truth's labels. curve: rows of `curve.jsonl`, of
+    which "step", "seconds", "loss" and "metrics" are used. headings: which metrics to plot, and their names;
+    without it all that stay within 0..1.
+    """
+    held = held_by(detections, scenes)
+    pages = {"scenes.png": scenes_page(scenes, detections, held, reconstruction, classes)}
+    if len(held.cluster):
+        pages["clusters.png"] = clusters_page(scenes, detections, held, classes)
+    if curve:
+        pages["curves.png"] = curves_page(curve, headings)
+    for name, figure in pages.items():
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DPI)
+        write_file(directory / name, png.getvalue())
+    return [directory / name for name in pages]
+
+
+def held_by(detections: Detections, scenes: Scenes) -> Held:
+    """What clusters hold; nothing when the detector does not cluster."""
+    if detections.clusters is None:
+        return Held(*np.zeros((3, 0), dtype=np.int64))
+    scores = as_numpy(detections.scores)
+    index = np.argsort(-scores, kind="stable")[: int((scores >= PRESENT).sum())]
+    best = best_truth(detections, scenes.truth)
+    labels = np.append(as_numpy(scenes.truth.labels), -1)  # best.truth is -1 in a scene without objects
+    label = np.where(best.iou > 0.5, labels[best.truth], -1)
+    return Held(index, as_numpy(detections.clusters)[index], label[index])
+
+
+def majority(labels: Ints) -> tuple[int, float]:
+    """The most frequent of [k] labels, and its share; labels of -1 do not count. (-1, 0) when none does."""
+    counts = np.bincount(labels[labels >= 0], minlength=1)
+    return (int(counts.argmax()), float(counts.max() / counts.sum())) if counts.any() else (-1, 0.0)
+
+
+def colour_of(cluster: int) -> str:
+    """The colour of a cluster; after twelve they come again."""
+    return COLOURS[cluster % len(COLOURS)]
+
+
+# Test scenes
+
+
+def scenes_page(
+    scenes: Scenes, detections: Detections, held: Held, reconstruction: Tensor | None, classes: Sequence[str]
+) -> Figure:
+    """The first scenes as found (boxes coloured by cluster), as they are, and as the model paints them."""
+    count = min(len(scenes), SCENES)
+    titles = ["found", "true", "painted by the model"][: 2 if reconstruction is None else 3]
+    across, rows = min(ACROSS, count), math.ceil(count / min(ACROSS, count))
+    height, width = scenes.images.shape[-2:]
+    wide, tall = PANEL * width / max(height, width), PANEL * height / max(height, width)
+    group = len(titles) * (wide + GAP) + 2 * GAP
+    top, bottom = 0.32, 0.5
+    figure = Figure((across * group + GAP, top + rows * (tall + GAP) + bottom))
+    for i in range(count):
+        row, column = divmod(i, across)
+        for part, title in enumerate(titles):
+            corner = (2 * GAP + column * group + part * (wide + GAP), top + row * (tall + GAP))
+            axes = _panel(figure, corner, (wide, tall), (width, height))
+            if row == 0:
+                axes.set_title(title, fontsize=10, color=INK, pad=4)
+            images = reconstruction if part == 2 and reconstruction is not None else scenes.images
+            if i < len(images):
+                axes.imshow(_picture(images[i]), interpolation="nearest", extent=(0, width, height, 0))
+            if part == 0:
+                draw_found(axes, detections, i)
+            elif part == 1:
+                draw_true(axes, scenes, i, classes)
+    meant = {c: majority(held.label[held.cluster == c])[0] for c in np.unique(held.cluster).tolist()}
+    keys = [Patch(color=colour_of(c), label=f"{c} → {_name(classes, label)}") for c, label in meant.items()]
+    figure.legend(
+        handles=keys[:24],
+        loc="lower center",
+        ncols=12,
+        frameon=False,
+        fontsize=8,
+        handlelength=0.9,
+        handletextpad=0.4,
+        columnspacing=1.2,
+        title="cluster → the class of most of its boxes" if keys else None,
+        title_fontsize=8,
+    )
+    return figure
+
+
+def draw_found(axes: Axes, detections: Detections, image: int) -> None:
+    """The boxes found in one image: solid, with cluster and score; dotted where that is below PRESENT."""
+    scores = as_numpy(detections.scores)
+    here = np.flatnonzero((as_numpy(detections.image) == image) & (scores >= FAINT))
+    roomy = (scores[here] >= PRESENT).sum() <= CROWD
+    for j in here[np.argsort(scores[here])]:
+        box = detections.boxes[j].tolist()
+        cluster = None if detections.clusters is None else int(detections.clusters[j])
+        colour = colour_of(cluster or 0)
+        if scores[j] < PRESENT:
+            _frame(axes, box, colour, 0.8, ":")
+            continue
+        _frame(axes, box, colour, 1.6, "-")
+        words = [] if cluster is None else [str(cluster)]
+        words += [f"{scores[j]:.2f}".lstrip("0")] if roomy else []
+        _tag(axes, box, " ".join(words), colour)
+
+
+def draw_true(axes: Axes, scenes: Scenes, image: int, classes: Sequence[str]) -> None:
+    """The true boxes of one image, with their classes."""
+    here = np.flatnonzero(as_numpy(scenes.truth.image) == image)
+    for j in here:
+        box, name = scenes.truth.boxes[j].tolist(), _name(classes, int(scenes.truth.labels[j]))
+        _frame(axes, box, "white", 1.2, "-")
+        _tag(axes, box, name if len(here) <= CROWD else name[:3], "white")
+
+
+def _panel(
+    figure: Figure, corner: tuple[float, float], size: tuple[float, float], pixels: tuple[int, int]
+) -> Axes:
+    """Axes `corner` inches from the top left of the figure, `size` inches large, in image coordinates."""
+    wide, tall = figure.get_size_inches()
+    axes = figure.add_axes(
+        (corner[0] / wide, 1 - (corner[1] + size[1]) / tall, size[0] / wide, size[1] / tall),
+        xlim=(0, pixels[0]),
+        ylim=(pixels[1], 0),
+        xticks=[],
+        yticks=[],
+        facecolor="black",
+        autoscale_on=False,
+    )
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _frame(axes: Axes, box: Sequence[float], colour: str, width: float, style: str) -> None:
+    """A box xyxy in pixels, drawn where it is."""
+    x0, y0, x1, y1 = box
+    axes.add_patch(
+        Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width, linestyle=style)
+    )
+
+
+def _tag(axes: Axes, box: Sequence[float], words: str, colour: str) -> None:
+    """Words above a box; inside it, or to its left, where the image has no room there."""
+    if not words:
+        return
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    at_right = box[0] > 0.8 * width
+    axes.text(
+        min(box[2], width) if at_right else max(box[0], 0),
+        max(box[1], 0),
+        words,
+        fontsize=6.5,
+        color="black",
+        ha="right" if at_right else "left",
+        va="bottom" if box[1] > 0.06 * height else "top",
+        clip_on=True,
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
+    )
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if 0 <= label < len(classes) else "no object" if label < 0 else str(label)
+
+
+def _picture(image: Tensor) -> Picture:
+    """[channels, height, width] in 0..1, of 1 to 3 channels, as [height, width, 3]; two are red and green."""
+    pixels = as_numpy(image).astype(np.float32).clip(0, 1)
+    if len(pixels) == 1:
+        pixels = pixels.repeat(3, axis=0)
+    pixels = np.concatenate([pixels, np.zeros_like(pixels[: 3 - len(pixels)])])
+    return pixels.transpose(1, 2, 0)
+
+
+# What clusters hold
+
+
+def clusters_page(scenes: Scenes, detections: Detections, held: Held, classes: Sequence[str]) -> Figure:
+    """A row of boxes for each cluster, evenly spaced from its highest score to its lowest."""
+    pixels = np.stack([_picture(image) for image in scenes.images])
+    ids, sizes = np.unique(held.cluster, return_counts=True)
+    clusters = sorted(ids[np.argsort(-sizes, kind="stable")[:CLUSTERS]].tolist())
+    stride = CROP_PIXELS + 2 * MARGIN
+    side, lead, top = 0.5, 1.9, 0.36  # inches
+    figure = Figure((lead + CROPS * side + 0.1, top + len(clusters) * (side + 0.04) + 0.06))
+    wide, tall = figure.get_size_inches()
+    heading = "what each cluster holds; framed: of another class than most of it, dotted: on no object"
+    if len(ids) > CLUSTERS:
+        heading += f"; {len(ids) - CLUSTERS} smaller clusters are not shown"
+    figure.text(lead / wide, 1 - 0.2 / tall, heading, fontsize=9, color=INK, va="center")
+    for row, cluster in enumerate(clusters):
+        mine = np.flatnonzero(held.cluster == cluster)
+        most, share = majority(held.label[mine])
+        shown = mine[np.linspace(0, len(mine) - 1, min(len(mine), CROPS)).round().astype(np.int64)]
+        y = top + row * (side + 0.04)
+        axes = _panel(figure, (lead, y), (len(shown) * side, side), (len(shown) * stride, stride))
+        cut = crops(pixels, detections, held.detection[shown])
+        cut = np.pad(cut, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=1)
+        axes.imshow(np.concatenate(list(cut), axis=1), extent=(0, len(shown) * stride, stride, 0))
+        for i, label in enumerate(held.label[shown].tolist()):
+            if label != most:
+                around = (i * stride + 1, 1, (i + 1) * stride - 1, stride - 1)
+                _frame(axes, around, WRONG, 1.8, "-" if label >= 0 else ":")
+        middle = 1 - (y + side / 2) / tall
+        badge = {"facecolor": colour_of(cluster), "edgecolor": "none", "pad": 3}
+        figure.text(
+            0.3 / wide, middle, str(cluster), fontsize=11, weight="bold", va="center", ha="center", bbox=badge
+        )
+        said = f"{100 * share:.0f} % {_name(classes, most)}\n{len(mine)} box{'es' * (len(mine) > 1)}"
+        figure.text(0.6 / wide, middle, said, fontsize=8.5, color=INK, va="center", linespacing=1.3)
+    return figure
+
+
+def crops(pixels: Picture, detections: Detections, index: Ints) -> Picture:
+    """Squares around [k] boxes found in pixels [n, height, width, 3]: [k, CROP_PIXELS, CROP_PIXELS, 3].
+
+    Nearest pixels, so that nothing is invented; grey outside the image.
+    """
+    boxes = as_numpy(detections.boxes)[index]
+    image = as_numpy(detections.image)[index]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2  # [k, 2]: x, y
+    side = (boxes[:, 2:] - boxes[:, :2]).max(axis=1).clip(4) * 1.15
+    steps = (np.arange(CROP_PIXELS) + 0.5) / CROP_PIXELS - 0.5
+    at = np.floor(centre[:, :, None] + side[:, None, None] * steps).astype(np.int64)  # [k, 2, CROP_PIXELS]
+    x, y = at[:, 0, None, :], at[:, 1, :, None]
+    height, width = pixels.shape[1:3]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # [k, CROP_PIXELS, CROP_PIXELS]
+    found = pixels[image[:, None, None], y.clip(0, height - 1), x.clip(0, width - 1)]
+    return np.where(inside[..., None], found, np.float32(0.5))
+
+
+# How it learnt
+
+
+def curves_page(curve: Sequence[Mapping[str, Any]], headings: Mapping[str, str] | None = None) -> Figure:
+    """Metrics on the validation scenes over training steps, as in the paper's Figure 2a, and the loss."""
+    steps = [row["step"] for row in curve]
+    names = list(dict.fromkeys(name for row in curve for name in row["metrics"]))
+    series = {n: np.array([_number(row["metrics"].get(n)) for row in curve]) for n in names}
+    if headings is None:
+        headings = {n: n for n, v in series.items() if np.all(np.isnan(v) | ((v >= 0) & (v <= 1)))}
+    percent = any("%" in heading for heading in headings.values())
+    figure = Figure((9.2, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for name, colour in zip([n for n in headings if n in series], itertools.cycle(LINES), strict=False):
+        values = series[name] * (100 if percent else 1)
+        label = f"{headings[name]}: {values[-1]:.{1 if percent else 3}f}"
+        left.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3.5, label=label)
+    left.set(ylim=(0, 101 if percent else 1.01))
+    if left.lines:
+        left.legend(frameon=False, fontsize=8)
+    losses = [_number(row["loss"]) for row in curve]
+    right.plot(steps, losses, color=INK, linewidth=1.5)
+    for axes, title in ((left, "on validation scenes"), (right, "training loss")):
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_xlabel(f"training step ({_duration(curve[-1]['seconds'])} in all)", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 10_800 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,215 @@
+"""How sure a table's figures are: intervals by a bootstrap over test scenes and seeds, paired comparisons.
+
+A row of the table is one model on one data set under several seeds: each seed is a training run, tested on
+its own scenes or on the same ones. Two things make its mean figure uncertain, and the bootstrap copies both:
+
+- **Scenes.** Each run's test scenes are drawn again with replacement and scored again, many times. The draws
+  depend on the true boxes alone, so all runs tested on the same scenes see the same draws: comparisons are
+  paired.
+- **Seeds.** Three runs are too few to draw from: the 95 % interval of resampled means is their range,
+  which holds the true median 75 % of the time. So their share is drawn from Student's t with n - 1 degrees of
+  freedom, as wide as the spread between runs beyond what the scenes explain.
+
+Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 6, 8, 13 (percentiles).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from objbench.detector import Detections
+from objbench.metric import Metric
+from objbench.scenes import GroundTruth
+
+Key = TypeVar("Key", bound=Hashable)
+
+LEVEL = 0.95
+"""The share of repeated experiments whose interval should hold the true figure."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One metric value of one training run: as measured, and over resampled test scenes."""
+
+    point: float
+    replicates: Floats  # [resamples]
+
+
+def select_scenes(
+    detections: Detections, truth: GroundTruth, indices: Tensor
+) -> tuple[Detections, GroundTruth]:
+    """The scenes at `indices` [n] int64, repeats allowed, as scenes 0..n-1; order within a scene is kept."""
+    found, found_in = _rows_of(detections.image, detections.images, indices)
+    there, there_in = _rows_of(truth.image, truth.images, indices)
+
+    def pick(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[found]
+
+    return (
+        Detections(
+            len(indices),
+            found_in,
+            detections.boxes[found],
+            detections.scores[found],
+            pick(detections.clusters),
+            pick(detections.what),
+        ),
+        GroundTruth(len(indices), there_in, truth.boxes[there], truth.labels[there]),
+    )
+
+
+def _rows_of(image: Tensor, images: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows belong to the scenes at `indices`, one scene after another, and to which of them each."""
+    order = torch.argsort(image, stable=True)
+    counts = torch.bincount(image, minlength=images)
+    starts = counts.cumsum(0) - counts
+    taken = counts[indices]
+    scene = torch.repeat_interleave(torch.arange(len(indices)), taken)
+    within = torch.arange(len(scene)) - (taken.cumsum(0) - taken)[scene]
+    return order[starts[indices][scene] + within], scene
+
+
+def resample(
+    detections: Detections,
+    truth: GroundTruth,
+    metrics: Sequence[Metric],
+    resamples: int,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Run]:
+    """Every value of every metric over `resamples` draws of the scenes; `tick` is called after each draw."""
+    points = _score(metrics, detections, truth)
+    replicates: dict[str, list[float]] = {name: [] for name in points}
+    for indices in _draws(truth, resamples):
+        drawn = _score(metrics, *select_scenes(detections, truth, indices))
+        for name, values in replicates.items():
+            values.append(drawn[name])
+        tick()
+    return {name: Run(points[name], np.array(values)) for name, values in replicates.items()}
+
+
+def _score(metrics: Sequence[Metric], detections: Detections, truth: GroundTruth) -> dict[str, float]:
+    return {name: float(v) for metric in metrics for name, v in metric(detections, truth).items()}
+
+
+def _draws(truth: GroundTruth, resamples: int) -> Iterator[Tensor]:
+    """Scene indices [images] of each draw: a function of the truth, equal for all runs tested on it."""
+    generator = np.random.default_rng(list(scenes_digest(truth)))
+    for _ in range(resamples):
+        yield torch.from_numpy(generator.integers(truth.images, size=truth.images))
+
+
+def scenes_digest(truth: GroundTruth) -> bytes:
+    """16 bytes that tell one set of test scenes from another."""
+    digest = hashlib.sha256(str(truth.images).encode())
+    for tensor in (truth.image, truth.boxes, truth.labels):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.digest()[:16]
+
+
+def interval(runs: Sequence[Run]) -> tuple[float, float]:
+    """The 95 % interval of the mean over runs; (nan, nan) where a run's figure is not defined.
+
+    One run: its scenes alone speak, and what another seed would give is unknown.
+    """
+    if not runs or np.isnan([run.point for run in runs]).any():
+        return float("nan"), float("nan")
+    points = np.array([run.point for run in runs])
+    replicates = np.stack([run.replicates for run in runs])  # [runs, resamples]
+    # Repeated scenes bias some metrics (NMI upwards), so replicates count as deviations from their own mean.
+    deviations = replicates - np.nanmean(replicates, axis=1, keepdims=True)
+    of_scenes = np.nanmean(deviations, axis=0)
+    means = points.mean() + of_scenes + _between_seeds(points, deviations)
+    tail = (1 - LEVEL) / 2
+    low, high = np.nanquantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _between_seeds(points: Floats, deviations: Floats) -> Floats | float:
+    """Draws [resamples] of how far the seeds' mean may lie off, beyond what the draw of scenes explains."""
+    n = len(points)
+    if n == 1:
+        return 0.0
+    of_scenes = np.nanmean(np.nanvar(deviations, axis=0, ddof=1))
+    spread = np.sqrt(max(0.0, points.var(ddof=1) - of_scenes))
+    generator = np.random.default_rng(n)
+    draws: Floats = generator.standard_t(n - 1, size=deviations.shape[1]) * spread / np.sqrt(n)
+    return draws
+
+
+def difference(ours: Mapping[Key, Run], theirs: Mapping[Key, Run]) -> tuple[float, float, float]:
+    """Mean of `ours - theirs` with its 95 % interval, paired run by run; all NaN without a common key.
+
+    Keys say what is paired: runs of one key must have been tested on the same scenes.
+    """
+    shared = [key for key in ours if key in theirs]
+    runs = [Run(ours[k].point - theirs[k].point, ours[k].replicates - theirs[k].replicates) for k in shared]
+    if not runs:
+        return (float("nan"),) * 3
+    return float(np.mean([run.point for run in runs])), *interval(runs)
+
+
+def best_and_tied(rows: Sequence[Mapping[Key, Run]]) -> list[bool]:
+    """Which rows are the best, or not told apart from it: those whose paired 95 % interval holds 0.
+
+    Higher is better. Each pair stands for itself: no correction for the number of pairs. A row that shares no
+    test scenes with the best is not told apart from it; a row whose figure is not defined is never best.
+    """
+    means = [float(np.mean([run.point for run in row.values()])) if row else np.nan for row in rows]
+    if np.isnan(means).all():
+        return [False] * len(rows)
+    best = rows[int(np.nanargmax(means))]
+    worse = [difference(best, row)[1] > 0 for row in rows]
+    return [not (np.isnan(mean) or w) for mean, w in zip(means, worse, strict=True)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the rows of a table are known to be, and to differ by."""
+
+    resamples: int
+    intervals: list[dict[str, tuple[float, float]]]
+    """For each row: metric value -> 95 % interval of its mean over seeds."""
+    best: list[set[str]]
+    """For each row: the metric values in which it is the best of its block, or not told apart from it."""
+    pairs: list[tuple[int, int, dict[str, tuple[float, float, float]]]]
+    """Two rows of a block, and for each metric value the mean of first - second with its 95 % interval."""
+
+
+def compare(
+    rows: Sequence[Mapping[Key, Mapping[str, Run]]],
+    blocks: Sequence[Hashable],
+    contenders: Sequence[bool],
+    resamples: int,
+) -> Comparison:
+    """Compares the rows of each block with one another.
+
+    rows: runs of each row, by a key that says which test scenes and seed they share with another row's.
+    contenders: which rows may be called the best; one alone in its block is not.
+    """
+    names = list(dict.fromkeys(name for row in rows for runs in row.values() for name in runs))
+    of = [{n: {k: r[n] for k, r in row.items() if n in r} for n in names} for row in rows]
+    best: list[set[str]] = [set() for _ in rows]
+    for block in dict.fromkeys(blocks):
+        rivals = [i for i, b in enumerate(blocks) if b == block and contenders[i] and rows[i]]
+        for name in names if len(rivals) > 1 else ():
+            flags = best_and_tied([of[i][name] for i in rivals])
+            for i in itertools.compress(rivals, flags):
+                best[i].add(name)
+    pairs = [
+        (a, b, {n: difference(of[a][n], of[b][n]) for n in names})
+        for a, b in itertools.combinations(range(len(rows)), 2)
+        if blocks[a] == blocks[b] and rows[a].keys() & rows[b].keys()
+    ]
+    intervals = [{n: interval(list(runs.values())) for n, runs in row.items()} for row in of]
+    return Comparison(resamples, intervals, best, pairs)

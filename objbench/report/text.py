@@ -1,0 +1,232 @@
+"""How a table is written: for a terminal, Markdown and LaTeX, and as bare numbers in CSV and JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import rich.table
+
+    from objbench.report.tables import Table
+
+ABSENT = "--"
+"""What is written where there is no figure, as in the paper."""
+
+Record = Mapping[Hashable, Any]
+
+
+class Line(NamedTuple):
+    """A line of text cells."""
+
+    cells: list[str]
+    bold: frozenset[int] = frozenset()
+    """Which of its cells stand out."""
+    under: bool = False
+    """Whether it says more of the line above."""
+
+
+class Sheet(NamedTuple):
+    """A table of text, in blocks of lines with a rule between them."""
+
+    headings: list[str]
+    figures: range
+    """Which of its columns hold figures."""
+    blocks: list[list[Line]]
+
+
+def sheets_of(table: Table) -> list[Sheet]:
+    """The table as text; where rows were compared, a second one with the differences of all pairs."""
+    records = table.frame.to_dict("records")
+    protocol = ["protocol"] * (len({r["protocol"] for r in records if r["seeds"]}) > 1)
+    keys = [*protocol, "model_label", "data_label"]
+    names = {"protocol": "Protocol", "model_label": "Model", "minus_label": "minus", "data_label": "Dataset"}
+
+    def sheet(
+        records: Sequence[Record], keys: list[str], last: list[str], lines: Callable[[Record], list[Line]]
+    ) -> Sheet:
+        headings = [*(names[k] for k in keys), *table.columns.values(), *last]
+        blocks = itertools.groupby(records, key=lambda r: (r["protocol"], r["data_label"]))
+        figures = range(len(keys), len(keys) + len(table.columns))
+        return Sheet(headings, figures, [[line for r in block for line in lines(r)] for _, block in blocks])
+
+    sheets = [sheet(records, keys, ["Seeds"], lambda r: _row_lines(r, keys, table.columns))]
+    if len(table.pairs):
+        pairs = table.pairs.to_dict("records")
+        of_pair = [*protocol, "model_label", "minus_label", "data_label"]
+        sheets.append(sheet(pairs, of_pair, [], lambda r: [_pair_line(r, of_pair, table.columns)]))
+    return sheets
+
+
+def _row_lines(record: Record, keys: list[str], columns: Mapping[str, str]) -> list[Line]:
+    """A row's own line, and those under it: its interval, the paper's figures, the difference from these."""
+    lead = [record[k] for k in keys]
+    if not record["seeds"]:
+        return [Line([*lead, *(_printed(record, c, h) for c, h in columns.items()), ABSENT])]
+    figures = [_figure(record, c, h) for c, h in columns.items()]
+    best = frozenset(i for i, c in enumerate(columns, len(lead)) if record.get(f"{c}_best"))
+    lines = [Line([*lead, *figures, _seeds(record)], best)]
+
+    def under(title: str, data: str, figures: Iterable[str]) -> None:
+        blank = [""] * (len(lead) - 2)
+        lines.append(Line([*blank, title, data, *figures, ""], under=True))
+
+    if any(not math.isnan(record.get(f"{c}_low", math.nan)) for c in columns):
+        under("95 % interval", "", (_interval(record, c, h) for c, h in columns.items()))
+    if record["paper"]:
+        under("paper", record["paper_data_label"], (_printed(record, c, h) for c, h in columns.items()))
+        remark = "not the same data" if record["stand_in_for"] else ""
+        under("difference", remark, (_signed(record[f"{c}_difference"], h) for c, h in columns.items()))
+    return lines
+
+
+def _pair_line(record: Record, keys: list[str], columns: Mapping[str, str]) -> Line:
+    """How much better the first is; bold where the interval leaves 0 out."""
+    figures = [f"{_signed(record[c], h)} {_interval(record, c, h)}" for c, h in columns.items()]
+    apart = (i for i, c in enumerate(columns, len(keys)) if record[f"{c}_low"] > 0 or record[f"{c}_high"] < 0)
+    return Line([*(record[k] for k in keys), *figures], frozenset(apart))
+
+
+def _seeds(record: Record) -> str:
+    """How many seeds the figures are of, and what became of the others."""
+    done, parts = record["done"], []
+    if done:
+        parts.append("1 (single seed)" if done == 1 else str(done))
+    if record["unfinished"]:
+        parts.append(record["unfinished"])
+    if record.get("collapsed"):
+        parts.append(f"collapsed ({record['collapsed']} of {done})")
+    return ", ".join(parts)
+
+
+def _figure(record: Record, column: str, heading: str) -> str:
+    """Mean ± std; with n where some finished seed has no such figure."""
+    mean, std, n = (record[column], record[f"{column}_std"], record[f"{column}_n"])
+    if not n:
+        return ABSENT
+    text = _number(mean, heading, 1) + ("" if math.isnan(std) else f" ± {_number(std, heading, 2)}")
+    return text if n == record["done"] else f"{text} (n={n})"
+
+
+def _printed(record: Record, column: str, heading: str) -> str:
+    """The paper's figure, with the digits it was printed with, two at most."""
+    mean, std = record[f"{column}_paper"], record[f"{column}_paper_std"]
+    if math.isnan(mean):
+        return ABSENT
+    digits = _number(mean, heading, 2).removesuffix("0")
+    return digits + ("" if math.isnan(std) else f" ± {_number(std, heading, 2)}")
+
+
+def _interval(record: Record, column: str, heading: str) -> str:
+    low, high = record[f"{column}_low"], record[f"{column}_high"]
+    return ABSENT if math.isnan(low) else f"[{_number(low, heading, 1)}, {_number(high, heading, 1)}]"
+
+
+def _signed(value: float, heading: str) -> str:
+    return ABSENT if math.isnan(value) else ("+" if value >= 0 else "") + _number(value, heading, 1)
+
+
+def _number(value: float, heading: str, digits: int) -> str:
+    """A fraction as percent where the heading says "%", else the number with two digits more."""
+    text = f"{100 * value:.{digits}f}" if "%" in heading else f"{value:.{digits + 2}f}"
+    return text.replace("-", "−")
+
+
+# The formats
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown: tables, and the notes as a list."""
+    parts = []
+    for sheet in sheets_of(table):
+        aligned = ["---:" if i in sheet.figures else "---" for i in range(len(sheet.headings))]
+        lines = [[_md(h) for h in sheet.headings], aligned]
+        for line in itertools.chain.from_iterable(sheet.blocks):
+            cells = [f"**{_md(c)}**" if i in line.bold else _md(c) for i, c in enumerate(line.cells)]
+            if line.under:
+                cells = [f"*{c}*" if c else "" for c in cells]
+            lines.append(cells)
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    parts.append("\n".join(f"- {_md(note)}" for note in table.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _md(text: str) -> str:
+    r"""Escapes what Markdown would read as markup: \ ` * | <, and _ but inside a word."""
+    return re.sub(r"([\\`*|<]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def latex(table: Table) -> str:
+    """LaTeX tabulars for the package booktabs, each with a rule between data sets; the notes follow."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for sheet in sheets_of(table):
+        columns = "".join("r" if i in sheet.figures else "l" for i in range(len(sheet.headings)))
+        blocks = []
+        for block in [[Line(sheet.headings)], *sheet.blocks]:
+            blocks.append("\n".join(_latex_line(line) for line in block))
+        body = "\n\\midrule\n".join(blocks)
+        parts.append(f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}")
+    parts.append("\n".join(f"\\par\\footnotesize {_tex(note)}" for note in table.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex_line(line: Line) -> str:
+    cells = [f"\\textbf{{{_tex(c)}}}" if i in line.bold else _tex(c) for i, c in enumerate(line.cells)]
+    if line.under:
+        cells = [f"\\quad {c}" if c and i == 0 else c for i, c in enumerate(cells)]
+    return " & ".join(cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    """Escapes LaTeX's special characters, and writes ± and the minus sign as it knows them."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "−": "$-$", "<": "$<$", ">": "$>$"}
+    return "".join(special.get(c, c) for c in text)
+
+
+def terminal(table: Table, gap: int = 2) -> list[rich.table.Table]:
+    """Tables for a rich console, `gap` >= 1 spaces between columns. The notes are not in them."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = []
+    for sheet in sheets_of(table):
+        grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)
+        lines = [line for block in sheet.blocks for line in block]
+        for i, heading in enumerate(sheet.headings):
+            if i in sheet.figures:  # where it is narrow, words are broken but figures never
+                width = max(map(len, [*heading.split(), *(line.cells[i] for line in lines)]))
+                grid.add_column(Text(heading), justify="right", width=width)
+            else:
+                grid.add_column(Text(heading), overflow="fold")
+        for block in sheet.blocks:
+            for line in block:
+                texts = [Text(c, "bold" if i in line.bold else "") for i, c in enumerate(line.cells)]
+                grid.add_row(*texts, style="dim" if line.under else "")
+            grid.add_section()
+        drawn.append(grid)
+    return drawn
+
+
+def csv(table: Table) -> str:
+    """The rows' numbers, fractions in 0..1, a line a row. An empty field is a figure that is not defined."""
+    return table.frame.to_csv(index=False)
+
+
+def as_json(table: Table) -> str:
+    """{"rows": [...], "pairs": [...], "notes": [...]}: numbers, fractions in 0..1; null where not defined."""
+
+    def records(frame: Any) -> list[dict[str, Any]]:
+        return [{k: _plain(v) for k, v in r.items()} for r in frame.to_dict("records")]
+
+    body = {"rows": records(table.frame), "pairs": records(table.pairs), "notes": list(table.notes)}
+    return json.dumps(body, indent=2) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,47 @@
+"""Boxes of a grid of cells."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def boxes_around(
+    centre: Tensor,  # [n, cells, 2] (x, y) in cells: 0..1 inside the own cell, beyond in its neighbours
+    size: Tensor,  # [n, cells, 2] (width, height) in pixels
+    grid: tuple[int, int],  # (rows, columns); cells are numbered row by row
+    image: tuple[int, int],  # (height, width) in pixels
+) -> Tensor:  # [n, cells, 4] xyxy in pixels; may reach outside the image
+    """The box of each cell, from its centre relative to the cell and its size (SPAIR, section 3.1)."""
+    rows, columns = grid
+    height, width = image
+    cell = centre.new_tensor([width / columns, height / rows])
+    ys, xs = torch.meshgrid(
+        torch.arange(rows, device=centre.device), torch.arange(columns, device=centre.device), indexing="ij"
+    )
+    corner = torch.stack([xs.flatten(), ys.flatten()], -1).to(centre.dtype)  # [cells, 2]
+    middle = (corner + centre) * cell
+    return torch.cat([middle - size / 2, middle + size / 2], -1)
+
+
+def trim_boxes(boxes: Tensor, brightness: Tensor, threshold: float = 0.2) -> Tensor:
+    """Boxes cut down to what is bright in their glimpses (GMAIR, section 4: "removing the empty area").
+
+    boxes: [..., 4] xyxy in pixels. brightness: [..., g, g] of each glimpse, 0..1. Returns [..., 4]: the smallest
+    box around the glimpse pixels of at least `threshold`; a glimpse without any keeps its box.
+    """
+    g = brightness.shape[-1]
+    lit = brightness >= threshold
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    first_x, last_x = _extent(lit.any(-2))
+    first_y, last_y = _extent(lit.any(-1))
+    w, h = (x1 - x0) / g, (y1 - y0) / g
+    trimmed = torch.stack([x0 + first_x * w, y0 + first_y * h, x0 + last_x * w, y0 + last_y * h], -1)
+    return torch.where(lit.any(-1).any(-1)[..., None], trimmed, boxes)
+
+
+def _extent(lit: Tensor) -> tuple[Tensor, Tensor]:
+    """First and one past the last True along the last axis, [...] each."""
+    g = lit.shape[-1]
+    lit_int = lit.to(torch.uint8)
+    return lit_int.argmax(-1), g - lit_int.flip(-1).argmax(-1)

@@ -1,0 +1,55 @@
+"""The plain versions: one canvas an object, `affine_grid` and `grid_sample`. Slow, obvious; the tests hold the fast
+ones to these, and benchmarks time them side by side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop_plain(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """As `objbench.spatial.crop`, the image copied for each of its boxes."""
+    n, channels, height, width = images.shape
+    k = boxes.shape[1]
+    x0, y0, x1, y1 = boxes.reshape(n * k, 4).unbind(-1)
+    zero = torch.zeros_like(x0)
+    theta = torch.stack(
+        [
+            torch.stack([(x1 - x0) / width, zero, (x0 + x1) / width - 1], -1),
+            torch.stack([zero, (y1 - y0) / height, (y0 + y1) / height - 1], -1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, [n * k, channels, size, size], align_corners=False)
+    copies = images[:, None].expand(n, k, channels, height, width).reshape(n * k, channels, height, width)
+    return F.grid_sample(copies, grid, align_corners=False).reshape(n, k, channels, size, size)
+
+
+def canvases(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Each object on a canvas of its own: [n, k, channels, height, width]."""
+    n, k, channels, g, _ = glimpses.shape
+    x0, y0, x1, y1 = boxes.reshape(n * k, 4).unbind(-1)
+    zero = torch.zeros_like(x0)
+    theta = torch.stack(
+        [
+            torch.stack([width / (x1 - x0), zero, (width - x0 - x1) / (x1 - x0)], -1),
+            torch.stack([zero, height / (y1 - y0), (height - y0 - y1) / (y1 - y0)], -1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, [n * k, channels, height, width], align_corners=False)
+    flat = F.grid_sample(glimpses.reshape(n * k, channels, g, g), grid, align_corners=False)
+    return flat.reshape(n, k, channels, height, width)
+
+
+def paint_plain(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """As `objbench.spatial.paint`."""
+    return canvases(glimpses, boxes, height, width).sum(1)
+
+
+def overlap_plain(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """As `objbench.spatial.overlap`."""
+    painted = canvases(glimpses[:, :, None], boxes, height, width)[:, :, 0]  # [n, k, height, width]
+    return (painted.sum(1) - painted.amax(1)).sum((1, 2))

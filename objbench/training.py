@@ -1,0 +1,163 @@
+"""The one training loop, for every detector that trains by gradient steps."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from objbench import checkpoint
+from objbench.checkpoint import Position
+from objbench.detector import Detector
+from objbench.provenance import peak_memory_mb
+from objbench.scenes import SceneSource
+from objbench.store import write_file
+
+EVALUATIONS = 20
+"""Points of the curve, evenly spaced in steps."""
+LOOK_S = 0.5
+"""How often progress is told. On a GPU losses are read only then: reading waits for all that is queued."""
+
+Losses = tuple[list[str], Tensor]
+"""The terms of one step's loss: their names, and their values [terms] float32."""
+
+
+class Diverged(Exception):
+    """A loss became NaN or infinite."""
+
+
+class Interrupted(BaseException):
+    """The cell was asked to stop. Not an Exception: no plugin shall catch it."""
+
+
+def train(
+    detector: Detector,
+    source: SceneSource,
+    seed: int,
+    folder: Path,
+    *,
+    evaluate: Callable[[], dict[str, float]],
+    tell: Callable[[dict[str, Any]], None],
+    stopping: Callable[[], bool],
+    checkpoint_s: float,
+) -> Position:
+    """Trains from the cell's checkpoint, or from the start, to `config.steps`; ends with a checkpoint.
+
+    Stopped at any step and resumed, it ends with the same weights, bit for bit on a CPU: the batch of a step
+    depends on (seed, step) alone, and the checkpoint holds every random generator.
+    Raises Diverged with the step and the term, and Interrupted after a checkpoint when `stopping()`.
+    """
+    config, device = detector.config, next(detector.parameters()).device
+    optimizers = detector.optimizers()
+    at = checkpoint.restore(folder, detector, optimizers)
+    size = source.size("train")
+    point_every = max(1, config.steps // EVALUATIONS)
+    recent: list[Losses] = []  # of the steps since we last looked
+    looked = saved = time.perf_counter()
+    saving_s = 0.0
+    detector.train()
+    while at.step < config.steps:
+        images = source.scenes("train", batch_indices(size, seed, at.step, config.batch_size)).images
+        names, losses = terms_of(detector.training_step(images.to(device, non_blocking=True), at.step))
+        recent.append((names, losses.detach()))
+        if device.type == "cpu":
+            check_finite(recent[-1:], at.step)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        if config.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(detector.parameters(), config.clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+        at.step += 1
+
+        stop, last = stopping(), at.step == config.steps
+        point = last or at.step % point_every == 0
+        if not (stop or point or time.perf_counter() - looked >= LOOK_S):
+            continue
+        check_finite(recent, at.step - 1)
+        lap = time.perf_counter() - looked  # the rest of the loop is not training
+        at.seconds += lap
+        values = dict(zip(names, recent[-1][1].tolist(), strict=True))
+        loss, pace = sum(values.values()), len(recent) / lap
+        tell({"step": at.step, "steps": config.steps, "steps_per_second": pace, "loss": loss})
+        recent.clear()
+        if point:
+            row = {"step": at.step, "seconds": at.seconds, "loss": loss, "terms": values}
+            watched = {name: float(value) for name, value in detector.watch().items()}
+            at.curve.append(row | {"watch": watched, "metrics": evaluate()})
+            write_curve(folder, at.curve)
+            tell({"metrics": at.curve[-1]["metrics"]})
+        if stop or last or time.perf_counter() - saved >= max(checkpoint_s, 50 * saving_s):
+            began = time.perf_counter()
+            at.peak_memory_mb = max(at.peak_memory_mb, peak_memory_mb(device))
+            checkpoint.save(folder, at, detector, optimizers)
+            saved = time.perf_counter()
+            saving_s = saved - began
+        if stop:
+            raise Interrupted
+        looked = time.perf_counter()
+    return at
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every global random generator that a plugin may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def batch_indices(size: int | None, seed: int, step: int, batch: int) -> Tensor:
+    """The scenes of one step, [batch] int64: a pure function of its arguments.
+
+    A split without end is read in order; one of `size` scenes in a new order every epoch.
+    """
+    places = torch.arange(step * batch, (step + 1) * batch)
+    if size is None:
+        return places
+    epochs = range(step * batch // size, ((step + 1) * batch - 1) // size + 1)
+    return torch.cat([_order(size, seed, e)[places[places // size == e] % size] for e in epochs])
+
+
+@functools.lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(size))
+
+
+def terms_of(loss: Tensor | Mapping[str, Tensor]) -> Losses:
+    """What a training step returned, as one tensor. ValueError when a term is not a scalar."""
+    terms = loss if isinstance(loss, Mapping) else {"loss": loss}
+    for name, term in terms.items():
+        if term.numel() != 1:
+            raise ValueError(f"loss term '{name}' has shape {list(term.shape)}; it must be a scalar")
+    return list(terms), torch.stack([term.reshape(()).float() for term in terms.values()])
+
+
+def check_finite(recent: list[Losses], last_step: int) -> None:
+    """Raises Diverged, naming step and term, unless all losses of the steps up to `last_step` are finite."""
+    if torch.cat([losses for _, losses in recent]).isfinite().all():
+        return
+    for step, (names, losses) in enumerate(recent, last_step + 1 - len(recent)):
+        for name, value in zip(names, losses.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise Diverged(f"the loss became {value} at step {step}: its term '{name}'")
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """The cell's running figures, a row an evaluation; none for a detector that takes no steps."""
+    path = folder / "curve.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_curve(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes them all, as the whole file."""
+    write_file(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

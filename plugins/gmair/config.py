@@ -1,0 +1,137 @@
+"""What GMAIR can be told, and what each protocol and data set tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from objbench.detector import DetectorConfig
+from objbench.options import option
+
+
+@dataclass(frozen=True)
+class GmairConfig(DetectorConfig):
+    """Defaults are the paper's (Table 7); where paper and published code disagree, what the code trains with."""
+
+    # Architecture
+    what_dim: int = option(256, "dimension A of the what-latent", low=1)
+    clusters: int = option(10, "number of clusters C", low=1)
+    base_box: float = option(72.0, "largest box side in pixels; a cell starts at about half of it", above=0)
+    glimpse: int = option(32, "side of a glimpse in pixels", low=4)
+    backbone: str = option(
+        "resnet18", "network that makes the grid of features", choices=["resnet18", "small"]
+    )
+    backbone_width: int = option(16, "first width of the small backbone; its last is four times that", low=1)
+    head_width: int = option(128, "width of the presence, depth and where heads", low=1)
+    head_layers: int = option(3, "3x3 convolutions in each head", low=0)
+    encoder_widths: str = option(
+        "512-512-512", "hidden widths of the cat- and what-encoder (the paper's Table 5 has 128-256-512)"
+    )
+    decoder: str = option(
+        "conv", "glimpse decoder: Table 6, or a multilayer perceptron", choices=["conv", "mlp"]
+    )
+    decoder_width: int = option(256, "hidden width of the mlp decoder", low=1)
+
+    renderer: str = option(
+        "linear",
+        "linear: multiply colour, alpha and importance, then interpolate, fast; published: the reverse, slow",
+        choices=["linear", "published"],
+    )
+
+    # Latents
+    temperature: float = option(1.0, "temperature of the Gumbel-Softmax of the cat-latent", above=0)
+    presence: str = option(
+        "mean", "presence used in training: its probability, as published, or a relaxed sample (App. A)",
+        choices=["mean", "relaxed"],
+    )  # fmt: skip
+    where_norm: float = option(
+        0.5,
+        "scale of the batch normalisation of where means, which keeps their KL alive (BN-VAE); 0: none",
+        low=0,
+    )
+    presence_bias: float = option(0.0, "added to presence logits: above 0, cells start present")
+    colour_bias: float = option(0.0, "added to colour logits: below 0, glimpses start dark")
+    alpha_bias: float = option(5.0, "added to alpha logits: above 0, glimpses start opaque")
+
+    # Loss (Eq. 11) and its schedules, in steps
+    recon: float = option(8.0, "coefficient of the reconstruction term", low=0)
+    pres: float = option(1.0, "coefficient of the presence KL", low=0)
+    where: float = option(1.0, "coefficient of the where KL", low=0)
+    depth: float = option(1.0, "coefficient of the depth KL", low=0)
+    cat: float = option(1.0, "coefficient of the cat KL", low=0)
+    what: float = option(1.0, "coefficient of the what KL", low=0)
+    overlap: float = option(2.0, "coefficient of the overlap loss while it lasts", low=0)
+    overlap_mean: bool = option(
+        False, "average the overlap over pixels, as the paper says, not sum them, as published"
+    )
+    overlap_steps: int = option(5_000, "steps the overlap loss lasts", low=0)
+    prior_decay: float = option(0.01, "the prior of presence falls as exp(-prior_decay step)", above=0)
+    prior_floor: float = option(6e-6, "where the prior of presence stays", above=0, high=1)
+    detach_steps: int = option(2_000, "steps for which the mixture prior gets no gradient", low=0)
+    lr_what: float = option(5e-5, "learning rate of encoders, glimpse decoder and mixture prior", above=0)
+
+    # Presence gating: encode, decode and paint only the cells of highest presence
+    gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
+    gate_step: int = option(0, "step at which gating starts", low=0)
+
+    first_batch: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
+
+    # A start of the mixture from what the encoder knows (see `mixture.py`); not in the paper
+    mixture_start: int = option(
+        0, "step at which the mixture is started from the what-latents; 0: never", low=0
+    )
+
+    # Detection
+    trim: float = option(
+        0.2, "cut boxes to glimpse pixels at least this bright (section 4); 0 does not cut", low=0
+    )
+
+    def __post_init__(self) -> None:
+        self.widths()
+        if self.backbone_width < 8 and self.backbone == "small" and 8 % self.backbone_width:
+            raise ValueError("backbone_width below 8 must divide 8")
+        if self.decoder == "conv" and self.glimpse != 32:
+            raise ValueError(
+                f"decoder=conv makes glimpses of 32 pixels, but glimpse={self.glimpse}; use decoder=mlp"
+            )
+
+    def widths(self) -> tuple[int, ...]:
+        """`encoder_widths` as numbers."""
+        try:
+            widths = tuple(int(w) for w in self.encoder_widths.split("-"))
+        except ValueError:
+            widths = ()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"encoder_widths={self.encoder_widths} is not like 128-256-512")
+        return widths
+
+
+SMALL: dict[str, Any] = {
+    "batch_size": 32,
+    "lr": 5e-4,
+    "lr_what": 5e-4,
+    "clip_norm": 10.0,
+    "what_dim": 32,
+    "base_box": 36.0,
+    "glimpse": 16,
+    "backbone": "small",
+    "head_width": 64,
+    "head_layers": 1,
+    "encoder_widths": "256-256",
+    "decoder": "mlp",
+    "presence_bias": 2.0,
+    "colour_bias": -2.0,
+    "overlap_steps": 400,
+    "detach_steps": 1_000,
+    "gate_cells": 12,
+    "gate_step": 150,
+}
+
+SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("demo", "*"): {**SMALL, "steps": 1_800},
+    ("small", "*"): {**SMALL, "steps": 10_000},
+    # No overlap loss on fruit, as published: touching fruits are no split object.
+    ("*", "fruit2d"): {"overlap": 0.0, "detach_steps": 0},
+    ("*", "fruit2d-sim"): {"overlap": 0.0, "detach_steps": 0},
+}
+"""(protocol, data) -> what differs from the defaults; "*" is any. Later rows go over earlier ones."""

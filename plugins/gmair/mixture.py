@@ -1,0 +1,84 @@
+"""A start of the mixture from what the encoder already knows. Not in the paper.
+
+The paper's mixture starts as random linear layers and needs 50,000 iterations to find the classes (section 4.1), or
+falls into one cluster for good. By the time objects are located, though, the what-latents already lie apart by class.
+So at `mixture_start`, once, a Gaussian mixture is fitted on them and becomes the prior, and the cat-encoder is fitted
+to its assignment. No label is seen. Training on the ELBO then goes on, now with a gradient to the mixture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objbench.detector import PRESENT
+from objbench.spatial import crop
+
+if TYPE_CHECKING:
+    from objbench_plugins.gmair.model import Gmair
+
+RESTARTS = 3
+FIT_STEPS = 400
+FIT_BATCH = 256
+
+
+def start_mixture(model: Gmair, images: Tensor) -> bool:
+    """Sets the mixture prior and the cat-encoder from the objects that `model` finds in `images`.
+
+    images: [n, channels, height, width]. Returns False, having changed nothing, when there are fewer than ten objects
+    for each cluster.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    glimpses, mean, std = present_objects(model, images)
+    clusters = model.config.clusters
+    if len(mean) < 10 * clusters:
+        return False
+    mixture = GaussianMixture(
+        clusters, covariance_type="diag", n_init=RESTARTS, reg_covar=1e-4, random_state=0
+    )
+    mixture.fit(mean.double().cpu().numpy())
+    share = torch.from_numpy(mixture.predict_proba(mean.double().cpu().numpy())).to(mean)  # [m, C]
+
+    # A component is to hold whole posteriors, not only their means: its variance is the variance of the means and
+    # the mean of the variances.
+    weight = share / share.sum(0).clamp(min=1e-9)
+    centre = weight.T @ mean  # [C, A]
+    spread = (weight.T @ (mean.square() + std.square()) - centre.square()).clamp(min=1e-4).sqrt()
+    with torch.no_grad():
+        model.prior_mean.weight.copy_(centre.T)
+        model.prior_mean.bias.zero_()
+        model.prior_std.weight.copy_(inverse_softplus(spread).T)
+        model.prior_std.bias.zero_()
+
+    optimizer = torch.optim.Adam(model.cat_encoder.parameters(), lr=1e-3)
+    for _ in range(FIT_STEPS):
+        pick = torch.randint(len(glimpses), (FIT_BATCH,), device=glimpses.device)
+        optimizer.zero_grad()
+        F.cross_entropy(model.cat_encoder(glimpses[pick]), share[pick]).backward()
+        optimizer.step()
+    return True
+
+
+@torch.no_grad()
+def present_objects(model: Gmair, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Glimpses [m, pixels], what means and deviations [m, A] of all objects with presence of at least one half."""
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    training = model.training
+    model.eval()
+    for batch in images.split(100):
+        objects = model.look(batch)[0]
+        present = objects.presence >= PRESENT
+        glimpses = crop(batch, objects.boxes, model.config.glimpse).flatten(2)
+        found.append((glimpses[present], objects.what_mean[present], objects.what_std[present]))
+    model.train(training)
+    glimpses, mean, std = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return glimpses, mean, std
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """y such that softplus(y) = x > 0."""
+    return x + torch.log(-torch.expm1(-x))

@@ -1,0 +1,80 @@
+"""Whether the clusters that a detector sorts its boxes into are the classes of the objects in them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from objbench.matching import as_numpy, best_truth, present
+from objbench.metric import Detections, GroundTruth
+from scipy.optimize import linear_sum_assignment
+
+
+def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
+    """Agreement of clusters with classes over correct boxes, as in Appendix C of GMAIR (arXiv 2106.01722).
+
+    A box counts when its score is >= PRESENT (0.5). It is correct when its IoU with a true box of its image
+    is > 0.5; its class is then that of the true box with the highest IoU. Several correct boxes on one object
+    all count.
+
+    acc: share of correct boxes whose cluster stands for their class, under the best one-to-one assignment
+        of clusters to classes (Hungarian method). The stricter figure, and the field's usual one.
+    acc_many_to_one: the same when several clusters may stand for one class: Eq. 16, what the paper calls ACC.
+        Never below acc; it grows with the number of clusters, and is 1 when every box is its own cluster.
+    nmi: normalised mutual information 2 I(G; P) / (H(G) + H(P)): Eq. 17, the arithmetic mean.
+    clusters_used: exp(H(P)), the effective number of clusters; 1 when all correct boxes fell into one.
+    largest_cluster: share of the correct boxes that the fullest cluster holds; 1 when all fell into one.
+    objects_found: share of the true objects that are the best match of some correct box: what these figures
+        rest on. A detector that finds few objects can cluster those few well.
+
+    All are NaN when the detector does not cluster, or when there are no objects. When no box is correct all
+    take their worst value (0; largest_cluster 1): NaN would leave such a run out of a mean over seeds, and so
+    make finding nothing look good. For the same reason nmi is 0, not 0/0, when the correct boxes are of one
+    class and one cluster.
+    """
+    worst = {
+        "acc": 0.0,
+        "acc_many_to_one": 0.0,
+        "nmi": 0.0,
+        "clusters_used": 0.0,
+        "largest_cluster": 1.0,
+        "objects_found": 0.0,
+    }
+    if detections.clusters is None or not len(truth.labels):
+        return dict.fromkeys(worst, math.nan)
+    stood_by = present(detections)
+    assert stood_by.clusters is not None
+    best = best_truth(stood_by, truth)
+    correct = best.iou > 0.5
+    if not correct.any():
+        return worst
+    hit = best.truth[correct]
+    table = _contingency(as_numpy(truth.labels)[hit], as_numpy(stood_by.clusters)[correct])
+    boxes = table.sum()
+    assigned = table[linear_sum_assignment(table, maximize=True)].sum()
+    of_classes, of_clusters = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
+    both = of_classes + of_clusters
+    nmi = 2 * (both - _entropy(table.ravel())) / both if both else 0.0
+    return {
+        "acc": float(assigned / boxes),
+        "acc_many_to_one": float(table.max(axis=0).sum() / boxes),
+        "nmi": min(max(nmi, 0.0), 1.0),  # rounding may step outside
+        "clusters_used": math.exp(of_clusters),
+        "largest_cluster": float(table.sum(axis=0).max() / boxes),
+        "objects_found": len(np.unique(hit)) / len(truth.labels),
+    }
+
+
+def _contingency(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[classes, clusters] how many boxes have that class and that cluster; only those that occur."""
+    classes, row = np.unique(labels, return_inverse=True)
+    groups, column = np.unique(clusters, return_inverse=True)
+    size = len(classes) * len(groups)
+    return np.bincount(row * len(groups) + column, minlength=size).reshape(len(classes), len(groups))
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Entropy in nats of the distribution that counts [k] stand for."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())

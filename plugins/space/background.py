@@ -1,0 +1,136 @@
+"""The background of SPACE (section 2.2): a mixture of K components, each with a mask and a picture, as in GENESIS.
+
+q(mask_k | x, mask_<k) and p(mask_k | mask_<k) are LSTMs over the components; the picture of a component depends on its
+mask: q(component_k | x, mask_k), p(component_k | mask_k).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from objbench.scenes import SceneShape
+from torch import Tensor, nn
+
+from objbench_plugins.space import losses, networks
+from objbench_plugins.space.config import SpaceConfig
+
+
+class Scene(NamedTuple):
+    """An explained background."""
+
+    masks: Tensor  # [n, K, 1, height, width], of sum 1 over K
+    pictures: Tensor  # [n, K, channels, height, width] in 0..1
+    mask_kl: Tensor  # [n]
+    component_kl: Tensor  # [n]
+
+    @property
+    def image(self) -> Tensor:
+        """What the background alone looks like, [n, channels, height, width]."""
+        return (self.masks * self.pictures).sum(1)
+
+
+class Background(nn.Module):
+    """Explains images as K masked pictures."""
+
+    def __init__(self, config: SpaceConfig, shape: SceneShape) -> None:
+        super().__init__()
+        self.config = config
+        c, w, size = config, config.background_width, shape[1:]
+        k = config.components
+        self.image_encoder = networks.scene_encoder(shape.channels, size, (w, w, w, w), w)
+        self.mask_posterior = MaskChain(c.mask_dim + w, w, c.mask_dim)
+        self.mask_prior = MaskChain(c.mask_dim, w, c.mask_dim)
+        self.first_mask = nn.Parameter(torch.zeros(c.mask_dim))  # before any
+        self.mask_decoder = (
+            networks.picture_decoder(c.mask_dim, 1, size, w, (2, 4, 4)) if k > 1 else None
+        )  # the last mask is what is left
+        self.component_encoder = networks.scene_encoder(
+            shape.channels + 1, size, (w // 2, w // 2, w, w), 2 * c.component_dim
+        )
+        self.component_prior = nn.Sequential(
+            nn.Linear(c.mask_dim, w), nn.ELU(), nn.Linear(w, w), nn.ELU(), nn.Linear(w, 2 * c.component_dim)
+        )
+        self.component_decoder: nn.Module
+        if k > 1:
+            self.component_decoder = networks.BroadcastDecoder(c.component_dim, shape.channels, size, w // 2)
+        else:
+            self.component_decoder = nn.Sequential(
+                nn.Unflatten(1, (c.component_dim, 1, 1)),
+                networks.picture_decoder(c.component_dim, shape.channels, size, w, (4, 2, 4)),
+            )
+
+    def forward(self, images: Tensor, sample: bool) -> Scene:
+        """Explains images [n, channels, height, width]; without `sample`, by the means of all latents."""
+        n, k = len(images), self.config.components
+        features = F.elu(self.image_encoder(images))  # [n, width]
+
+        mask = self.first_mask.expand(n, -1)
+        state, prior_state = self.mask_posterior.start(n), self.mask_prior.start(n)
+        latents, mask_kl = [], images.new_zeros(n)
+        for _ in range(k):
+            mean, std, state = self.mask_posterior(torch.cat([mask, features], 1), state)
+            if latents:
+                prior_state = self.mask_prior.follow(mask, prior_state)
+            mask_kl = mask_kl + losses.normal_kl(mean, std, *self.mask_prior.predict(prior_state)).sum(1)
+            mask = losses.drawn(mean, std, sample)
+            latents.append(mask)
+        latent = torch.stack(latents, 1)  # [n, K, mask_dim]
+
+        masks = self.masks(latent, images.shape[-2:])
+        seen = torch.cat([(masks + 1e-5).log(), images[:, None].expand(-1, k, -1, -1, -1)], 2)
+        mean, std = positive_half(self.component_encoder(seen.flatten(0, 1)))
+        prior_mean, prior_std = positive_half(self.component_prior(latent.flatten(0, 1)))
+        component_kl = losses.normal_kl(mean, std, prior_mean, prior_std).unflatten(0, (n, k)).sum((1, 2))
+        pictures = torch.sigmoid(self.component_decoder(losses.drawn(mean, std, sample)))
+        return Scene(masks, pictures.unflatten(0, (n, k)), mask_kl, component_kl)
+
+    def masks(self, latent: Tensor, size: torch.Size) -> Tensor:
+        """Masks [n, K, 1, height, width] by breaking a stick: each takes its share of what those before it left."""
+        n, k, _ = latent.shape
+        left = latent.new_zeros(n, 1, *size)  # log of what is left
+        if self.mask_decoder is None:
+            return left[:, None].exp()
+        share = self.mask_decoder(latent[:, :-1].flatten(0, 1)[:, :, None, None]).unflatten(0, (n, k - 1))
+        masks = []
+        for logits in share.unbind(1):
+            masks.append((left + F.logsigmoid(logits)).exp())
+            left = left + F.logsigmoid(-logits)
+        return torch.stack([*masks, left.exp()], 1)
+
+
+class MaskChain(nn.Module):
+    """A distribution over a sequence of mask latents: an LSTM cell with a learned start, and a Gaussian read from it."""
+
+    def __init__(self, inputs: int, hidden: int, mask_dim: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(inputs, hidden)
+        self.read = nn.Linear(hidden, 2 * mask_dim)
+        self.h, self.c = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(hidden))
+
+    def start(self, n: int) -> tuple[Tensor, Tensor]:
+        """The state before the first mask."""
+        return self.h.expand(n, -1), self.c.expand(n, -1)
+
+    def follow(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The state after one more input [n, inputs]."""
+        h, c = self.cell(inputs, state)
+        return h, c
+
+    def predict(self, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the mask latent, [n, mask_dim] each."""
+        return positive_half(self.read(state[0]))
+
+    def forward(
+        self, inputs: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Follows, then predicts."""
+        state = self.follow(inputs, state)
+        return *self.predict(state), state
+
+
+def positive_half(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation from a network's output, halves of its last axis."""
+    mean, std = raw.chunk(2, -1)
+    return mean, F.softplus(std) + 1e-4

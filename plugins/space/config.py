@@ -1,0 +1,117 @@
+"""What SPACE can be told, and what each protocol and data set tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from objbench.detector import DetectorConfig
+from objbench.options import option
+
+
+@dataclass(frozen=True)
+class SpaceConfig(DetectorConfig):
+    """Defaults are the published `3d_room_large` (16x16 grid, K = 5) with A = 256, as GMAIR's Appendix B.1 has it.
+
+    That appendix also gives SPACE a base box of 72x72, but SPACE has none: a box side is sigmoid(scale) of the image
+    side, held by the prior of scale, which therefore stays as published: 34 px falling to 15 px on 128x128.
+
+    Schedules are fractions of `steps`, so they keep their shape whatever the length; the published step numbers are
+    those of 160,000.
+    """
+
+    steps: int = option(160_000, "training steps (batches)", low=1)
+    batch_size: int = option(12, "images a step", low=1)
+    lr: float = option(1e-5, "learning rate of the foreground (RMSprop)", above=0)
+    lr_background: float = option(1e-3, "learning rate of the background (Adam)", above=0)
+    clip_norm: float = option(1.0, "clip gradients to this norm; 0 does not clip", low=0)
+
+    # Foreground
+    cell: int = option(8, "side of a grid cell in pixels (8, 16 or 32); 8 is a 16x16 grid on 128x128", low=8, high=32)
+    what_dim: int = option(256, "dimension A of the what-latent (published: 32)", low=1)
+    glimpse: int = option(32, "side of a glimpse in pixels", low=4)
+    backbone_width: int = option(16, "first width of the image encoder; its widest layer has 16 times that", low=4)
+    glimpse_nets: str = option(
+        "conv", "glimpse encoder and decoder: published, or multilayer perceptrons", choices=["conv", "mlp"]
+    )
+    mlp_width: int = option(256, "hidden width of the mlp glimpse nets", low=1)
+    fg_sigma: float = option(0.15, "standard deviation of a foreground pixel", above=0)
+
+    # Background
+    components: int = option(5, "components K of the background; 1 takes the strong decoder", low=1, high=64)
+    background_width: int = option(64, "width of the background's networks; a multiple of 16", low=16)
+    bg_sigma: float = option(0.15, "standard deviation of a background pixel", above=0)
+    mask_dim: int = option(32, "dimension of a component's mask latent", low=1)
+    component_dim: int = option(32, "dimension of a component's picture latent", low=1)
+
+    # How cells start
+    presence_bias: float = option(0.0, "added to raw presence: above 0, cells start present")
+    scale_bias: float = option(0.0, "added to scale means: where box sides start, as logits of the image side")
+    colour_bias: float = option(0.0, "added to colour logits: below 0, glimpses start dark")
+    alpha_bias: float = option(0.0, "added to alpha logits: above 0, glimpses start opaque")
+
+    # Priors, each annealed linearly from start to end; when, in fractions of `steps`
+    presence_start: float = option(0.1, "prior of presence at first", above=0, high=0.999)
+    presence_end: float = option(0.01, "prior of presence at last", above=0, high=0.999)
+    presence_from: float = option(0.025, "when the prior of presence starts to change", low=0)
+    presence_until: float = option(0.0625, "when it has changed", low=0)
+    scale_start: float = option(-1.0, "prior mean of scale at first: the logit of box side over image side")
+    scale_end: float = option(-2.0, "prior mean of scale at last")
+    scale_from: float = option(0.0625, "when the prior of scale starts to change", low=0)
+    scale_until: float = option(0.125, "when it has changed", low=0)
+    scale_std: float = option(0.1, "prior deviation of scale", above=0)
+    temperature_start: float = option(2.5, "temperature of the relaxed presence at first", above=0)
+    temperature_end: float = option(0.5, "temperature of the relaxed presence at last", above=0)
+    temperature_from: float = option(0.0, "when the temperature starts to change", low=0)
+    temperature_until: float = option(0.125, "when it has changed", low=0)
+
+    # Loss
+    boundary: float = option(1.0, "coefficient of the boundary loss while it lasts", low=0)
+    boundary_until: float = option(0.625, "when the boundary loss ends, in fractions of `steps`", low=0)
+    boundary_width: int = option(6, "width in glimpse pixels of the frame that the boundary loss keeps clear", low=1)
+    fixed_alpha: float = option(0.1, "foreground weight of every pixel while it is fixed", low=0, high=1)
+    fixed_alpha_until: float = option(0.0, "when the fixed foreground weight ends, in fractions of `steps`", low=0)
+
+    # Presence gating: encode, decode and paint only the cells of highest presence
+    gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
+    gate_from: float = option(0.0, "when gating starts, in fractions of `steps`", low=0)
+
+    # Detection
+    trim: float = option(0.2, "cut boxes to glimpse pixels at least this bright, as GMAIR does; 0 does not cut", low=0)
+
+    def __post_init__(self) -> None:
+        if self.cell not in (8, 16, 32):
+            raise ValueError(f"cell={self.cell} is not 8, 16 or 32")
+        if self.backbone_width % 4:
+            raise ValueError(f"backbone_width={self.backbone_width} is not a multiple of 4")
+        if self.background_width % 16:
+            raise ValueError(f"background_width={self.background_width} is not a multiple of 16")
+        if self.glimpse_nets == "conv" and self.glimpse != 32:
+            raise ValueError(f"glimpse_nets=conv takes glimpses of 32 pixels, not glimpse={self.glimpse}; use mlp")
+        if 2 * self.boundary_width >= self.glimpse:
+            raise ValueError(f"boundary_width={self.boundary_width} leaves no middle of glimpse={self.glimpse}")
+
+
+SMALL: dict[str, Any] = {
+    "batch_size": 32,
+    "lr": 1e-3,
+    "clip_norm": 10.0,
+    "what_dim": 32,
+    "glimpse": 16,
+    "backbone_width": 8,
+    "glimpse_nets": "mlp",
+    "components": 1,
+    "background_width": 16,
+    "boundary_width": 3,
+    "colour_bias": -2.0,
+    # A digit of 14 px on 64: logit(14 / 64).
+    "scale_start": -1.27,
+    "scale_end": -1.27,
+    "scale_bias": -1.27,
+}
+
+SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("demo", "*"): {**SMALL, "steps": 1_800},
+    ("small", "*"): {**SMALL, "steps": 10_000},
+}
+"""(protocol, data) -> what differs from the defaults; "*" is any. Later rows go over earlier ones."""

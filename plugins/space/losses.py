@@ -1,0 +1,54 @@
+"""The terms of SPACE's loss, element by element."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EPS = 1e-5
+"""Added to mixture weights inside logarithms, as published."""
+
+
+def normal_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:
+    """log N(x; mean, std^2)."""
+    return -0.5 * ((x - mean) / std).square() - math.log(std * math.sqrt(2 * math.pi))
+
+
+def normal_kl(
+    mean: Tensor, std: Tensor, prior_mean: Tensor | float = 0.0, prior_std: Tensor | float = 1.0
+) -> Tensor:
+    """KL(N(mean, std^2) || N(prior_mean, prior_std^2))."""
+    ratio = std / prior_std
+    return 0.5 * (ratio.square() + ((mean - prior_mean) / prior_std).square() - 1) - ratio.log()
+
+
+def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
+    """KL(Bernoulli(sigmoid(logits)) || Bernoulli(prior))."""
+    chance = torch.sigmoid(logits)
+    log_yes, log_no = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
+    return chance * (log_yes - math.log(prior)) + (1 - chance) * (log_no - math.log1p(-prior))
+
+
+def mixture_log_prob(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """log sum_k weights_k exp(log_probs_k) over axis 1: log_probs [n, K, channels, h, w], weights [n, K, 1, h, w]."""
+    return (log_probs + (weights + EPS).log()).logsumexp(1)
+
+
+def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
+    """A sample of the relaxed Bernoulli, in 0..1, from torch's global generator (Maddison et al. 2017)."""
+    uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+    return torch.sigmoid((logits + torch.logit(uniform)) / temperature)
+
+
+def drawn(mean: Tensor, std: Tensor, sample: bool) -> Tensor:
+    """A sample of a Gaussian, or its mean."""
+    return mean + std * torch.randn_like(mean) if sample else mean
+
+
+def annealed(when: float, first: float, last: float, start: float, end: float) -> float:
+    """From `start` until `first`, linearly to `end` at `last`."""
+    if when <= first:
+        return start
+    return start + (end - start) * min((when - first) / (last - first), 1.0) if last > first else end

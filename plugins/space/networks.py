@@ -1,0 +1,139 @@
+"""The networks of SPACE, as published (the paper's appendix D, and the code where it says more), and small ones.
+
+Non-overlapping deconvolutions stand for the published 1x1 convolutions with pixel shuffle: the same map. Small nets are
+the published ones at another width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BACKGROUND_STRIDE = 32
+"""What an image side must be a multiple of: the background decoders start from a grid of side / 32."""
+
+
+def block(layer: nn.Module, channels: int, groups: int) -> list[nn.Module]:
+    """A layer, CELU, group normalisation: in SPACE the nonlinearity comes first."""
+    return [layer, nn.CELU(inplace=True), nn.GroupNorm(groups, channels)]
+
+
+def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
+    """Two hidden layers. [m, inputs] -> [m, out]."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.CELU(inplace=True),
+        nn.Linear(hidden, hidden), nn.CELU(inplace=True),
+        nn.Linear(hidden, out),
+    )  # fmt: skip
+
+
+class ImageEncoder(nn.Module):
+    """Features of every cell. [n, channels, H, W] -> [n, 8 width, H / cell, W / cell]."""
+
+    def __init__(self, channels: int, cell: int, width: int) -> None:
+        super().__init__()
+        w, e = width, 8 * width
+        strides = {8: (1, 1), 16: (1, 2), 32: (2, 2)}[cell]
+        self.trunk = nn.Sequential(
+            *block(nn.Conv2d(channels, w, 4, 2, 1), w, w // 4),
+            *block(nn.Conv2d(w, 2 * w, 4, 2, 1), 2 * w, w // 2),
+            *block(nn.Conv2d(2 * w, 4 * w, 4, 2, 1), 4 * w, w // 2),
+            *block(nn.Conv2d(4 * w, 8 * w, 3, strides[0], 1), 8 * w, w),
+            *block(nn.Conv2d(8 * w, 16 * w, 3, strides[1], 1), 16 * w, 2 * w),
+            *block(nn.Conv2d(16 * w, e, 1), e, w),
+        )
+        self.lateral = nn.Sequential(
+            *block(nn.Conv2d(e, e, 3, 1, 1), e, w), *block(nn.Conv2d(e, e, 3, 1, 1), e, w)
+        )
+        self.join = nn.Sequential(*block(nn.Conv2d(2 * e, e, 3, 1, 1), e, w))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.trunk(images.contiguous(memory_format=torch.channels_last))
+        joined: Tensor = self.join(torch.cat([features, self.lateral(features)], 1))
+        return joined
+
+
+def glimpse_encoder(channels: int, out: int) -> nn.Sequential:
+    """[m, channels, 32, 32] -> [m, out]."""
+    return nn.Sequential(
+        *block(nn.Conv2d(channels, 16, 3, 1, 1), 16, 4),
+        *block(nn.Conv2d(16, 32, 4, 2, 1), 32, 8),
+        *block(nn.Conv2d(32, 32, 3, 1, 1), 32, 4),
+        *block(nn.Conv2d(32, 64, 4, 2, 1), 64, 8),
+        *block(nn.Conv2d(64, 128, 4, 2, 1), 128, 8),
+        *block(nn.Conv2d(128, 256, 4), 256, 16),
+        nn.Flatten(),
+        nn.Linear(256, out),
+    )
+
+
+def glimpse_decoder(what_dim: int, out: int) -> nn.Sequential:
+    """[m, what_dim, 1, 1] -> [m, out, 32, 32]: five times a deconvolution and a 3x3 convolution."""
+    layers = block(nn.Conv2d(what_dim, 256, 1), 256, 16)
+    before = 256
+    for after, groups in ((128, 16), (128, 16), (64, 8), (32, 8), (16, 4)):
+        layers += block(nn.ConvTranspose2d(before, after, 2, 2), after, groups)
+        layers += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
+        before = after
+    return nn.Sequential(*layers, nn.Conv2d(16, out, 3, 1, 1))
+
+
+def picture_decoder(
+    latent: int, out: int, size: tuple[int, int], width: int, factors: tuple[int, int, int]
+) -> nn.Sequential:
+    """[m, latent, 1, 1] -> [m, out, *size]: the mask decoder, and the strong decoder of a lone component.
+
+    size: multiples of 32, the product of `factors`, by which the last three stages grow. width: 64 as published.
+    """
+    w, q = width, width // 4
+    first = (size[0] // BACKGROUND_STRIDE, size[1] // BACKGROUND_STRIDE)
+    widths, groups = (2 * w, w, q), (w // 4, w // 8, w // 16)
+    layers = block(nn.Conv2d(latent, 4 * w, 1), 4 * w, w // 4)
+    layers += block(nn.ConvTranspose2d(4 * w, 4 * w, first, first), 4 * w, w // 4)
+    layers += block(nn.Conv2d(4 * w, 4 * w, 3, 1, 1), 4 * w, w // 4)
+    before = 4 * w
+    for after, group, factor in zip(widths, groups, factors, strict=True):
+        layers += block(nn.ConvTranspose2d(before, after, factor, factor), after, group)
+        layers += block(nn.Conv2d(after, after, 3, 1, 1), after, group)
+        before = after
+    layers += block(nn.Conv2d(q, q, 3, 1, 1), q, groups[-1])
+    return nn.Sequential(*layers, nn.Conv2d(q, out, 3, 1, 1))
+
+
+def scene_encoder(channels: int, size: tuple[int, int], widths: tuple[int, int, int, int], out: int) -> nn.Sequential:
+    """Four strided convolutions with batch normalisation. [m, channels, *size] -> [m, out]."""
+    layers: list[nn.Module] = []
+    for before, after in zip((channels, *widths), widths, strict=False):
+        layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ELU(inplace=True)]
+    flat = widths[-1] * (size[0] // 16) * (size[1] // 16)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, out))
+
+
+class BroadcastDecoder(nn.Module):
+    """A component's picture from its latent, spatially broadcast (K > 1). [m, latent] -> [m, channels, *size].
+
+    Four 3x3 convolutions without padding. The first sees the same latent at every pixel, so there it is a product with
+    the kernel's sum, and its coordinates are the same for all pictures: neither is convolved picture by picture.
+    """
+
+    def __init__(self, latent: int, channels: int, size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.latent = latent
+        self.first = nn.Conv2d(latent + 2, width, 3)
+        layers: list[nn.Module] = [nn.BatchNorm2d(width), nn.ELU(inplace=True)]
+        for _ in range(3):
+            layers += [nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ELU(inplace=True)]
+        self.rest = nn.Sequential(*layers, nn.Conv2d(width, channels, 1))
+        ys, xs = torch.meshgrid(
+            torch.linspace(-1, 1, size[0] + 8), torch.linspace(-1, 1, size[1] + 8), indexing="ij"
+        )
+        self.register_buffer("coordinates", torch.stack([xs, ys])[None], persistent=False)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        of_latent, of_place = self.first.weight.split([self.latent, 2], 1)
+        place = F.conv2d(self.get_buffer("coordinates"), of_place, self.first.bias)  # [1, width, H + 6, W + 6]
+        same = latent @ of_latent.sum((2, 3)).T  # [m, width]
+        features = (place + same[:, :, None, None]).contiguous(memory_format=torch.channels_last)
+        picture: Tensor = self.rest(features)
+        return picture

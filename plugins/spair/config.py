@@ -1,0 +1,93 @@
+"""What SPAIR can be told, and what each protocol and data set tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from objbench.detector import DetectorConfig
+from objbench.options import option
+
+
+@dataclass(frozen=True)
+class SpairConfig(DetectorConfig):
+    """Defaults are GMAIR's comparison (its Appendix B.1: A = 256, anchor 72) over the original's hyperparameters."""
+
+    clip_norm: float = option(1.0, "clip gradients to this norm; 0 does not clip", low=0)
+
+    # Architecture
+    what_dim: int = option(256, "dimension A of the what-latent", low=1)
+    anchor: float = option(72.0, "largest box side in pixels", above=0)
+    stride: int = option(12, "pixels of a cell's side; a multiple of 4", low=4)
+    glimpse: int = option(28, "side of a glimpse in pixels", low=4)
+    backbone_width: int = option(128, "channels of the backbone's layers", low=1)
+    features: int = option(100, "backbone features of a cell", low=1)
+    passed: int = option(100, "pass-through features from box to depth to presence network", low=1)
+    hidden: int = option(100, "width of the two hidden layers of box, depth and presence network", low=1)
+    encoder_widths: str = option("256-128", "hidden widths of the what-encoder; the decoder has them in reverse")
+
+    # Latents
+    size_prior: float = option(0.1, "box side that the prior expects, as a share of the anchor", above=0, high=0.999)
+    size_prior_std: float = option(0.5, "standard deviation of the size prior, in logits", above=0)
+    temperature: float = option(1.0, "temperature of the relaxed presence", above=0)
+    presence_bias: float = option(0.0, "added to presence logits: above 0, cells start present")
+    colour_bias: float = option(0.0, "added to colour logits: below 0, glimpses start dark")
+
+    # Loss and its schedules, in steps
+    recon: float = option(1.0, "coefficient of the reconstruction term", low=0)
+    presence_kl: str = option(
+        "clean", "probability in the presence KL: of the logit, or of the logit with the sample's noise, as SPAIR_pytorch",
+        choices=["clean", "noisy"],
+    )  # fmt: skip
+    wheels_steps: int = option(1_000, "training wheels: steps without a gradient to where, depth and presence", low=0)
+    count_start: float = option(1e6, "odds of the geometric prior on counts at step 0", above=0)
+    count_floor: float = option(0.0125, "odds of the prior on counts in the end", above=0)
+    count_decay_steps: float = option(1_000, "steps in which the odds fall tenfold", above=0)
+
+    # Presence gating: decode and paint only the cells of highest presence
+    gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
+    gate_step: int = option(0, "step at which gating starts", low=0)
+    first_batch: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
+
+    # Detection
+    trim: float = option(
+        0.2, "cut boxes to decoded glimpse pixels at least this bright, as GMAIR does with its own; 0 does not cut", low=0
+    )
+
+    def __post_init__(self) -> None:
+        self.widths()
+        if self.stride % 4:
+            raise ValueError(f"stride={self.stride} is not a multiple of 4")
+
+    def widths(self) -> tuple[int, ...]:
+        """`encoder_widths` as numbers."""
+        try:
+            widths = tuple(int(w) for w in self.encoder_widths.split("-"))
+        except ValueError:
+            widths = ()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"encoder_widths={self.encoder_widths} is not like 256-128")
+        return widths
+
+
+SMALL: dict[str, Any] = {
+    "batch_size": 32,
+    "lr": 1e-3,
+    "what_dim": 32,
+    "anchor": 36.0,
+    "glimpse": 16,
+    "backbone_width": 64,
+    "encoder_widths": "256-256",
+    "size_prior": 14 / 36,
+    "presence_bias": 2.0,
+    "colour_bias": -2.0,
+    "recon": 16.0,
+    "wheels_steps": 0,
+    "count_decay_steps": 60,
+}
+
+SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("demo", "*"): {**SMALL, "steps": 1_800},
+    ("small", "*"): {**SMALL, "steps": 10_000},
+}
+"""(protocol, data) -> what differs from the defaults; "*" is any. Later rows go over earlier ones."""

@@ -1,0 +1,64 @@
+"""The terms of the ELBO, element by element, and the prior on the number of objects."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def binary_cross_entropy(painted: Tensor, images: Tensor) -> Tensor:
+    """-log p(x | z) of a Bernoulli pixel; both in 0..1, same shape."""
+    return F.binary_cross_entropy(painted, images, reduction="none")
+
+
+def normal_kl(
+    mean: Tensor, std: Tensor, prior_mean: Tensor | float = 0.0, prior_std: Tensor | float = 1.0
+) -> Tensor:
+    """KL(N(mean, std^2) || N(prior_mean, prior_std^2))."""
+    prior_std = torch.as_tensor(prior_std)
+    ratio = (std / prior_std).square()
+    return 0.5 * (ratio + ((mean - prior_mean) / prior_std).square() - 1 - ratio.log())
+
+
+def bernoulli_kl(logit: Tensor, prior: Tensor) -> Tensor:
+    """KL(Bernoulli(sigmoid(logit)) || Bernoulli(prior)), same shapes; exact far into both tails of the logit."""
+    yes = torch.sigmoid(logit) * (F.logsigmoid(logit) - prior.log())
+    no = torch.sigmoid(-logit) * (F.logsigmoid(-logit) - torch.log1p(-prior))
+    return yes + no
+
+
+def count_log_odds(step: int, start: float, floor: float, decay_steps: float) -> float:
+    """The annealed log-odds of the geometric prior on counts: of `start`, falling tenfold every `decay_steps`, to `floor`."""
+    return math.log((start - floor) * 0.1 ** (step / decay_steps) + floor)
+
+
+@torch.no_grad()
+def count_prior(present: Tensor, log_odds: float) -> Tensor:
+    """p(cell i holds an object | what cells 0..i-1 hold), [n, cells] float64 (SPAIR, appendix on the count prior).
+
+    The count C of an image's objects has the prior p^C, p = sigmoid(log_odds), cut off at C = cells; given C, all
+    places are alike. So after k objects in i cells the posterior of C is, exactly,
+
+        p(C | k, i) ~ p^C binom(cells - i, C - k) / binom(cells, C),
+
+    and the next cell holds one with the mean of (C - k) / (cells - i): no loop over cells.
+
+    present: [n, cells] of 0 and 1, in the order of the cells.
+    """
+    n, cells = present.shape
+    place = torch.arange(cells, device=present.device)[:, None]  # i
+    count = torch.arange(cells + 1, device=present.device)  # C
+    ones = present.long()
+    seen = (ones.cumsum(1) - ones)[:, :, None]  # k: [n, cells, 1]
+    log_factorial = torch.lgamma(count.double() + 1)
+    left, coming = cells - place, count - seen  # cells not yet seen, and objects in them: [n, cells, cells + 1]
+    possible = (coming >= 0) & (coming <= left)
+    coming = coming.clamp(min=0).minimum(left)
+    log_ways = log_factorial[left] - log_factorial[coming] - log_factorial[left - coming]
+    log_all = log_factorial[cells] - log_factorial - log_factorial.flip(0)
+    log_chance = count.double() * -math.log1p(math.exp(-log_odds)) + log_ways - log_all
+    posterior = log_chance.masked_fill(~possible, -math.inf).softmax(-1)
+    return (posterior * coming).sum(-1) / left[:, 0]

@@ -1,0 +1,283 @@
+"""SPAIR (Crawford & Pineau, "Spatially Invariant Unsupervised Object Detection with Convolutional Neural Networks",
+AAAI 2019), top-down: detector, latents, loss.
+
+Where the original code and the PyTorch port that GMAIR was compared with disagree, this follows the original: the
+reconstruction term is averaged over the batch, the size prior expects small boxes (`size_prior`), the presence KL
+takes the clean probability (`presence_kl`) and gradients are clipped. Two things differ from both: boxes are cut to
+what is bright in them when detecting (`trim`), as GMAIR does with its own, so that the comparison is even; and what an
+object paints is colour x alpha x importance interpolated as one picture, which makes painting linear, hence fast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from objbench.detector import Detections, Detector
+from objbench.scenes import SceneShape
+from objbench.spatial import Painter, crop, trim_boxes
+from objbench_plugins.spair import losses, networks
+from objbench_plugins.spair.config import SETTINGS, SpairConfig
+from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
+
+MIN_IMPORTANCE = 0.01
+"""An absent object still counts this much in a pixel's average, so that it can come back."""
+CENTRE_RANGE = (-0.5, 1.5)
+"""Where a box's centre may lie, in cells from the cell's corner: up to half a cell outside it."""
+
+
+class Noise(NamedTuple):
+    """What sampling needs, for all cells at once, so that the order of the cells does not matter."""
+
+    where: Tensor  # [n, cells, 4] standard normal
+    what: Tensor  # [n, cells, A] standard normal
+    depth: Tensor  # [n, cells, 1] standard normal
+    presence: Tensor  # [n, cells, 1] standard logistic
+
+
+class Cells(NamedTuple):
+    """Posteriors and samples of m cells."""
+
+    where_mean: Tensor  # [n, m, 4] logits: centre x, centre y, width, height
+    where_std: Tensor  # [n, m, 4]
+    boxes: Tensor  # [n, m, 4] xyxy in pixels
+    what_mean: Tensor  # [n, m, A]
+    what_std: Tensor  # [n, m, A]
+    what: Tensor  # [n, m, A]
+    depth_mean: Tensor  # [n, m, 1] logit
+    depth_std: Tensor  # [n, m, 1]
+    depth: Tensor  # [n, m, 1] in 0..4, larger is nearer
+    presence_logit: Tensor  # [n, m, 1]
+    noisy_logit: Tensor  # [n, m, 1] of the sample
+    presence: Tensor  # [n, m, 1] in 0..1
+    context: Tensor  # [n, m, 4 + A + 2] what later neighbours read: box in cells and anchors, what, depth, presence
+
+
+class Spair(Detector):
+    """Spatially Invariant Attend, Infer, Repeat."""
+
+    Config = SpairConfig
+    config: SpairConfig
+    count_prior = staticmethod(losses.count_prior)
+
+    @classmethod
+    def settings(cls, protocol: str, data: str) -> dict[str, Any]:
+        """See `config.SETTINGS`."""
+        chosen: dict[str, Any] = {}
+        for (for_protocol, for_data), values in SETTINGS.items():
+            if for_protocol in ("*", protocol) and for_data in ("*", data):
+                chosen |= values
+        return chosen
+
+    def __init__(self, config: SpairConfig, shape: SceneShape) -> None:
+        """`shape`: any number of channels, and any sides that hold a cell and an anchor."""
+        super().__init__(config, shape)
+        c = config
+        for key in ("anchor", "stride"):
+            if getattr(c, key) > min(shape.height, shape.width):
+                raise ValueError(
+                    f"{key}={getattr(c, key):g} is larger than the image, which is {shape.height}x{shape.width}"
+                )
+        self.backbone = networks.Backbone(
+            shape.channels, c.backbone_width, c.features, c.stride, shape.height, shape.width
+        )
+        self.rows, self.columns = self.backbone.grid
+        self.cells = self.rows * self.columns
+        told = 4 + c.what_dim + 2  # what a cell tells its neighbours
+        # Box, depth and presence network all read features and context: that part of their first layers is one product.
+        self.from_features = nn.Linear(c.features, 3 * c.hidden)
+        self.from_context = nn.Linear(len(NEIGHBOURS) * told, 3 * c.hidden, bias=False)
+        self.box_net = networks.perceptron(c.hidden, (c.hidden,), 8 + c.passed)
+        self.depth_own = nn.Linear(c.passed + 4 + c.what_dim, c.hidden, bias=False)
+        self.depth_net = networks.perceptron(c.hidden, (c.hidden,), 2 + c.passed)
+        self.presence_own = nn.Linear(c.passed + 4 + c.what_dim + 1, c.hidden, bias=False)
+        self.presence_net = networks.perceptron(c.hidden, (c.hidden,), 1)
+        self.what_encoder = networks.perceptron(shape.channels * c.glimpse**2, c.widths(), 2 * c.what_dim)
+        self.decoder = networks.perceptron(c.what_dim, c.widths()[::-1], (shape.channels + 1) * c.glimpse**2)
+        self.edge = nn.Parameter(torch.randn(told))  # what cells outside the grid would tell, before its sigmoids
+
+        front = wavefront(self.rows, self.columns)
+        self.sizes = front.sizes
+        at = torch.arange(self.cells)
+        self.register_buffer("order", front.order, persistent=False)
+        self.register_buffer("place", front.place, persistent=False)
+        self.register_buffer("neighbours", torch.cat(front.neighbours), persistent=False)
+        self.register_buffer("corners", torch.stack([at % self.columns, at // self.columns], -1).float(), persistent=False)
+        self._watch: Tensor | None = None
+
+    # Training
+
+    def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
+        """The terms of the negative ELBO, each summed over cells or pixels and averaged over the batch."""
+        c = self.config
+        if step < c.gate_step and c.first_batch:
+            images = images[: c.first_batch]
+        cells = self.infer(images, self.noise(images), wheels=step < c.wheels_steps)
+        presence, logit = cells.presence[..., 0], cells.presence_logit[..., 0]
+        painted = self.render(self.chosen(cells, step))
+
+        log_odds = losses.count_log_odds(step, c.count_start, c.count_floor, c.count_decay_steps)
+        prior = self.count_prior(presence.detach().round(), log_odds).to(logit.dtype)
+        size_mean = math.log(c.size_prior / (1 - c.size_prior))
+        where_mean = images.new_tensor([0, 0, size_mean, size_mean])
+        where_std = images.new_tensor([1, 1, c.size_prior_std, c.size_prior_std])
+        in_kl = cells.noisy_logit[..., 0] if c.presence_kl == "noisy" else logit
+        where_kl = losses.normal_kl(cells.where_mean, cells.where_std, where_mean, where_std).sum(2)
+        what_kl = losses.normal_kl(cells.what_mean, cells.what_std).sum(2)
+        depth_kl = losses.normal_kl(cells.depth_mean, cells.depth_std).sum(2)
+        self._watch = logit.detach()
+        terms = {
+            "recon": c.recon * losses.binary_cross_entropy(painted, images).sum((1, 2, 3)),
+            "pres": losses.bernoulli_kl(in_kl, prior).sum(1),
+            "where": (presence * where_kl).sum(1),
+            "what": (presence * what_kl).sum(1),
+            "depth": (presence * depth_kl).sum(1),
+        }
+        return {name: term.mean() for name, term in terms.items()}
+
+    def watch(self) -> dict[str, float]:
+        """Objects an image."""
+        return {} if self._watch is None else {"objects": float((self._watch >= 0).float().sum(1).mean())}
+
+    def noise(self, images: Tensor) -> Noise:
+        """Fresh noise for all cells of a batch."""
+        normal = torch.randn(len(images), self.cells, 5 + self.config.what_dim, device=images.device)
+        uniform = torch.rand(len(images), self.cells, 1, device=images.device).clamp(1e-6, 1 - 1e-6)
+        where, what, depth = normal.split([4, self.config.what_dim, 1], -1)
+        return Noise(where, what, depth, torch.logit(uniform))
+
+    def chosen(self, cells: Cells, step: int) -> Cells:
+        """The cells that are decoded and painted: all until `gate_step`, then the `gate_cells` of highest presence."""
+        k = self.config.gate_cells
+        if not 0 < k < self.cells or step < self.config.gate_step:
+            return cells
+        return pick(cells, cells.presence[..., 0].topk(k, dim=1, sorted=False).indices)
+
+    # Inference
+
+    def infer(self, images: Tensor, noise: Noise | None = None, wheels: bool = False) -> Cells:
+        """All cells of images [n, channels, height, width], numbered row by row; without noise, their modes."""
+        n = len(images)
+        features = self.cell_features(images)[:, self.order].split(self.sizes, 1)
+        corners = self.corners[self.order].split(self.sizes)
+        neighbours = self.neighbours.split([len(NEIGHBOURS) * size for size in self.sizes])
+        noises = [None] * len(self.sizes)
+        if noise is not None:
+            noises = [Noise(*parts) for parts in zip(*(part[:, self.order].split(self.sizes, 1) for part in noise))]
+        edge = self.edge_context().expand(n, 1, -1)
+        done: list[Cells] = []
+        for i in range(len(self.sizes)):
+            known = torch.cat([edge, *(front.context for front in done[-LOOKBACK:])], 1)
+            context = known.index_select(1, neighbours[i]).reshape(n, self.sizes[i], -1)
+            done.append(self.infer_cells(images, features[i], context, corners[i], noises[i], wheels))
+        return Cells(*(torch.cat(parts, 1).index_select(1, self.place) for parts in zip(*done, strict=True)))
+
+    def cell_features(self, images: Tensor) -> Tensor:
+        """What the first layers of box, depth and presence network get from the backbone, [n, cells, 3 hidden]."""
+        return self.from_features(self.backbone(images).flatten(2).transpose(1, 2))
+
+    def edge_context(self) -> Tensor:
+        """What a cell outside the grid tells, [4 + A + 2]; learned."""
+        box, what_depth, presence = self.edge.split([4, self.config.what_dim + 1, 1])
+        return torch.cat([box.sigmoid(), what_depth, presence.sigmoid()])
+
+    def infer_cells(
+        self, images: Tensor, features: Tensor, context: Tensor, corners: Tensor, noise: Noise | None, wheels: bool
+    ) -> Cells:
+        """m cells that do not read one another: box, then what, then depth, then presence.
+
+        features: [n, m, 3 hidden], see `cell_features`; context: [n, m, 4 (4 + A + 2)] of W, NW, N, NE;
+        corners: [m, 2] (column, row). With `wheels`, where, depth and presence get no gradient.
+        """
+        c = self.config
+        for_box, for_depth, for_presence = (features + self.from_context(context)).chunk(3, -1)
+
+        where_mean, where_raw, passed = self.box_net(torch.relu(for_box)).split([4, 4, c.passed], -1)
+        where_std = deviation(where_raw)
+        if wheels:
+            where_mean, where_std = where_mean.detach(), where_std.detach()
+        where = where_mean if noise is None else where_mean + where_std * noise.where
+        centre, size = torch.sigmoid(where.clamp(-10, 10)).chunk(2, -1)
+        low, high = CENTRE_RANGE
+        centre = low + (high - low) * centre
+        middle, half = (corners + centre) * c.stride, size * (c.anchor / 2)
+        boxes = torch.cat([middle - half, middle + half], -1)
+
+        what_mean, what_raw = self.what_encoder(crop(images, boxes, c.glimpse).flatten(2)).chunk(2, -1)
+        what_std = deviation(what_raw)
+        what = what_mean if noise is None else what_mean + what_std * noise.what
+
+        so_far = torch.cat([centre, size, what], -1)
+        depth_hidden = torch.relu(for_depth + self.depth_own(torch.cat([passed, so_far], -1)))
+        depth_mean, depth_raw, passed = self.depth_net(depth_hidden).split([1, 1, c.passed], -1)
+        depth_std = deviation(depth_raw)
+        if wheels:
+            depth_mean, depth_std = depth_mean.detach(), depth_std.detach()
+        depth = depth_mean if noise is None else depth_mean + depth_std * noise.depth
+        depth = 4 * torch.sigmoid(depth.clamp(-10, 10))
+
+        so_far = torch.cat([so_far, depth], -1)
+        hidden = torch.relu(for_presence + self.presence_own(torch.cat([passed, so_far], -1)))
+        logit = (self.presence_net(hidden) + c.presence_bias).clamp(-10, 10)
+        if wheels:
+            logit = logit.detach()
+        noisy = logit if noise is None else (logit + noise.presence) / c.temperature
+        presence = torch.sigmoid(noisy)
+        if noise is None:
+            presence = presence.round()
+        return Cells(
+            where_mean, where_std, boxes, what_mean, what_std, what, depth_mean, depth_std, depth,
+            logit, noisy, presence, torch.cat([so_far, presence], -1),
+        )  # fmt: skip
+
+    # Generation
+
+    def decode(self, what: Tensor) -> tuple[Tensor, Tensor]:
+        """Glimpses of what-latents [n, k, A]: colour [n, k, channels, g, g] and alpha [n, k, 1, g, g], in 0..1."""
+        g = self.config.glimpse
+        logits = self.decoder(what).unflatten(-1, (-1, g, g))
+        colour = torch.sigmoid((2 * logits[:, :, :-1] + self.config.colour_bias).clamp(-10, 10))
+        alpha = torch.sigmoid((0.1 * logits[:, :, -1:] + 5).clamp(-10, 10))
+        return colour, alpha
+
+    def render(self, cells: Cells) -> Tensor:
+        """The image p(x | z) expects on a black background, [n, channels, height, width] in 0..1.
+
+        At each pixel the average over objects, weighted by importance: alpha x presence x depth.
+        """
+        colour, alpha = self.decode(cells.what)
+        shown = alpha * cells.presence[..., None, None]
+        importance = (shown * cells.depth[..., None, None]).clamp(min=MIN_IMPORTANCE)
+        painter = Painter(cells.boxes, self.config.glimpse, self.shape.height, self.shape.width)
+        canvas = painter.paint(torch.cat([colour * shown * importance, importance], 2))
+        return (canvas[:, :-1] / (canvas[:, -1:] + 1e-9)).clamp(0, 1)
+
+    # Testing: the mode of every latent
+
+    def detect(self, images: Tensor) -> Detections:
+        """Boxes of all cells with presence of at least 0.01, cut to what is bright in their decoded glimpses."""
+        cells = self.infer(images)
+        boxes = cells.boxes
+        if self.config.trim:
+            colour, alpha = self.decode(cells.what)
+            boxes = trim_boxes(boxes, (colour.mean(2) * alpha[:, :, 0]), self.config.trim)
+        height, width = self.shape[1:]
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+        return Detections.from_padded(boxes, torch.sigmoid(cells.presence_logit[..., 0]), what=cells.what)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The rendered image, every latent at its mode."""
+        return self.render(self.infer(images))
+
+
+def deviation(raw: Tensor) -> Tensor:
+    """A standard deviation in 0..2 from a network's output, as in the original."""
+    return 2 * torch.sigmoid(raw.clamp(-10, 10))
+
+
+def pick(cells: Cells, keep: Tensor) -> Cells:
+    """The cells `keep` [n, k] of each image."""
+    return Cells(*(part.gather(1, keep[..., None].expand(-1, -1, part.shape[-1])) for part in cells))

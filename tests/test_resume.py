@@ -1,0 +1,246 @@
+"""Killed at any instant, nothing is lost but the steps since the last checkpoint, and the end is the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from objbench import checkpoint
+from objbench.cell import build_cell
+from objbench.evaluation import detect, undisturbed
+from objbench.matrix import Cell
+from objbench.store import Store, load_tensors, read_json, read_record, write_json, write_record
+from objbench.training import Interrupted, batch_indices, seed_everything, train
+
+from running import TOY, objbench, rows_of, run, run_here, toy_cell, toys
+
+SLOW = ["-o", "toy.steps=100", "-o", "toy.nap=0.015", "-o", "squares.size=50"]
+"""Options of a training of two seconds, several epochs long."""
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The final weights of a cell that is done."""
+    assert read_record(folder)[0].status == "done"
+    return load_tensors(folder / "weights.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def when(is_so: Any, then: Any) -> threading.Thread:
+    """Calls `then` from another thread once `is_so()`; join it to see that it came to that."""
+
+    def wait() -> None:
+        limit = time.monotonic() + 60
+        while not is_so():
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        then()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def process_of(folder: Path) -> int:
+    """The id of the process that trains the cell in `folder`."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"objbench.cell" in words and str(folder).encode() in words:
+                return int(entry.name)
+    raise AssertionError("no process trains it")
+
+
+def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    cell = toy_cell("toy", *SLOW[1::2])
+    folder = Store(out).folder(cell.key)
+    often = ["--checkpoint-every", "0", "--json"]
+
+    stop = when(
+        lambda: (folder / "checkpoint.json").exists() and checkpoint.position(folder).step > 2,
+        lambda: os.kill(os.getpid(), signal.SIGINT),
+    )
+    ran = run(out, "toy", *SLOW, *often)
+    stop.join()
+    (row,) = rows_of(ran)
+    assert (ran.code, row["status"]) == (130, "interrupted")
+    first = row["train_steps"]
+    assert 2 < first < 80
+    assert f"interrupted at step {first} of 100" in run(out, "toy", *SLOW, "--plan").out
+
+    kill = when(
+        lambda: checkpoint.position(folder).step > first + 5,
+        lambda: os.kill(process_of(folder), signal.SIGKILL),
+    )
+    ran = run(out, "toy", *SLOW, *often)
+    kill.join()
+    (row,) = rows_of(ran)
+    assert (ran.code, row["status"]) == (1, "out of memory")
+    assert first + 5 < row["train_steps"] < 100
+
+    ran = run(out, "toy", *SLOW)
+    assert ran.code == 0, ran
+    assert not list(folder.glob("checkpoint*")), "a cell that is done needs none"
+    whole = run_here(tmp_path / "whole", cell)
+    assert whole.status == "done"
+    assert equal(weights(folder), weights(Path(whole.path or tmp_path / "whole" / "cells" / cell.key)))
+
+
+def test_a_cell_whose_runner_is_gone_saves_and_stops(tmp_path: Path) -> None:
+    store, cell = Store(tmp_path), toy_cell("toy", *SLOW[1::2])
+    store.prepare()
+    folder = store.folder(cell.key)
+    folder.mkdir()
+    write_json(folder / "cell.json", vars(cell))
+    write_record(folder, cell.result("running"))
+    read_end, write_end = os.pipe()
+    words = [str(folder), "--plugin", TOY, "--events", str(write_end), "--checkpoint-every", "1000"]
+    process = subprocess.Popen([sys.executable, "-m", "objbench.cell", *words], pass_fds=[write_end])
+    os.close(write_end)
+    assert os.read(read_end, 1), "it has begun"
+    os.close(read_end)
+    assert process.wait(30) == 0
+    result, _ = read_record(folder)
+    assert result.status == "interrupted"
+    assert 0 < result.train_steps < 100
+
+
+# The same in one process, at many places
+
+
+def train_here(
+    folder: Path, cell: Cell, stop_after: int = 10**9, evaluate: bool = True
+) -> dict[str, torch.Tensor]:
+    """Trains in this process until done, or for `stop_after` more steps; the weights."""
+    folder.mkdir(exist_ok=True)
+    seed_everything(cell.identity["seed"])
+    built = build_cell(toys(), cell, "cpu")
+    steps = iter(range(stop_after))
+
+    def look() -> dict[str, float]:
+        detect(built.detector, built.evaluation, "validation", 8)
+        torch.rand(3), np.random.rand(), random.random()
+        return {}
+
+    def disturb() -> dict[str, float]:
+        with undisturbed(built.detector):
+            return look()
+
+    with contextlib.suppress(Interrupted):
+        train(
+            built.detector,
+            built.training,
+            cell.identity["seed"],
+            folder,
+            evaluate=disturb if evaluate else dict,
+            tell=lambda event: None,
+            stopping=lambda: next(steps, None) is None,
+            checkpoint_s=1e9,
+        )
+    return {name: tensor.clone() for name, tensor in built.detector.state_dict().items()}
+
+
+def test_stopping_anywhere_changes_no_bit(tmp_path: Path) -> None:
+    cell = toy_cell("toy", "toy.steps=24", "squares.size=20")
+    whole = train_here(tmp_path / "whole", cell)
+    curve = checkpoint.position(tmp_path / "whole").curve
+    for stop_after in (0, 1, 6, 11, 22):
+        folder = tmp_path / f"after-{stop_after}"
+        train_here(folder, cell, stop_after)
+        assert checkpoint.position(folder).step == stop_after + 1
+        torch.manual_seed(stop_after)  # whatever state the new process begins with
+        assert equal(train_here(folder, cell), whole), f"stopped after {stop_after}"
+        again = checkpoint.position(folder).curve
+        assert [r["terms"] for r in again] == [r["terms"] for r in curve]
+    every = tmp_path / "every"
+    for _ in range(24):
+        last = train_here(every, cell, 0)
+    assert equal(last, whole), "stopped after every step"
+
+
+def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
+    cell = toy_cell("toy", "toy.steps=20")
+    assert equal(train_here(tmp_path / "a", cell), train_here(tmp_path / "b", cell, evaluate=False))
+
+
+def test_seeds_differ(tmp_path: Path) -> None:
+    one, other = toy_cell("toy", "toy.steps=2"), toy_cell("toy", "toy.steps=2", seed=1)
+    assert not equal(train_here(tmp_path / "a", one), train_here(tmp_path / "b", other))
+
+
+def test_a_checkpoint_is_tensors_and_json_alone(tmp_path: Path) -> None:
+    cell = toy_cell("toy", "toy.steps=6")
+    train_here(tmp_path / "c", cell, 2)
+    (tensors,) = (tmp_path / "c").glob("checkpoint-*")
+    assert tensors.name == "checkpoint-3.safetensors"
+    assert {p.suffix for p in (tmp_path / "c").iterdir()} <= {".json", ".jsonl", ".safetensors"}
+    state = read_json(tmp_path / "c" / "checkpoint.json")
+    assert state["position"]["step"] == 3
+    names = load_tensors(tensors)
+    assert any("exp_avg" in name for name in names)
+    assert any("momentum_buffer" in name for name in names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 40), batch=st.integers(1, 25), seed=st.integers(0, 5))
+def test_every_epoch_shows_every_scene_once(size: int, batch: int, seed: int) -> None:
+    steps = -(-3 * size // batch)
+    shown = torch.cat([batch_indices(size, seed, step, batch) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(shown[epoch * size : (epoch + 1) * size].tolist()) == list(range(size))
+    assert torch.equal(batch_indices(size, seed, steps - 1, batch), shown[-batch:])
+
+
+def test_a_split_without_end_is_read_in_order() -> None:
+    assert batch_indices(None, 3, 2, 4).tolist() == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint-3.safetensors"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_cell_run_again(tmp_path: Path, name: str) -> None:
+    store, cell = Store(tmp_path), toy_cell("toy", "toy.steps=4")
+    store.prepare()
+    folder = store.folder(cell.key)
+    train_here(folder, cell, 2)
+    write_json(folder / "cell.json", vars(cell))
+    write_record(folder, cell.result("interrupted"))
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    words = [
+        "--models",
+        "toy",
+        "--data",
+        "squares",
+        "--plugin",
+        TOY,
+        "-o",
+        "toy.steps=4",
+        "--out",
+        str(tmp_path),
+    ]
+    ran = objbench("run", *words, "--plan")
+    assert f"damaged, to be set aside and run again: {name}" in ran.out
+    if name == "checkpoint.json":  # once is enough: a process takes seconds
+        ran = objbench("run", *words)
+        assert ran.code == 0
+        assert f"{cell.key}.broken-1" in ran.err
+        assert (tmp_path / "cells" / f"{cell.key}.broken-1" / name).exists()

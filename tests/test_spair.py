@@ -1,0 +1,366 @@
+"""SPAIR: the wavefront against one cell after another, the count prior in closed form against its loop, and the rest."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from objbench.errors import UsageError
+from objbench.options import build
+from objbench.scenes import SceneShape
+from objbench_plugins.spair import losses
+from objbench_plugins.spair.config import SpairConfig
+from objbench_plugins.spair.model import Spair
+from objbench_plugins.spair.networks import Backbone
+from objbench_plugins.spair.reference import PlainSpair, count_prior_plain
+from objbench_plugins.spair.wavefront import wavefront
+
+TINY = SpairConfig(
+    what_dim=5, anchor=20, glimpse=8, backbone_width=8, features=6, passed=7, hidden=9, encoder_widths="12-10",
+    wheels_steps=3,
+)  # fmt: skip
+
+
+def model(shape=SceneShape(1, 40, 52), cls=Spair, **changes):
+    torch.manual_seed(0)
+    return cls(dataclasses.replace(TINY, **changes), shape)
+
+
+def some_images(shape, n=3):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1))
+
+
+# The wavefront
+
+
+@pytest.mark.parametrize("shape", [SceneShape(1, 40, 52), SceneShape(3, 24, 64), SceneShape(1, 64, 24)])
+def test_wavefront_equals_one_cell_after_another(shape):
+    """Values of every latent and gradients of every parameter, for the same noise."""
+    fast, plain = model(shape), model(shape, PlainSpair)
+    images = some_images(shape)
+    noise = fast.noise(images)
+    found, expected = fast.infer(images, noise), plain.infer(images, noise)
+    for name, a, b in zip(found._fields, found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    for out in (found, expected):
+        weights = torch.Generator().manual_seed(2)
+        sum((part * torch.randn(part.shape, generator=weights)).sum() for part in out).backward()
+    unread = [name for name, p in plain.named_parameters() if p.grad is None]
+    assert all(name.startswith("decoder") for name in unread)
+    for (name, a), b in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        if b.grad is not None:
+            scale = float(b.grad.abs().max())
+            assert scale > 0, f"no gradient reaches {name}: the test shows nothing"
+            torch.testing.assert_close(a.grad / scale, b.grad / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_a_whole_step_equals_the_plain_one():
+    fast, plain = model(), model(cls=PlainSpair)
+    images = some_images(fast.shape)
+    totals = []
+    for m in (fast, plain):
+        torch.manual_seed(3)
+        terms = m.training_step(images, 100)
+        sum(terms.values()).backward()
+        totals.append(terms)
+    for name in totals[1]:
+        torch.testing.assert_close(totals[0][name], totals[1][name], rtol=1e-5, atol=1e-5)
+    for (name, a), b in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        scale = float(b.grad.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(a.grad / scale, b.grad / scale, rtol=1e-4, atol=1e-5)
+
+
+def test_eleven_by_eleven_cells_are_31_fronts_of_every_cell_once():
+    front = wavefront(11, 11)
+    assert len(front.sizes) == 31
+    assert sorted(front.order.tolist()) == list(range(121))
+    assert front.order[front.place].tolist() == list(range(121))
+
+
+def test_a_cell_is_told_by_its_neighbours_and_no_later_cell():
+    """What an image holds under one cell changes that cell and cells after it, never cells before."""
+    m = model(SceneShape(1, 60, 60), stride=12).eval()
+    features = torch.zeros(1, 25, 3 * TINY.hidden)
+    images = torch.zeros(1, 1, 60, 60)
+    base = with_features(m, images, features)
+    features[0, 12] = 1
+    changed = with_features(m, images, features)
+    moved = ((base.context - changed.context).abs().amax(-1)[0] > 1e-7).reshape(5, 5)
+    assert moved[2, 2]
+    assert not moved[:2].any()
+    assert not moved[2, :2].any()
+    assert moved[2, 3]  # west is read
+    assert moved[3, 1]  # north-east
+    assert moved[3, 2]  # north
+    assert moved[3, 3]  # north-west
+
+
+def with_features(m, images, features):
+    m.cell_features = lambda _: features
+    with torch.no_grad():
+        return m.infer(images)
+
+
+# The count prior
+
+
+@pytest.mark.parametrize("log_odds", [math.log(1e6), 0.3, math.log(0.0125)])
+def test_count_prior_equals_its_loop(log_odds):
+    gen = torch.Generator().manual_seed(4)
+    share = torch.tensor([0.0, 0.02, 0.2, 0.5, 0.9, 1.0])[:, None]
+    present = (torch.rand(6, 121, generator=gen) < share).double()
+    torch.testing.assert_close(
+        losses.count_prior(present, log_odds), count_prior_plain(present, log_odds), rtol=1e-9, atol=0
+    )
+
+
+def test_count_prior_by_enumeration():
+    """p(z_i | z_<i) of the joint p(C) / binom(N, C), summed over all 2^5 outcomes."""
+    cells, odds = 5, 0.7
+    chance = odds / (1 + odds)
+    outcomes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * cells)
+    count = outcomes.sum(1)
+    ways = torch.tensor([math.comb(cells, int(c)) for c in count])
+    joint = chance**count / ways
+    joint = joint / joint.sum()
+    found = losses.count_prior(outcomes, math.log(odds))
+    for outcome, row in zip(outcomes, found, strict=True):
+        for i in range(cells):
+            same = (outcomes[:, :i] == outcome[:i]).all(1)
+            expected = joint[same & (outcomes[:, i] == 1)].sum() / joint[same].sum()
+            assert float(row[i]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_count_prior_stays_finite_where_odds_underflow():
+    prior = losses.count_prior(torch.ones(1, 1024), math.log(1e-6))
+    assert ((prior > 0) & (prior < 1)).all()
+
+
+def test_count_odds_fall_tenfold_to_their_floor():
+    assert losses.count_log_odds(0, 1e6, 0.0125, 1000) == pytest.approx(math.log(1e6))
+    assert losses.count_log_odds(2000, 1e6, 0.0125, 1000) == pytest.approx(math.log(1e4), abs=1e-5)
+    assert losses.count_log_odds(200_000, 1e6, 0.0125, 1000) == pytest.approx(math.log(0.0125))
+
+
+# The loss
+
+
+def test_normal_kl_is_the_known_one():
+    mean, prior_mean = torch.randn(2, 50)
+    std, prior_std = torch.rand(2, 50) + 0.1
+    torch.testing.assert_close(
+        losses.normal_kl(mean, std, prior_mean, prior_std),
+        kl_divergence(Normal(mean, std), Normal(prior_mean, prior_std)),
+    )
+
+
+def test_bernoulli_kl_is_the_known_one_and_finite_in_the_tails():
+    logit, prior = torch.randn(50) * 4, torch.rand(50)
+    torch.testing.assert_close(
+        losses.bernoulli_kl(logit, prior), kl_divergence(Bernoulli(logits=logit), Bernoulli(prior))
+    )
+    assert losses.bernoulli_kl(torch.tensor([-200.0, 200.0]), torch.full((2,), 1e-7)).isfinite().all()
+
+
+def test_the_terms_are_those_of_torch_distributions():
+    m = model(count_start=2.0, count_floor=1.0, size_prior=0.2)
+    images = some_images(m.shape)
+    torch.manual_seed(5)
+    terms = m.training_step(images, 7)
+    torch.manual_seed(5)
+    cells = m.infer(images, m.noise(images))
+    size = math.log(0.2 / 0.8)
+    where = kl_divergence(
+        Normal(cells.where_mean, cells.where_std),
+        Normal(torch.tensor([0, 0, size, size]), torch.tensor([1, 1, 0.5, 0.5])),
+    )
+    what = kl_divergence(Normal(cells.what_mean, cells.what_std), Normal(0.0, 1.0))
+    depth = kl_divergence(Normal(cells.depth_mean, cells.depth_std), Normal(0.0, 1.0))
+    for name, kl in (("where", where), ("what", what), ("depth", depth)):
+        torch.testing.assert_close(terms[name], (cells.presence * kl).sum((1, 2)).mean())
+    prior = count_prior_plain(cells.presence[..., 0].detach().round(), math.log(0.1 ** (7 / 1000) + 1))
+    presence = kl_divergence(Bernoulli(logits=cells.presence_logit[..., 0]), Bernoulli(prior.float()))
+    torch.testing.assert_close(terms["pres"], presence.sum(1).mean())
+
+
+def test_noisy_presence_kl_is_another_number():
+    torch.manual_seed(6)
+    clean = model(presence_kl="clean").training_step(some_images((1, 40, 52)), 7)
+    noisy = model(presence_kl="noisy").training_step(some_images((1, 40, 52)), 7)
+    assert (clean["pres"] - noisy["pres"]).abs().item() > 1e-3
+    torch.testing.assert_close(clean["recon"], noisy["recon"])
+
+
+def test_reconstruction_is_averaged_over_the_batch():
+    """A batch that holds the same image twice costs what the image costs."""
+    m = model()
+    image = some_images(m.shape, 1)
+    m.noise = lambda images: type(noise)(*(part.expand(len(images), -1, -1) for part in noise))
+    noise = Spair.noise(m, image)
+    one, two = m.training_step(image, 9), m.training_step(image.expand(2, -1, -1, -1), 9)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
+
+
+def test_training_wheels_block_where_depth_and_presence_until_their_step():
+    for step, blocked in ((TINY.wheels_steps - 1, True), (TINY.wheels_steps, False)):
+        m = model()
+        sum(m.training_step(some_images(m.shape), step).values()).backward()
+        for net in (m.box_net, m.depth_net, m.presence_net, m.backbone):
+            still = all(p.grad is None or float(p.grad.abs().max()) == 0 for p in net.parameters())
+            assert still == blocked
+        assert float(m.what_encoder[0].weight.grad.abs().max()) > 0
+
+
+# Gating
+
+
+def test_gating_with_all_cells_chosen_changes_nothing():
+    images = some_images((1, 40, 52))
+    terms = []
+    for gate in (0, 19, 20):  # 4x5 cells
+        torch.manual_seed(7)
+        m = model(gate_cells=gate)
+        torch.manual_seed(8)
+        terms.append(m.training_step(images, 9))
+    torch.testing.assert_close(terms[0], terms[2])
+    assert (terms[0]["recon"] - terms[1]["recon"]).abs().item() > 0
+
+
+def test_gating_starts_at_its_step_and_keeps_the_most_present():
+    m = model(gate_cells=2, gate_step=4)
+    cells = m.infer(some_images(m.shape), m.noise(some_images(m.shape)))
+    assert m.chosen(cells, 3).presence.shape[1] == 20
+    kept = m.chosen(cells, 4).presence[..., 0].sort(1, descending=True).values
+    torch.testing.assert_close(kept, cells.presence[..., 0].sort(1, descending=True).values[:, :2])
+
+
+# The backbone, the boxes
+
+
+@pytest.mark.parametrize("stride", [4, 8, 12, 16])
+@pytest.mark.parametrize("sides", [(128, 128), (40, 52)])
+def test_a_cells_features_see_the_image_around_the_cell(stride, sides):
+    """The receptive field, found by gradients, is centred on the cell to within a pixel."""
+    backbone = Backbone(1, 4, 3, stride, *sides)
+    torch.nn.init.constant_(backbone.layers[0].weight, 0.1)
+    images = torch.rand(1, 1, *sides, requires_grad=True)
+    row, column = 1, 2
+    for p in backbone.parameters():
+        torch.nn.init.constant_(p, 0.01)  # no dead ReLU
+    out = backbone(images)
+    assert out.shape == (1, 3, *backbone.grid)
+    assert backbone.grid == (math.ceil(sides[0] / stride), math.ceil(sides[1] / stride))
+    (grad,) = torch.autograd.grad(out[0, :, row, column].sum(), images)
+    seen = grad[0, 0].abs() > 0
+    field = 1 + 3 * (1 + stride // 4 + 2 * (stride // 4))
+    for axis, cell in ((1, row), (0, column)):
+        at = seen.any(axis).nonzero()[:, 0]
+        middle = (cell + 0.5) * stride
+        assert int(at[0]) == max(0, math.ceil(middle - field / 2 - 0.5 + 1e-6) if (field - stride) % 2 else middle - field / 2) or abs(
+            int(at[0]) - max(0, middle - field / 2)
+        ) <= 1
+        assert abs(int(at[-1]) + 1 - min(sides[1 - axis] if axis == 0 else sides[0], middle + field / 2)) <= 1
+
+
+def test_boxes_lie_around_their_cells_and_are_no_larger_than_the_anchor():
+    m = model()
+    cells = m.infer(some_images(m.shape), m.noise(some_images(m.shape)))
+    x0, y0, x1, y1 = cells.boxes.unbind(-1)
+    at = torch.arange(m.cells)
+    for low, high, cell in ((x0, x1, at % m.columns), (y0, y1, at // m.columns)):
+        assert ((high - low > 0) & (high - low <= TINY.anchor)).all()
+        offset = (low + high) / 2 / TINY.stride - cell
+        assert ((offset >= -0.5) & (offset <= 1.5)).all()
+
+
+# Detection
+
+
+def test_detections_lie_in_the_image_and_do_not_depend_on_the_batch():
+    m = model(presence_bias=1.0).eval()
+    images = some_images(m.shape, 4)
+    with torch.no_grad():
+        together = m.detect(images)
+        alone = [m.detect(image[None]) for image in images]
+    assert together.clusters is None
+    assert together.what.shape == (len(together.boxes), TINY.what_dim)
+    assert (together.boxes >= 0).all()
+    assert (together.boxes[:, [0, 2]] <= 52).all()
+    assert (together.boxes[:, [1, 3]] <= 40).all()
+    assert (together.scores > 0.01).all()
+    torch.testing.assert_close(together.boxes, torch.cat([d.boxes for d in alone]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.scores, torch.cat([d.scores for d in alone]), rtol=1e-4, atol=1e-4)
+
+
+def test_trimming_is_an_option():
+    m = model(presence_bias=1.0)
+    with torch.no_grad():
+        m.decoder[-1].bias.fill_(-5)  # dark everywhere
+        m.decoder[-1].bias.view(2, 8, 8)[0, 3:5, 2:7] = 5
+        trimmed = m.detect(some_images(m.shape)).boxes
+        whole = model(presence_bias=1.0, trim=0.0).detect(some_images(m.shape)).boxes
+    inside = (whole[:, 0] > 0) & (whole[:, 1] > 0) & (whole[:, 2] < 52) & (whole[:, 3] < 40)
+    assert inside.any()
+    ratio = (trimmed[:, 2:] - trimmed[:, :2])[inside] / (whole[:, 2:] - whole[:, :2])[inside]
+    torch.testing.assert_close(ratio, torch.tensor([5 / 8, 2 / 8]).expand_as(ratio), rtol=1e-4, atol=1e-4)
+
+
+# Learning, and bad input
+
+
+def test_a_few_steps_lower_the_loss():
+    """Squares at random places, all latents noisy."""
+    m = model(lr=3e-3, size_prior=0.5, anchor=16, wheels_steps=0)
+    (optimizer,) = m.optimizers()
+    places = torch.randint(0, 30, (80, 8, 2), generator=torch.Generator().manual_seed(9)).tolist()
+    losses_seen = []
+    for step, batch in enumerate(places):
+        images = torch.zeros(8, 1, 40, 52)
+        for image, (y, x) in zip(images, batch, strict=True):
+            image[:, y : y + 8, x : x + 8] = 1
+        terms = m.training_step(images, step)
+        optimizer.zero_grad()
+        loss = sum(terms.values())
+        loss.backward()
+        optimizer.step()
+        losses_seen.append(loss.item())
+    print([round(x) for x in losses_seen[::8]])
+    assert sum(losses_seen[-10:]) < 0.5 * sum(losses_seen[:10])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stride": 10}, "stride=10 is not a multiple of 4"),
+        ({"stride": 0}, "spair.stride=0 is out of range"),
+        ({"encoder_widths": "256,128"}, "encoder_widths=256,128"),
+        ({"presence_kl": "dirty"}, "spair.presence_kl=dirty is not one of: clean, noisy"),
+        ({"size_prior": 1.5}, "spair.size_prior=1.5 is out of range"),
+    ],
+)
+def test_a_wrong_option_is_one_line(options, words):
+    with pytest.raises(UsageError) as error:
+        build(SpairConfig, "spair", options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("anchor", 41), ("stride", 44)])
+def test_an_anchor_or_cell_larger_than_the_image_names_the_option(key, value):
+    with pytest.raises(ValueError, match=rf"{key}={value} is larger than the image, which is 40x52"):
+        model(**{key: value})
+
+
+@pytest.mark.parametrize("protocol", ["demo", "small", "paper"])
+@pytest.mark.parametrize("data", ["multimnist", "fruit2d-sim", "anything"])
+def test_settings_of_every_protocol_are_valid(protocol, data):
+    config = build(SpairConfig, "spair", Spair.settings(protocol, data))
+    assert config.what_dim == (256 if protocol == "paper" else 32)
+    if protocol == "paper":
+        assert (config.anchor, config.stride) == (72, 12)
+    side = 128 if protocol == "paper" else 64
+    assert config.anchor <= side

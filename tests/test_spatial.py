@@ -1,0 +1,88 @@
+"""The fast spatial toolkit against the plain one: values and gradients."""
+
+import pytest
+import torch
+
+from objbench.spatial import boxes_around, crop, overlap, paint, trim_boxes
+from objbench.spatial.reference import crop_plain, overlap_plain, paint_plain
+
+
+def some_boxes(n: int, k: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Boxes of many sizes, some reaching far outside the image, some smaller than a pixel of it."""
+    gen = torch.Generator().manual_seed(seed)
+    centre = torch.rand(n, k, 2, generator=gen) * torch.tensor([width, height]) * 1.2 - 3
+    size = torch.exp(torch.rand(n, k, 2, generator=gen) * 5 - 0.5)  # 0.6 .. 90 px
+    return torch.cat([centre - size / 2, centre + size / 2], -1).requires_grad_()
+
+
+def assert_equal_with_gradients(fast, plain, inputs, tolerance=1e-4):
+    torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance)
+    weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))
+    fast_grads = torch.autograd.grad((fast * weight).sum(), inputs)
+    plain_grads = torch.autograd.grad((plain * weight).sum(), inputs)
+    for name, a, b in zip("ab", fast_grads, plain_grads, strict=False):
+        assert b.abs().max() > 0, f"the plain gradient of input {name} is zero: the test shows nothing"
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crop_equals_grid_sample_on_copies(channels):
+    images = torch.rand(2, channels, 40, 56, requires_grad=True)
+    boxes = some_boxes(2, 9, 40, 56)
+    assert_equal_with_gradients(crop(images, boxes, 12), crop_plain(images, boxes, 12), [images, boxes])
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_paint_equals_summed_canvases(channels):
+    glimpses = torch.rand(2, 9, channels, 12, 12, requires_grad=True)
+    boxes = some_boxes(2, 9, 40, 56)
+    assert_equal_with_gradients(
+        paint(glimpses, boxes, 40, 56), paint_plain(glimpses, boxes, 40, 56), [glimpses, boxes]
+    )
+
+
+def test_overlap_equals_the_dense_one():
+    glimpses = torch.rand(3, 9, 12, 12, requires_grad=True)
+    boxes = some_boxes(3, 9, 40, 56)
+    assert_equal_with_gradients(
+        overlap(glimpses, boxes, 40, 56), overlap_plain(glimpses, boxes, 40, 56), [glimpses, boxes]
+    )
+
+
+def test_overlap_of_objects_apart_is_nothing_and_of_one_twice_is_its_sum():
+    ones = torch.ones(1, 2, 8, 8)
+    apart = torch.tensor([[[0.0, 0, 8, 8], [20, 20, 28, 28]]])
+    same = torch.tensor([[[4.0, 4, 12, 12], [4, 4, 12, 12]]])
+    assert overlap(ones, apart, 32, 32).item() == pytest.approx(0, abs=1e-4)
+    assert overlap(ones, same, 32, 32).item() == pytest.approx(64, abs=1e-3)
+
+
+def test_crop_of_a_box_aligned_with_pixels_is_a_copy():
+    images = torch.rand(1, 2, 16, 16)
+    boxes = torch.tensor([[[3.0, 5, 11, 13]]])
+    torch.testing.assert_close(crop(images, boxes, 8)[0, 0], images[0, :, 5:13, 3:11], atol=1e-5, rtol=0)
+
+
+def test_paint_undoes_crop_on_aligned_boxes():
+    images = torch.rand(1, 1, 16, 16)
+    boxes = torch.tensor([[[3.0, 5, 11, 13]]])
+    canvas = paint(crop(images, boxes, 8), boxes, 16, 16)
+    torch.testing.assert_close(canvas[..., 5:13, 3:11], images[..., 5:13, 3:11], atol=1e-5, rtol=0)
+    assert canvas[..., :5, :].abs().max() < 1e-5
+
+
+def test_boxes_around_puts_each_centre_in_its_own_cell():
+    centre = torch.full((1, 6, 2), 0.5)
+    size = torch.full((1, 6, 2), 10.0)
+    boxes = boxes_around(centre, size, grid=(2, 3), image=(20, 60))
+    assert boxes[0, 0].tolist() == [5, 0, 15, 10]
+    assert boxes[0, 5].tolist() == [45, 10, 55, 20]
+
+
+def test_trim_boxes_cuts_to_what_is_bright_and_keeps_an_empty_glimpse():
+    brightness = torch.zeros(2, 8, 8)
+    brightness[0, 2:4, 5:7] = 0.9  # rows 2..3, columns 5..6
+    boxes = torch.tensor([[0.0, 0, 16, 16], [1, 2, 3, 4]])
+    trimmed = trim_boxes(boxes, brightness, 0.2)
+    assert trimmed[0].tolist() == [10, 4, 14, 8]
+    assert trimmed[1].tolist() == [1, 2, 3, 4]

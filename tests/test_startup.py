@@ -1,0 +1,51 @@
+"""What is needed to start is light, and the harness knows no plugin."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import objbench
+import pytest
+
+HEAVY = ["torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn", "rich", "safetensors"]
+SOURCES = sorted(Path(objbench.__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["list", "models"], ["plugins"], ["--version"]], ids=" ".join
+)
+def test_a_quick_answer_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys, json\n"
+        f"sys.argv = ['objbench', *{words!r}]\n"
+        "from objbench.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as done:\n    assert not done.code, done.code\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_the_harness_imports_no_plugin(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        assert not [n for n in names if n.partition(".")[0] in ("objbench_plugins", "plugins")], path
+
+
+def test_the_harness_names_no_plugin() -> None:
+    registered = {"gmair", "spair", "space", "multimnist", "ap50", "nmi", "fruit2d"}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in registered, f"{path.name} names {node.value}"

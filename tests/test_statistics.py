@@ -1,0 +1,202 @@
+"""Intervals and comparisons on simulated tables whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from objbench.detector import Detections
+from objbench.report.statistics import (
+    Run,
+    best_and_tied,
+    compare,
+    difference,
+    interval,
+    resample,
+    scenes_digest,
+    select_scenes,
+)
+from objbench.scenes import GroundTruth
+
+
+def scenes(seed: int, images: int = 40, most: int = 4, truth_seed: int = 0) -> tuple[Detections, GroundTruth]:
+    """Detections in no order of images, every row distinct."""
+    random, true = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(truth_seed)
+    counts = torch.randint(0, most, (images,), generator=true)
+    image = torch.repeat_interleave(torch.arange(images), counts)
+    truth = GroundTruth(
+        images,
+        image,
+        torch.rand(len(image), 4, generator=true),
+        torch.randint(0, 3, image.shape, generator=true),
+    )
+    found = torch.randint(0, images, (images * 2,), generator=random)
+    m = len(found)
+    detections = Detections(
+        images,
+        found,
+        torch.rand(m, 4, generator=random),
+        torch.rand(m, generator=random),
+        torch.randint(0, 9, (m,), generator=random),
+        torch.rand(m, 2, generator=random),
+    )
+    return detections, truth
+
+
+def objects_a_scene(detections: Detections, truth: GroundTruth) -> dict[str, float]:
+    return {"objects": len(truth.image) / truth.images, "found": len(detections.image) / detections.images}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(0, 60), most=st.integers(1, 5))
+def test_selected_scenes_hold_what_the_scenes_they_are_taken_from_hold(seed: int, n: int, most: int) -> None:
+    detections, truth = scenes(seed, 12, most, seed)
+    indices = torch.randint(0, 12, (n,), generator=torch.Generator().manual_seed(seed))
+    found, there = select_scenes(detections, truth, indices)
+    assert found.images == there.images == n
+    for new, old in enumerate(indices.tolist()):
+        for name in ("boxes", "scores", "clusters", "what"):
+            assert torch.equal(
+                getattr(found, name)[found.image == new], getattr(detections, name)[detections.image == old]
+            )
+        for name in ("boxes", "labels"):
+            assert torch.equal(
+                getattr(there, name)[there.image == new], getattr(truth, name)[truth.image == old]
+            )
+    assert len(found.image) == sum(int((detections.image == i).sum()) for i in indices)
+
+
+def test_parts_that_a_detector_does_not_give_stay_absent() -> None:
+    detections, truth = scenes(0)
+    bare = Detections(detections.images, detections.image, detections.boxes, detections.scores)
+    found, _ = select_scenes(bare, truth, torch.tensor([1, 1]))
+    assert found.clusters is None
+    assert found.what is None
+
+
+def test_resampled_means_spread_as_theory_says() -> None:
+    detections, truth = scenes(3, images=200)
+    ticks: list[int] = []
+    run = resample(detections, truth, [objects_a_scene], 400, lambda: ticks.append(1))["objects"]
+    counts = torch.bincount(truth.image, minlength=200).double()
+    assert len(ticks) == len(run.replicates) == 400
+    assert run.point == counts.mean()
+    low, high = interval([run])
+    assert high - low == pytest.approx(2 * 1.96 * counts.std().item() / math.sqrt(200), rel=0.15)
+    assert low < run.point < high
+
+
+def test_draws_depend_on_the_truth_alone() -> None:
+    (one, truth), (other, same), (_, different) = scenes(1), scenes(2), scenes(1, truth_seed=5)
+    a = resample(one, truth, [objects_a_scene], 20)["objects"].replicates
+    b = resample(other, same, [objects_a_scene], 20)["objects"].replicates
+    assert np.array_equal(a, b)
+    assert scenes_digest(truth) == scenes_digest(same) != scenes_digest(different)
+
+
+def simulate(
+    random: np.random.Generator, n: int, seed_std: float, scene_std: float, shared: bool
+) -> list[Run]:
+    """Runs of true mean 0.5: training runs differ by seed_std, scenes by scene_std, of one test set or n."""
+    count, resamples = 60, 150
+    sets = 1 if shared else n
+    scene = np.repeat(random.normal(0, scene_std, (sets, count)), n // sets, axis=0)
+    values = 0.5 + random.normal(0, seed_std, (n, 1)) + scene + random.normal(0, scene_std / 3, (n, count))
+    weights = random.multinomial(count, [1 / count] * count, (sets, resamples)) / count
+    weights = np.repeat(weights, n // sets, axis=0)
+    return [Run(v.mean(), w @ v) for v, w in zip(values, weights, strict=True)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("n", "seed_std", "scene_std"),
+    [(1, 0.0, 0.3), (3, 0.05, 0.01), (3, 0.0, 0.3), (3, 0.03, 0.2), (8, 0.03, 0.1)],
+)
+def test_the_interval_holds_the_true_figure_as_often_as_it_says(
+    n: int, seed_std: float, scene_std: float, shared: bool
+) -> None:
+    random = np.random.default_rng(n)
+    intervals = [interval(simulate(random, n, seed_std, scene_std, shared)) for _ in range(400)]
+    held = np.mean([low <= 0.5 <= high for low, high in intervals])
+    assert 0.89 <= held <= 0.99  # 0.95 as drawn 400 times is 0.93 to 0.97; the rest is for small samples
+
+
+def test_the_interval_of_one_seed_knows_nothing_of_other_seeds() -> None:
+    random = np.random.default_rng(0)
+    held = np.mean(
+        [
+            low <= 0.5 <= high
+            for low, high in (interval(simulate(random, 1, 0.1, 0.1, False)) for _ in range(200))
+        ]
+    )
+    assert held < 0.4
+
+
+def test_a_figure_that_is_not_defined_has_no_interval() -> None:
+    assert all(math.isnan(v) for v in interval([]))
+    assert all(math.isnan(v) for v in interval([Run(math.nan, np.zeros(5)), Run(1.0, np.ones(5))]))
+
+
+def row(values: list[float], noise: np.ndarray) -> dict[int, Run]:
+    """A run for each seed, all with the same noise of the test scenes."""
+    return {seed: Run(v, v + noise) for seed, v in enumerate(values)}
+
+
+NOISE = np.random.default_rng(0).normal(0, 0.05, 500)
+OTHER_NOISE = np.random.default_rng(1).normal(0, 0.05, 500)
+
+
+def test_identical_rows_tie_and_a_clearly_better_one_does_not() -> None:
+    a, same, worse = (
+        row([0.9, 0.91, 0.92], NOISE),
+        row([0.9, 0.91, 0.92], NOISE),
+        row([0.5, 0.52, 0.51], NOISE),
+    )
+    assert difference(a, same) == (0, 0, 0)
+    assert best_and_tied([a, same, worse]) == [True, True, False]
+    assert best_and_tied([worse, a]) == [False, True]
+
+
+def test_pairing_tells_apart_what_separate_intervals_do_not() -> None:
+    better, worse = row([0.90, 0.91, 0.92], NOISE), row([0.88, 0.89, 0.90], NOISE)
+    assert interval([*better.values()])[0] < interval([*worse.values()])[1]
+    assert difference(better, worse)[1:] == pytest.approx((0.02, 0.02))
+    assert best_and_tied([better, worse]) == [True, False]
+    unpaired = row([0.88, 0.89, 0.90], OTHER_NOISE)
+    assert best_and_tied([better, unpaired]) == [True, True]
+
+
+def test_rows_that_differ_only_by_their_seeds_tie() -> None:
+    a, b = row([0.90, 0.80, 0.95], NOISE), row([0.85, 0.91, 0.84], NOISE)
+    assert best_and_tied([a, b]) == [True, True]
+
+
+def test_only_shared_scenes_are_compared() -> None:
+    a, b = row([0.9, 0.5], NOISE), {0: Run(0.8, 0.8 + NOISE), 7: Run(0.1, 0.1 + NOISE)}
+    assert difference(a, b)[0] == pytest.approx(0.1)
+    assert all(math.isnan(v) for v in difference(a, {9: Run(0.1, NOISE)}))
+
+
+def test_rows_are_compared_within_their_block_and_by_those_who_may_win() -> None:
+    def of(values: list[float]) -> dict[int, dict[str, Run]]:
+        return {seed: {"ap": run} for seed, run in row(values, NOISE).items()}
+
+    rows = [of([0.9, 0.9]), of([0.7, 0.7]), of([0.99, 0.99]), of([0.2, 0.2]), {}]
+    found = compare(rows, ["x", "x", "x", "y", "x"], [True, True, False, True, True], 500)
+    assert found.best == [{"ap"}, set(), set(), set(), set()]  # neither the oracle, nor who is alone
+    assert [(a, b) for a, b, _ in found.pairs] == [(0, 1), (0, 2), (1, 2)]
+    assert found.pairs[0][2]["ap"] == pytest.approx((0.2, 0.2, 0.2))
+    low, high = found.intervals[1]["ap"]
+    assert 0.58 < low < 0.62
+    assert 0.78 < high < 0.82
+    assert all(math.isnan(v) for v in found.intervals[4]["ap"])
+
+
+def test_a_row_without_a_figure_is_never_best() -> None:
+    undefined = row([math.nan], NOISE)
+    assert best_and_tied([undefined, row([0.1], NOISE)]) == [False, True]
+    assert best_and_tied([undefined, {}]) == [False, False]

@@ -1,0 +1,233 @@
+"""Nothing half-written is ever read, nothing damaged is ever believed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from objbench import store as store_module
+from objbench.clustering import Mixture, MixtureConfig
+from objbench.errors import UsageError
+from objbench.matrix import Cell
+from objbench.results import CellResult
+from objbench.store import (
+    Damaged,
+    Store,
+    check_files,
+    load_tensors,
+    read_json,
+    read_record,
+    save_tensors,
+    write_file,
+    write_json,
+    write_record,
+)
+
+RESULT = CellResult(
+    cell="0123456789abcdef",
+    model="m",
+    data="d",
+    protocol="demo",
+    seed=0,
+    status="done",
+    metrics={"ap": 0.1 + 0.2, "undefined": math.nan},
+    seconds=1.5,
+    model_config={"lr": 1e-4},
+    provenance={"data": {"digits": 5000}},
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with one cell that is done."""
+    store = Store(tmp_path / "out")
+    store.prepare()
+    add(store, RESULT)
+    return store
+
+
+def add(store: Store, result: CellResult) -> Path:
+    """A cell as the harness writes it."""
+    folder = store.folder(result.cell)
+    folder.mkdir()
+    write_json(folder / "cell.json", {"identity": {}})
+    save_tensors(folder / "weights.safetensors", {"w": torch.arange(300.0)})
+    write_record(folder, result, ["weights.safetensors"])
+    return folder
+
+
+def test_a_record_comes_back_as_it_was(store: Store) -> None:
+    (result,), warnings = store.results()
+    assert warnings == []
+    assert math.isnan(result.metrics["undefined"])
+    assert result.metrics["ap"] == 0.1 + 0.2  # every bit
+    assert result.path == str(store.folder(RESULT.cell))
+    assert replace(result, metrics={}, path="") == replace(RESULT, metrics={})
+    json.loads((store.folder(RESULT.cell) / "record.json").read_text(), parse_constant=pytest.fail)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_any_damage_to_a_record_is_seen(store: Store, place: float, bit: int, cut: bool) -> None:
+    path = store.folder(RESULT.cell) / "record.json"
+    whole = path.read_bytes()
+    at = int(place * len(whole))
+    path.write_bytes(whole[:at] if cut else whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+    try:
+        results, warnings = store.results()
+        if results:  # white space may change, figures may not
+            assert repr(results) == repr([replace(RESULT, path=str(path.parent))])
+        else:
+            assert len(warnings) == 1
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "cell.json", "record.json"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+def test_a_damaged_cell_is_seen_and_set_aside(store: Store, name: str, how: str) -> None:
+    path = store.folder(RESULT.cell) / name
+    whole = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        middle = len(whole) // 2
+        path.write_bytes(
+            whole[:middle] + (b"" if how == "cut" else bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        )
+    if (name, how) == ("record.json", "gone"):  # as one that was killed before it began
+        assert store.verified(RESULT.cell) is None
+        assert "record.json is missing" in store.results()[1][0]
+    else:
+        with pytest.raises(Damaged, match=name):
+            store.verified(RESULT.cell)
+    assert store.set_aside(RESULT.cell).name == f"{RESULT.cell}.broken-1"
+    add(store, RESULT)
+    assert store.set_aside(RESULT.cell).name == f"{RESULT.cell}.broken-2"
+    assert store.results() == ([], []), "what is set aside is not read"
+
+
+def test_copies_and_other_versions_are_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(store.folder(RESULT.cell), store.folder("copy"))
+    monkeypatch.setattr(store_module, "FORMAT", 2)
+    add(store, replace(RESULT, cell="later"))
+    monkeypatch.undo()
+    results, (of_copy, of_later) = store.results()
+    assert [r.cell for r in results] == [RESULT.cell]
+    assert of_copy.startswith("cell copy is left out")
+    assert RESULT.cell in of_copy
+    assert "another version" in of_later
+
+
+@pytest.mark.parametrize("breaks", ["fsync", "replace"])
+def test_a_write_that_breaks_off_leaves_what_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    path = tmp_path / "file"
+    write_file(path, b"before")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, breaks, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_file(path, b"after")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_come_back_whatever_their_layout(tmp_path: Path) -> None:
+    base = torch.randn(4, 6)
+    images = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    tensors = {
+        "all": base,
+        "part": base[1:, ::2],
+        "brain": base.bfloat16(),
+        "0-d": torch.tensor(3),
+        "last": images,
+    }
+    save_tensors(tmp_path / "t", tensors)
+    loaded = load_tensors(tmp_path / "t")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[k], v) and loaded[k].dtype == v.dtype for k, v in tensors.items())
+
+
+def test_a_dead_run_is_interrupted_and_a_live_one_runs(store: Store) -> None:
+    folder = add(store, replace(RESULT, cell="running", status="running"))
+    write_json(folder / "checkpoint.json", {"position": {"step": 7, "seconds": 2.0}})
+    lock = store.lock("running")
+    assert lock is not None
+    assert store.result("running").status == "running"
+    assert store.lock("running") is None, "one process at a time"
+    os.close(lock)
+    dead = store.result("running")
+    assert (dead.status, dead.train_steps, dead.seconds) == ("interrupted", 7, 2.0)
+
+
+def test_out_must_be_a_directory_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"file is a file"):
+        Store(tmp_path / "file").prepare()
+    with pytest.raises(UsageError, match=r"cannot write there"):
+        Store("/proc/objbench").prepare()
+
+
+def test_a_record_vouches_for_what_it_names(store: Store) -> None:
+    folder = store.folder(RESULT.cell)
+    check_files(folder, read_record(folder)[1])
+    with pytest.raises(Damaged, match="missing"):
+        read_json(folder / "nothing.json")
+
+
+def test_keys_do_not_depend_on_order_or_number_format() -> None:
+    one = Cell({"a": 1, "b": {"c": 2, "d": [3]}}, {}, {})
+    other = Cell({"b": {"d": [3], "c": 2}, "a": 1}, {"lies": "elsewhere"}, {})
+    assert one.key == other.key
+    assert len(one.key) == 16
+    assert one.key != Cell({"a": 2, "b": {"c": 2, "d": [3]}}, {}, {}).key
+
+
+# The mixture, which a cell keeps
+
+
+def blobs(n: int = 200) -> torch.Tensor:
+    """Two groups [2n, 3], far apart."""
+    near = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    return torch.cat([near, near + torch.tensor([20.0, 0, 0])])
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag", "tied", "spherical"])
+@pytest.mark.parametrize("more", [{}, {"standardise": True}, {"pca": 2}], ids=str)
+def test_a_mixture_saved_and_loaded_clusters_alike(
+    tmp_path: Path, covariance: str, more: dict[str, int]
+) -> None:
+    config = MixtureConfig(components=2, covariance=covariance, restarts=2, **more)
+    mixture, warning = Mixture.fit(config, blobs())
+    assert warning == ""
+    clusters = mixture.predict(blobs())
+    assert (clusters[:200] == clusters[0]).all()
+    assert (clusters[200:] == 1 - clusters[0]).all()
+    save_tensors(tmp_path / "m", mixture.tensors)
+    assert torch.equal(Mixture(config, load_tensors(tmp_path / "m")).predict(blobs()), clusters)
+
+
+def test_too_little_to_cluster_is_a_warning(tmp_path: Path) -> None:
+    mixture, warning = Mixture.fit(MixtureConfig(components=10), torch.zeros(0, 3))
+    assert "gmm.components=10" in warning
+    save_tensors(tmp_path / "m", mixture.tensors)
+    again = Mixture(mixture.config, load_tensors(tmp_path / "m"))
+    assert again.predict(torch.randn(4, 3)).tolist() == [0, 0, 0, 0]
+
+
+def test_more_principal_components_than_values_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"gmm\.pca=4 is more than the 3"):
+        Mixture.fit(MixtureConfig(components=2, pca=4), blobs())
