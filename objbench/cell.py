@@ -134,7 +134,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
     write_record(folder, began)
     cell = Cell(**read_json(folder / "cell.json"))
     protocol = Protocol(summary="", **cell.identity["protocol"])
-    trained_before = checkpoint.position(folder).seconds
+    before = checkpoint.position(folder)
     seed_everything(cell.identity["seed"])
     built = build_cell(registry, cell, device)
     for name, value in built.detector.state_dict().items():
@@ -152,6 +152,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
             tell=link.tell,
             stopping=lambda: link.stop,
             checkpoint_s=checkpoint_s,
+            fit_scenes=protocol.fit_scenes,
         )
         link.at_once = True
         images = at.step * built.detector.config.batch_size
@@ -160,9 +161,11 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
         images = protocol.fit_scenes
         at = _fit(built, images)
 
+    warnings: list[str] = []
+    if before.step and before.machine != at.machine:
+        warnings.append(f"trained on {before.machine} to step {before.step}, then on {at.machine}")
     link.tell({"phase": "scoring"})
     found, truth = detect(built.detector, built.evaluation, "test", protocol.test_scenes)
-    warnings: list[str] = []
     files = ["weights.safetensors", "detections.safetensors", "truth.safetensors"]
     if built.mixture:
         seen, _ = detect(built.detector, built.training, "train", protocol.fit_scenes)
@@ -183,7 +186,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
         "metric_versions": metric_versions(registry),
         "oracle": built.detector.oracle,
         "warnings": warnings,
-        "wall_seconds": trained_before + time.monotonic() - start,
+        "wall_seconds": before.seconds + time.monotonic() - start,
         "finished": now(),
     }
     result = replace(

@@ -25,6 +25,8 @@ class Position:
     seconds: float = 0.0
     """Spent in training; evaluation and checkpoints are not counted."""
     peak_memory_mb: float = 0.0
+    machine: str = ""
+    """Device and threads; resuming elsewhere need not give the same bits."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """The running figures so far, a row an evaluation."""
 

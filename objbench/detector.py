@@ -147,6 +147,16 @@ class Detector(nn.Module):
         """Numbers to log beside the loss, of the last training step (cluster usage, objects an image)."""
         return {}
 
+    def milestones(self) -> tuple[int, ...]:
+        """Steps before which training pauses for `at_milestone`; none unless overridden."""
+        return ()
+
+    def at_milestone(self, images: Tensor, step: int) -> None:
+        """A pause in training, to look at many images at once: to start a mixture, say.
+
+        images: the first `fit_scenes` of the protocol's training images [n, channels, height, width].
+        """
+
     def reconstruct(self, images: Tensor) -> Tensor | None:
         """The model's own picture of `images`, same shape, for `objbench show`; None when it has none."""
         return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from objbench.matrix import Cell
 from objbench.results import CellResult
@@ -19,30 +19,26 @@ PLAIN_S = 15.0
 
 
 class Progress:
-    """Shows the cells at work. Use it as a context manager."""
+    """Shows the cells at work; a context manager."""
 
     def __init__(self, total: int, metrics: Iterable[str]) -> None:
-        """total: cells to run. metrics: those worth showing while they run."""
+        """total: cells to run. metrics: those worth showing while they run, the best first."""
         self.total, self.ended, self.metrics = total, 0, list(metrics)
         self.console = Console(stderr=True, highlight=False)
         self._known: dict[str, dict[str, Any]] = {}
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-        )
-        self._bars = Bars(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        )
+        one_line = Column(no_wrap=True, overflow="ellipsis")
+        shown: list[ProgressColumn] = [TextColumn("{task.description}", table_column=one_line)]
+        if self.console.width >= 110:
+            shown.insert(0, BarColumn(16))
+        self._bars = Bars(*shown, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     def __enter__(self) -> Progress:
         self._bars.start()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def say(self, text: str) -> None:
@@ -51,22 +47,20 @@ class Progress:
 
     def begin(self, cell: Cell) -> None:
         """A cell was started."""
-        self._known[cell.key] = {}
+        self._known[cell.key] = {"phase": "starting"}
         self._said[cell.key] = time.monotonic()
-        self._tasks[cell.key] = self._bars.add_task(cell.name, total=None, said="starting")
+        self._tasks[cell.key] = self._bars.add_task(f"{cell.name}: starting", total=None)
 
     def update(self, cell: Cell, event: dict[str, Any]) -> None:
         """A cell told something."""
         known = self._known[cell.key]
         known |= {"phase": "", **event}
-        said = describe(known, self.metrics)
-        self._bars.update(
-            self._tasks[cell.key], completed=known.get("step", 0), total=known.get("steps"), said=said
-        )
+        said = f"{cell.name}: {describe(known, self.metrics)}"
+        task, done, steps = self._tasks[cell.key], known.get("step", 0), known.get("steps")
+        self._bars.update(task, completed=done, total=steps, description=said)
         if not self.console.is_terminal and time.monotonic() - self._said[cell.key] > PLAIN_S:
             self._said[cell.key] = time.monotonic()
-            at = f"step {known['step']}/{known['steps']}, " if "step" in known else ""
-            self.say(f"{cell.name}: {at}{said}")
+            self.say(said)
 
     def end(self, cell: Cell, result: CellResult) -> None:
         """A cell ended."""
@@ -79,17 +73,15 @@ class Progress:
 
 
 def describe(known: dict[str, Any], metrics: list[str]) -> str:
-    """Pace, loss, running metrics and time left, as far as they are known."""
+    """Step, pace, time left, running metrics and loss, as far as they are known."""
     if known["phase"]:
         return str(known["phase"])
-    parts = []
-    if "step" in known:
-        pace = known["steps_per_second"]
-        parts += [f"{pace:.1f} steps/s", f"loss {known['loss']:.4g}"]
-    parts += [f"{name} {known['metrics'][name]:.2f}" for name in metrics if name in known.get("metrics", {})]
-    if "step" in known and pace > 0:
-        parts.append(f"{duration((known['steps'] - known['step']) / pace)} left")
-    return ", ".join(parts)
+    pace = known["steps_per_second"]
+    left = duration((known["steps"] - known["step"]) / pace)
+    parts = [f"{known['step']}/{known['steps']}", f"{pace:.1f} steps/s", f"{left} left"]
+    running = known.get("metrics", {})
+    parts += [f"{name} {running[name]:.2f}" for name in metrics if name in running]
+    return ", ".join([*parts, f"loss {known['loss']:.4g}"])
 
 
 def duration(seconds: float) -> str:

@@ -69,26 +69,30 @@ def canonical(value: Any) -> str:
 
 
 def write_json(path: Path, body: Mapping[str, Any]) -> None:
-    """Writes `body` (JSON values under text keys) with its own checksum."""
-    body = {"format": FORMAT, **body}
-    seal = hashlib.sha256(canonical(body).encode()).hexdigest()
-    write_file(path, (json.dumps(body | {"sha256": seal}, indent=1) + "\n").encode())
+    """Writes `body`, JSON values under text keys; its checksum comes first."""
+    rest = json.dumps({"format": FORMAT, **body}, indent=1)[1:].encode()
+    write_file(path, _seal(rest) + rest)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote. Damaged when the file is missing, cut short or edited."""
     try:
-        body = json.loads(path.read_bytes())
-        seal = body.pop("sha256")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise Damaged(f"{path.name} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Damaged(f"{path.name} is cut short or not ours") from None
-    if seal != hashlib.sha256(canonical(body).encode()).hexdigest():
-        raise Damaged(f"{path.name} was edited (its checksum differs)")
+    rest = data[len(_seal(b"")) :]
+    if data != _seal(rest) + rest:
+        raise Damaged(f"{path.name} was cut short or edited (its checksum differs)")
+    body: dict[str, Any] = json.loads(data)
+    del body["sha256"]
     if body.pop("format") != FORMAT:
         raise Damaged(f"{path.name} was written by another version of objbench")
-    return dict(body)
+    return body
+
+
+def _seal(rest: bytes) -> bytes:
+    """How a JSON object begins whose other bytes are `rest`."""
+    return b'{"sha256": "%s",' % hashlib.sha256(rest).hexdigest().encode()
 
 
 def vouch(folder: Path, names: Iterable[str]) -> dict[str, str]:

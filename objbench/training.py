@@ -18,7 +18,7 @@ from torch import Tensor
 from objbench import checkpoint
 from objbench.checkpoint import Position
 from objbench.detector import Detector
-from objbench.provenance import peak_memory_mb
+from objbench.provenance import device_name, peak_memory_mb
 from objbench.scenes import SceneSource
 from objbench.store import write_file
 
@@ -49,6 +49,7 @@ def train(
     tell: Callable[[dict[str, Any]], None],
     stopping: Callable[[], bool],
     checkpoint_s: float,
+    fit_scenes: int,
 ) -> Position:
     """Trains from the cell's checkpoint, or from the start, to `config.steps`; ends with a checkpoint.
 
@@ -59,13 +60,18 @@ def train(
     config, device = detector.config, next(detector.parameters()).device
     optimizers = detector.optimizers()
     at = checkpoint.restore(folder, detector, optimizers)
+    at.machine = f"{device_name(device)} with {torch.get_num_threads()} threads"
     size = source.size("train")
     point_every = max(1, config.steps // EVALUATIONS)
     recent: list[Losses] = []  # of the steps since we last looked
     looked = saved = time.perf_counter()
     saving_s = 0.0
+    milestones = detector.milestones()
     detector.train()
     while at.step < config.steps:
+        if at.step in milestones:
+            many = source.scenes("train", torch.arange(min(fit_scenes, size or fit_scenes))).images
+            detector.at_milestone(many.to(device), at.step)
         images = source.scenes("train", batch_indices(size, seed, at.step, config.batch_size)).images
         names, losses = terms_of(detector.training_step(images.to(device, non_blocking=True), at.step))
         recent.append((names, losses.detach()))

@@ -98,7 +98,7 @@ def test_gumbel_softmax_picks_each_cluster_with_its_chance():
 
 def test_terms_are_those_of_equation_11_computed_again_the_plain_way():
     """Same noise, dense canvases, loops over cells: the sum and every term agree."""
-    model = small(overlap_steps=100, mixture_start=0, gate_cells=0).train()
+    model = small(presence="mean", mixture_start=0, gate_cells=0, first_batch=0).train()
     images, step = pictures(), 7
     torch.manual_seed(5)
     terms = model.training_step(images, step)

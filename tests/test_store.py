@@ -83,10 +83,8 @@ def test_any_damage_to_a_record_is_seen(store: Store, place: float, bit: int, cu
     path.write_bytes(whole[:at] if cut else whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
     try:
         results, warnings = store.results()
-        if results:  # white space may change, figures may not
-            assert repr(results) == repr([replace(RESULT, path=str(path.parent))])
-        else:
-            assert len(warnings) == 1
+        assert results == []
+        assert "record.json was cut short or edited" in warnings[0]
     finally:
         path.write_bytes(whole)
 

@@ -155,7 +155,7 @@ def draw(table: Table, on_screen: bool) -> str:
     console = Console() if on_screen else Console(width=10_000, color_system=None, force_terminal=False)
     with console.capture() as capture:
         for grid in terminal(table, gap=2 if console.width >= 100 else 1):
-            console.print(grid)
+            console.print(grid, "")
         for note in table.notes:
             console.print(note, markup=False, highlight=False, style="dim", soft_wrap=not on_screen)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().strip("\n").splitlines())

@@ -91,14 +91,17 @@ def rows_of(
     no row follows in rows of its own.
     """
     groups: dict[tuple[Any, ...], list[CellResult]] = {}
+    shared: dict[tuple[str, ...], set[tuple[str, str]]] = {}  # what all cells of one data set or model have
     for result in sorted(results, key=lambda r: r.seed):
-        facts = _facts(identities.get(result.cell) or vars(result))
-        groups.setdefault((result.protocol, result.data, result.model, *facts), []).append(result)
+        names = (result.protocol, result.data, result.model)
+        of_data, of_model = _facts(identities.get(result.cell) or vars(result))
+        groups.setdefault((*names, of_data, of_model), []).append(result)
+        shared.setdefault(names[:2], set(of_data)).intersection_update(of_data)
+        shared.setdefault(names, set(of_model)).intersection_update(of_model)
     rows = []
     for (protocol, data, model, of_data, of_model), group in groups.items():
-        same_data = [other for other in groups if other[:2] == (protocol, data)]
-        data_options = _telling(of_data, [other[3] for other in same_data])
-        options = _telling(of_model, [other[4] for other in same_data if other[2] == model])
+        data_options = _telling(of_data, shared[protocol, data])
+        options = _telling(of_model, shared[protocol, data, model])
         rows.append(Row(protocol, data, model, data_options, options, tuple(group)))
     rows.sort(key=lambda row: _place(row, registry))
     rows = [replace(row, published=_published(row, registry, published)) for row in rows]
@@ -127,10 +130,8 @@ def _short(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:6]
 
 
-def _telling(mine: Facts, everybodys: Sequence[Facts]) -> tuple[str, ...]:
-    """Those of my facts that not all share."""
-    shared = set(mine).intersection(*everybodys)
-    return tuple(f"{k}={v}" for k, v in mine if (k, v) not in shared)
+def _telling(facts: Facts, shared: set[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(f"{k}={v}" for k, v in facts if (k, v) not in shared)
 
 
 def _place(row: Row, registry: Registry) -> tuple[Any, ...]:

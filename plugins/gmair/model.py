@@ -171,6 +171,14 @@ class Gmair(Detector):
         objects = (self._watch["presence"] >= 0.5).float().sum(1).mean()
         return {"objects": float(objects), "cluster_usage": float(entropy)}
 
+    def milestones(self) -> tuple[int, ...]:
+        """The step at which the mixture is started."""
+        return (self.config.mixture_start,) if self.config.mixture_start else ()
+
+    def at_milestone(self, images: Tensor, step: int) -> None:
+        """See `mixture.py`."""
+        start_mixture(self, images)
+
     def chosen_cells(self, presence: Tensor, step: int) -> Tensor:
         """Which cells of each image are encoded, decoded and painted: [n, k] indices.
 
@@ -237,14 +245,6 @@ class Gmair(Detector):
         if step < self.config.mixture_start:
             return torch.zeros_like(mean), torch.ones_like(std)
         return (mean.detach(), std.detach()) if step < self.config.detach_steps else (mean, std)
-
-    def milestones(self) -> tuple[int, ...]:
-        """The step at which the mixture is started."""
-        return (self.config.mixture_start,) if self.config.mixture_start else ()
-
-    def at_milestone(self, images: Tensor, step: int) -> None:
-        """See `mixture.py`."""
-        start_mixture(self, images)
 
     # Generation
 

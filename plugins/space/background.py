@@ -38,28 +38,34 @@ class Background(nn.Module):
         super().__init__()
         self.config = config
         c, w, size = config, config.background_width, shape[1:]
-        k = config.components
-        self.image_encoder = networks.scene_encoder(shape.channels, size, (w, w, w, w), w)
+        small, lone, channels = c.background_nets == "mlp", c.components == 1, shape.channels
+        self.image_encoder: nn.Module
+        self.component_encoder: nn.Module
+        self.component_decoder: nn.Module
+        if small:
+            self.image_encoder = networks.coarse_encoder(channels, size, w, w)
+            self.component_encoder = networks.coarse_encoder(channels + 1, size, w, 2 * c.component_dim)
+            self.component_decoder = networks.coarse_decoder(c.component_dim, channels, size, w)
+        else:
+            self.image_encoder = networks.scene_encoder(channels, size, (w, w, w, w), w)
+            self.component_encoder = networks.scene_encoder(
+                channels + 1, size, (w // 2, w // 2, w, w), 2 * c.component_dim
+            )
+            if lone:
+                self.component_decoder = networks.picture_decoder(c.component_dim, channels, size, w, (4, 2, 4))
+            else:
+                self.component_decoder = networks.BroadcastDecoder(c.component_dim, channels, size, w // 2)
+        self.mask_decoder: nn.Module | None = None  # the last mask is what is left: of one component, all
+        if not lone:
+            self.mask_decoder = (
+                networks.coarse_decoder(c.mask_dim, 1, size, w)
+                if small
+                else networks.picture_decoder(c.mask_dim, 1, size, w, (2, 4, 4))
+            )
         self.mask_posterior = MaskChain(c.mask_dim + w, w, c.mask_dim)
         self.mask_prior = MaskChain(c.mask_dim, w, c.mask_dim)
         self.first_mask = nn.Parameter(torch.zeros(c.mask_dim))  # before any
-        self.mask_decoder = (
-            networks.picture_decoder(c.mask_dim, 1, size, w, (2, 4, 4)) if k > 1 else None
-        )  # the last mask is what is left
-        self.component_encoder = networks.scene_encoder(
-            shape.channels + 1, size, (w // 2, w // 2, w, w), 2 * c.component_dim
-        )
-        self.component_prior = nn.Sequential(
-            nn.Linear(c.mask_dim, w), nn.ELU(), nn.Linear(w, w), nn.ELU(), nn.Linear(w, 2 * c.component_dim)
-        )
-        self.component_decoder: nn.Module
-        if k > 1:
-            self.component_decoder = networks.BroadcastDecoder(c.component_dim, shape.channels, size, w // 2)
-        else:
-            self.component_decoder = nn.Sequential(
-                nn.Unflatten(1, (c.component_dim, 1, 1)),
-                networks.picture_decoder(c.component_dim, shape.channels, size, w, (4, 2, 4)),
-            )
+        self.component_prior = networks.mlp(c.mask_dim, w, 2 * c.component_dim)
 
     def forward(self, images: Tensor, sample: bool) -> Scene:
         """Explains images [n, channels, height, width]; without `sample`, by the means of all latents."""
@@ -92,7 +98,7 @@ class Background(nn.Module):
         left = latent.new_zeros(n, 1, *size)  # log of what is left
         if self.mask_decoder is None:
             return left[:, None].exp()
-        share = self.mask_decoder(latent[:, :-1].flatten(0, 1)[:, :, None, None]).unflatten(0, (n, k - 1))
+        share = self.mask_decoder(latent[:, :-1].flatten(0, 1)).unflatten(0, (n, k - 1))
         masks = []
         for logits in share.unbind(1):
             masks.append((left + F.logsigmoid(logits)).exp())

@@ -39,6 +39,9 @@ class SpaceConfig(DetectorConfig):
 
     # Background
     components: int = option(5, "components K of the background; 1 takes the strong decoder", low=1, high=64)
+    background_nets: str = option(
+        "conv", "published, or perceptrons that see and paint an eighth of the resolution", choices=["conv", "mlp"]
+    )
     background_width: int = option(64, "width of the background's networks; a multiple of 16", low=16)
     bg_sigma: float = option(0.15, "standard deviation of a background pixel", above=0)
     mask_dim: int = option(32, "dimension of a component's mask latent", low=1)
@@ -46,7 +49,7 @@ class SpaceConfig(DetectorConfig):
 
     # How cells start
     presence_bias: float = option(0.0, "added to raw presence: above 0, cells start present")
-    scale_bias: float = option(0.0, "added to scale means: where box sides start, as logits of the image side")
+    start_at_prior: bool = option(False, "scale starts at its prior; published: at half the image, plus or minus much")
     colour_bias: float = option(0.0, "added to colour logits: below 0, glimpses start dark")
     alpha_bias: float = option(0.0, "added to alpha logits: above 0, glimpses start opaque")
 
@@ -75,6 +78,7 @@ class SpaceConfig(DetectorConfig):
     # Presence gating: encode, decode and paint only the cells of highest presence
     gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
     gate_from: float = option(0.0, "when gating starts, in fractions of `steps`", low=0)
+    first_batch: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
 
     # Detection
     trim: float = option(0.2, "cut boxes to glimpse pixels at least this bright, as GMAIR does; 0 does not cut", low=0)
@@ -101,13 +105,13 @@ SMALL: dict[str, Any] = {
     "backbone_width": 8,
     "glimpse_nets": "mlp",
     "components": 1,
-    "background_width": 16,
+    "background_nets": "mlp",
     "boundary_width": 3,
     "colour_bias": -2.0,
     # A digit of 14 px on 64: logit(14 / 64).
     "scale_start": -1.27,
     "scale_end": -1.27,
-    "scale_bias": -1.27,
+    "start_at_prior": True,
 }
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {

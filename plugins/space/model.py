@@ -31,9 +31,9 @@ SHARPNESS = 100.0
 """What alpha x sigmoid(-depth) is multiplied by in the softmax over cells."""
 PRESENCE_LIMIT = 8.8
 """Presence logits lie within plus or minus this."""
-BOUNDARY_WEIGHT = 1000.0
+BOUNDARY_WEIGHT = 1000 / 32**2
 BOUNDARY_STD = 0.7
-"""The boundary loss is -log N(1000 x frame / glimpse pixels x alpha; 0, 0.7^2) at every pixel."""
+"""The boundary loss is -log N(BOUNDARY_WEIGHT x frames x alpha; 0, 0.7^2) at every pixel."""
 
 
 class Cells(NamedTuple):
@@ -89,14 +89,17 @@ class Space(Detector):
         self.cells = self.grid[0] * self.grid[1]
         self.image_encoder = networks.ImageEncoder(shape.channels, c.cell, c.backbone_width)
         self.cell_head = nn.Conv2d(8 * c.backbone_width, 11, 1)  # presence 1, depth 2, scale 4, shift 4
+        if c.start_at_prior:
+            with torch.no_grad():
+                self.cell_head.weight[3:7] = 0
+                self.cell_head.bias[3:5] = c.scale_start
+                self.cell_head.bias[5:7] = math.log(math.expm1(c.scale_std))  # softplus of it is the deviation
         painted = shape.channels + 1  # colour and alpha
         self.what_encoder: nn.Module
         self.decoder: nn.Module
         if c.glimpse_nets == "conv":
             self.what_encoder = networks.glimpse_encoder(shape.channels, 2 * c.what_dim)
-            self.decoder = nn.Sequential(
-                nn.Unflatten(1, (c.what_dim, 1, 1)), networks.glimpse_decoder(c.what_dim, painted)
-            )
+            self.decoder = networks.glimpse_decoder(c.what_dim, painted)
         else:
             pixels = c.glimpse**2
             self.what_encoder = nn.Sequential(
@@ -106,6 +109,7 @@ class Space(Detector):
                 networks.mlp(c.what_dim, c.mlp_width, painted * pixels), nn.Unflatten(1, (painted, c.glimpse, c.glimpse))
             )
         self.background = Background(c, shape)
+        self.to(memory_format=torch.channels_last)  # convolutions of few channels are twice as fast
         self._watch: dict[str, Tensor] = {}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -123,6 +127,8 @@ class Space(Detector):
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """The negative ELBO and the boundary loss, each term averaged over the batch."""
         c, when = self.config, step / self.config.steps
+        if c.gate_cells and when < c.gate_from and c.first_batch:
+            images = images[: c.first_batch]
         scene = self.background(images, sample=True)
         cells = self.infer_cells(images)
         temperature = losses.annealed(
@@ -150,7 +156,7 @@ class Space(Detector):
             "background": scene.mask_kl + scene.component_kl,
         }
         if c.boundary and when < c.boundary_until:
-            frames = windows.frames(objects.presence, c.boundary_width) * (BOUNDARY_WEIGHT / c.glimpse**2)
+            frames = windows.frames(objects.presence, c.boundary_width) * BOUNDARY_WEIGHT
             terms["boundary"] = c.boundary * 0.5 * (frames * weight / BOUNDARY_STD).square().sum((1, 2, 3))
         self._watch = {"presence": cells.presence.detach(), "weight": weight.detach()}
         return {name: term.mean() for name, term in terms.items()}
@@ -194,7 +200,7 @@ class Space(Detector):
             presence=PRESENCE_LIMIT * torch.tanh(presence[..., 0] + self.config.presence_bias),
             depth_mean=depth_mean[..., 0],
             depth_std=positive(depth_std[..., 0]),
-            scale_mean=scale_mean + self.config.scale_bias,
+            scale_mean=scale_mean,
             scale_std=positive(scale_std),
             shift_mean=shift_mean,
             shift_std=positive(shift_std),

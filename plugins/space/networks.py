@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+COARSE = 8
+"""Image pixels for one of the small background nets, on each axis."""
 BACKGROUND_STRIDE = 32
 """What an image side must be a multiple of: the background decoders start from a grid of side / 32."""
 
@@ -22,10 +25,20 @@ def block(layer: nn.Module, channels: int, groups: int) -> list[nn.Module]:
 def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
     """Two hidden layers. [m, inputs] -> [m, out]."""
     return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.CELU(inplace=True),
-        nn.Linear(hidden, hidden), nn.CELU(inplace=True),
+        nn.Linear(inputs, hidden), nn.ELU(inplace=True),
+        nn.Linear(hidden, hidden), nn.ELU(inplace=True),
         nn.Linear(hidden, out),
     )  # fmt: skip
+
+
+class Recomputed(nn.Sequential):
+    """Layers that keep nothing for the backward pass but their input: it runs them again. For large, cheap layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        y: Tensor = checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+        return y
 
 
 class ImageEncoder(nn.Module):
@@ -57,7 +70,7 @@ class ImageEncoder(nn.Module):
 def glimpse_encoder(channels: int, out: int) -> nn.Sequential:
     """[m, channels, 32, 32] -> [m, out]."""
     return nn.Sequential(
-        *block(nn.Conv2d(channels, 16, 3, 1, 1), 16, 4),
+        Recomputed(*block(nn.Conv2d(channels, 16, 3, 1, 1), 16, 4)),
         *block(nn.Conv2d(16, 32, 4, 2, 1), 32, 8),
         *block(nn.Conv2d(32, 32, 3, 1, 1), 32, 4),
         *block(nn.Conv2d(32, 64, 4, 2, 1), 64, 8),
@@ -69,27 +82,28 @@ def glimpse_encoder(channels: int, out: int) -> nn.Sequential:
 
 
 def glimpse_decoder(what_dim: int, out: int) -> nn.Sequential:
-    """[m, what_dim, 1, 1] -> [m, out, 32, 32]: five times a deconvolution and a 3x3 convolution."""
-    layers = block(nn.Conv2d(what_dim, 256, 1), 256, 16)
+    """[m, what_dim] -> [m, out, 32, 32]: five times a deconvolution and a 3x3 convolution."""
+    layers = [nn.Unflatten(1, (what_dim, 1, 1)), *block(nn.Conv2d(what_dim, 256, 1), 256, 16)]
     before = 256
     for after, groups in ((128, 16), (128, 16), (64, 8), (32, 8), (16, 4)):
-        layers += block(nn.ConvTranspose2d(before, after, 2, 2), after, groups)
-        layers += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
+        stage = block(nn.ConvTranspose2d(before, after, 2, 2), after, groups)
+        stage += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
+        layers += stage if after > 16 else [Recomputed(*stage, nn.Conv2d(after, out, 3, 1, 1))]
         before = after
-    return nn.Sequential(*layers, nn.Conv2d(16, out, 3, 1, 1))
+    return nn.Sequential(*layers)
 
 
 def picture_decoder(
     latent: int, out: int, size: tuple[int, int], width: int, factors: tuple[int, int, int]
 ) -> nn.Sequential:
-    """[m, latent, 1, 1] -> [m, out, *size]: the mask decoder, and the strong decoder of a lone component.
+    """[m, latent] -> [m, out, *size]: the mask decoder, and the strong decoder of a lone component.
 
     size: multiples of 32, the product of `factors`, by which the last three stages grow. width: 64 as published.
     """
     w, q = width, width // 4
     first = (size[0] // BACKGROUND_STRIDE, size[1] // BACKGROUND_STRIDE)
     widths, groups = (2 * w, w, q), (w // 4, w // 8, w // 16)
-    layers = block(nn.Conv2d(latent, 4 * w, 1), 4 * w, w // 4)
+    layers = [nn.Unflatten(1, (latent, 1, 1)), *block(nn.Conv2d(latent, 4 * w, 1), 4 * w, w // 4)]
     layers += block(nn.ConvTranspose2d(4 * w, 4 * w, first, first), 4 * w, w // 4)
     layers += block(nn.Conv2d(4 * w, 4 * w, 3, 1, 1), 4 * w, w // 4)
     before = 4 * w
@@ -108,6 +122,22 @@ def scene_encoder(channels: int, size: tuple[int, int], widths: tuple[int, int, 
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ELU(inplace=True)]
     flat = widths[-1] * (size[0] // 16) * (size[1] // 16)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, out))
+
+
+def coarse_encoder(channels: int, size: tuple[int, int], width: int, out: int) -> nn.Sequential:
+    """Perceptrons on the image shrunk to an eighth. [m, channels, *size] -> [m, out]."""
+    flat = channels * (size[0] // COARSE) * (size[1] // COARSE)
+    return nn.Sequential(nn.AvgPool2d(COARSE), nn.Flatten(), mlp(flat, width, out))
+
+
+def coarse_decoder(latent: int, out: int, size: tuple[int, int], width: int) -> nn.Sequential:
+    """A smooth picture: perceptrons paint an eighth of the resolution. [m, latent] -> [m, out, *size]."""
+    small = (out, size[0] // COARSE, size[1] // COARSE)
+    return nn.Sequential(
+        mlp(latent, width, small[0] * small[1] * small[2]),
+        nn.Unflatten(1, small),
+        nn.Upsample(scale_factor=COARSE, mode="bilinear", align_corners=False),
+    )
 
 
 class BroadcastDecoder(nn.Module):

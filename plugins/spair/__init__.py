@@ -1,4 +1,4 @@
-"""SPAIR: a grid of cells that attend, infer and repeat, each seeing its processed neighbours (Crawford & Pineau 2019)."""
+"""SPAIR: cells of a grid attend, infer and repeat, each seeing its neighbours (Crawford & Pineau 2019)."""
 
 from objbench import ModelSpec, hookimpl
 

@@ -11,7 +11,7 @@ from objbench.options import option
 
 @dataclass(frozen=True)
 class SpairConfig(DetectorConfig):
-    """Defaults are GMAIR's comparison (its Appendix B.1: A = 256, anchor 72) over the original's hyperparameters."""
+    """Defaults are the original's, with A = 256 and anchor 72 as GMAIR's comparison has it (Appendix B.1)."""
 
     clip_norm: float = option(1.0, "clip gradients to this norm; 0 does not clip", low=0)
 
@@ -24,10 +24,12 @@ class SpairConfig(DetectorConfig):
     features: int = option(100, "backbone features of a cell", low=1)
     passed: int = option(100, "pass-through features from box to depth to presence network", low=1)
     hidden: int = option(100, "width of the two hidden layers of box, depth and presence network", low=1)
-    encoder_widths: str = option("256-128", "hidden widths of the what-encoder; the decoder has them in reverse")
+    encoder_widths: str = option("256-128", "hidden widths of the what-encoder; reversed, the decoder's")
 
     # Latents
-    size_prior: float = option(0.1, "box side that the prior expects, as a share of the anchor", above=0, high=0.999)
+    size_prior: float = option(
+        0.1, "box side the prior expects, as a share of the anchor", above=0, high=0.999
+    )
     size_prior_std: float = option(0.5, "standard deviation of the size prior, in logits", above=0)
     temperature: float = option(1.0, "temperature of the relaxed presence", above=0)
     presence_bias: float = option(0.0, "added to presence logits: above 0, cells start present")
@@ -36,10 +38,12 @@ class SpairConfig(DetectorConfig):
     # Loss and its schedules, in steps
     recon: float = option(1.0, "coefficient of the reconstruction term", low=0)
     presence_kl: str = option(
-        "clean", "probability in the presence KL: of the logit, or of the logit with the sample's noise, as SPAIR_pytorch",
+        "clean", "probability in the presence KL: sigmoid of the logit, or of the logit with the sample's noise",
         choices=["clean", "noisy"],
     )  # fmt: skip
-    wheels_steps: int = option(1_000, "training wheels: steps without a gradient to where, depth and presence", low=0)
+    wheels_steps: int = option(
+        1_000, "training wheels: steps without a gradient to where, depth and presence", low=0
+    )
     count_start: float = option(1e6, "odds of the geometric prior on counts at step 0", above=0)
     count_floor: float = option(0.0125, "odds of the prior on counts in the end", above=0)
     count_decay_steps: float = option(1_000, "steps in which the odds fall tenfold", above=0)
@@ -51,7 +55,7 @@ class SpairConfig(DetectorConfig):
 
     # Detection
     trim: float = option(
-        0.2, "cut boxes to decoded glimpse pixels at least this bright, as GMAIR does with its own; 0 does not cut", low=0
+        0.2, "cut boxes to decoded glimpse pixels at least this bright, as GMAIR does; 0 does not cut", low=0
     )
 
     def __post_init__(self) -> None:
@@ -76,18 +80,32 @@ SMALL: dict[str, Any] = {
     "what_dim": 32,
     "anchor": 36.0,
     "glimpse": 16,
-    "backbone_width": 64,
+    "backbone_width": 32,
     "encoder_widths": "256-256",
-    "size_prior": 14 / 36,
     "presence_bias": 2.0,
     "colour_bias": -2.0,
-    "recon": 16.0,
+    "recon": 3.0,
+    # All is small and the learning rate high: boxes find objects at once, and wheels only cost steps.
     "wheels_steps": 0,
-    "count_decay_steps": 60,
+    "count_decay_steps": 40,
+    # A batch of all cells' objects costs twice one of the 12 most present; until the prior has thinned them out,
+    # half a batch does.
+    "gate_cells": 12,
+    "gate_step": 100,
+    "first_batch": 16,
 }
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    ("demo", "*"): {**SMALL, "steps": 1_800},
-    ("small", "*"): {**SMALL, "steps": 10_000},
+    ("demo", "*"): {**SMALL, "steps": 1_200},
+    ("small", "*"): {**SMALL, "steps": 6_000},
+    # Digits are 14 pixels.
+    ("paper", "multimnist"): {"size_prior": 14 / 72},
+    ("demo", "multimnist"): {"size_prior": 14 / 36},
+    ("small", "multimnist"): {"size_prior": 14 / 36},
+    # Fruits: mostly 5 to 17 pixels of 64, and up to 36 of them, so smaller cells and more of them kept.
+    ("*", "fruit2d"): {"size_prior": 0.28},
+    ("*", "fruit2d-sim"): {"size_prior": 0.28},
+    ("demo", "fruit2d-sim"): {"stride": 8, "gate_cells": 40},
+    ("small", "fruit2d-sim"): {"stride": 8, "gate_cells": 40},
 }
 """(protocol, data) -> what differs from the defaults; "*" is any. Later rows go over earlier ones."""

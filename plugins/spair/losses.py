@@ -24,23 +24,23 @@ def normal_kl(
 
 
 def bernoulli_kl(logit: Tensor, prior: Tensor) -> Tensor:
-    """KL(Bernoulli(sigmoid(logit)) || Bernoulli(prior)), same shapes; exact far into both tails of the logit."""
+    """KL(Bernoulli(sigmoid(logit)) || Bernoulli(prior)), same shapes; exact in both tails of the logit."""
     yes = torch.sigmoid(logit) * (F.logsigmoid(logit) - prior.log())
     no = torch.sigmoid(-logit) * (F.logsigmoid(-logit) - torch.log1p(-prior))
     return yes + no
 
 
 def count_log_odds(step: int, start: float, floor: float, decay_steps: float) -> float:
-    """The annealed log-odds of the geometric prior on counts: of `start`, falling tenfold every `decay_steps`, to `floor`."""
+    """Log-odds of the geometric prior on counts: from `start`, tenfold less every `decay_steps`, to `floor`."""
     return math.log((start - floor) * 0.1 ** (step / decay_steps) + floor)
 
 
 @torch.no_grad()
 def count_prior(present: Tensor, log_odds: float) -> Tensor:
-    """p(cell i holds an object | what cells 0..i-1 hold), [n, cells] float64 (SPAIR, appendix on the count prior).
+    """p(cell i holds an object | what cells 0..i-1 hold), [n, cells] float64 (SPAIR's appendix on this prior).
 
-    The count C of an image's objects has the prior p^C, p = sigmoid(log_odds), cut off at C = cells; given C, all
-    places are alike. So after k objects in i cells the posterior of C is, exactly,
+    The count C of an image's objects has the prior p^C, p = sigmoid(log_odds), cut off at C = cells; given C,
+    all places are alike. So after k objects in i cells the posterior of C is, exactly,
 
         p(C | k, i) ~ p^C binom(cells - i, C - k) / binom(cells, C),
 
@@ -48,13 +48,13 @@ def count_prior(present: Tensor, log_odds: float) -> Tensor:
 
     present: [n, cells] of 0 and 1, in the order of the cells.
     """
-    n, cells = present.shape
+    cells = present.shape[1]
     place = torch.arange(cells, device=present.device)[:, None]  # i
     count = torch.arange(cells + 1, device=present.device)  # C
     ones = present.long()
     seen = (ones.cumsum(1) - ones)[:, :, None]  # k: [n, cells, 1]
     log_factorial = torch.lgamma(count.double() + 1)
-    left, coming = cells - place, count - seen  # cells not yet seen, and objects in them: [n, cells, cells + 1]
+    left, coming = cells - place, count - seen  # cells yet to see, and objects in them: [n, cells, cells + 1]
     possible = (coming >= 0) & (coming <= left)
     coming = coming.clamp(min=0).minimum(left)
     log_ways = log_factorial[left] - log_factorial[coming] - log_factorial[left - coming]

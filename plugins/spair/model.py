@@ -1,11 +1,11 @@
-"""SPAIR (Crawford & Pineau, "Spatially Invariant Unsupervised Object Detection with Convolutional Neural Networks",
-AAAI 2019), top-down: detector, latents, loss.
+"""SPAIR (Crawford & Pineau 2019, "Spatially Invariant Unsupervised Object Detection with Convolutional Neural
+Networks"), top-down: detector, latents, loss.
 
 Where the original code and the PyTorch port that GMAIR was compared with disagree, this follows the original: the
-reconstruction term is averaged over the batch, the size prior expects small boxes (`size_prior`), the presence KL
-takes the clean probability (`presence_kl`) and gradients are clipped. Two things differ from both: boxes are cut to
-what is bright in them when detecting (`trim`), as GMAIR does with its own, so that the comparison is even; and what an
-object paints is colour x alpha x importance interpolated as one picture, which makes painting linear, hence fast.
+reconstruction term is averaged over the batch, the prior expects small boxes (`size_prior`), the presence KL takes
+the clean probability (`presence_kl`) and gradients are clipped. Two things differ from both. When detecting, boxes are
+cut to what is bright in them (`trim`), as GMAIR cuts its own: the comparison is then even. And what an object paints
+is colour x alpha x importance interpolated as one picture, which makes painting linear, hence fast.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-
 from objbench.detector import Detections, Detector
 from objbench.scenes import SceneShape
 from objbench.spatial import Painter, crop, trim_boxes
 from objbench_plugins.spair import losses, networks
 from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
+from torch import Tensor, nn
 
 MIN_IMPORTANCE = 0.01
 """An absent object still counts this much in a pixel's average, so that it can come back."""
@@ -53,7 +52,7 @@ class Cells(NamedTuple):
     presence_logit: Tensor  # [n, m, 1]
     noisy_logit: Tensor  # [n, m, 1] of the sample
     presence: Tensor  # [n, m, 1] in 0..1
-    context: Tensor  # [n, m, 4 + A + 2] what later neighbours read: box in cells and anchors, what, depth, presence
+    context: Tensor  # [n, m, 4 + A + 2] what neighbours read: box in cells and anchors, what, depth, presence
 
 
 class Spair(Detector):
@@ -78,16 +77,13 @@ class Spair(Detector):
         c = config
         for key in ("anchor", "stride"):
             if getattr(c, key) > min(shape.height, shape.width):
-                raise ValueError(
-                    f"{key}={getattr(c, key):g} is larger than the image, which is {shape.height}x{shape.width}"
-                )
-        self.backbone = networks.Backbone(
-            shape.channels, c.backbone_width, c.features, c.stride, shape.height, shape.width
-        )
+                size = f"{shape.height}x{shape.width}"
+                raise ValueError(f"{key}={getattr(c, key):g} is larger than the image, which is {size}")
+        self.backbone = networks.Backbone(shape.channels, c.backbone_width, c.features, c.stride, shape[1:])
         self.rows, self.columns = self.backbone.grid
         self.cells = self.rows * self.columns
         told = 4 + c.what_dim + 2  # what a cell tells its neighbours
-        # Box, depth and presence network all read features and context: that part of their first layers is one product.
+        # Box, depth and presence network all read features and context: that part of their first layers is one.
         self.from_features = nn.Linear(c.features, 3 * c.hidden)
         self.from_context = nn.Linear(len(NEIGHBOURS) * told, 3 * c.hidden, bias=False)
         self.box_net = networks.perceptron(c.hidden, (c.hidden,), 8 + c.passed)
@@ -97,7 +93,9 @@ class Spair(Detector):
         self.presence_net = networks.perceptron(c.hidden, (c.hidden,), 1)
         self.what_encoder = networks.perceptron(shape.channels * c.glimpse**2, c.widths(), 2 * c.what_dim)
         self.decoder = networks.perceptron(c.what_dim, c.widths()[::-1], (shape.channels + 1) * c.glimpse**2)
-        self.edge = nn.Parameter(torch.randn(told))  # what cells outside the grid would tell, before its sigmoids
+        self.edge = nn.Parameter(
+            torch.randn(told)
+        )  # what cells outside the grid would tell, before its sigmoids
 
         front = wavefront(self.rows, self.columns)
         self.sizes = front.sizes
@@ -105,7 +103,8 @@ class Spair(Detector):
         self.register_buffer("order", front.order, persistent=False)
         self.register_buffer("place", front.place, persistent=False)
         self.register_buffer("neighbours", torch.cat(front.neighbours), persistent=False)
-        self.register_buffer("corners", torch.stack([at % self.columns, at // self.columns], -1).float(), persistent=False)
+        corners = torch.stack([at % self.columns, at // self.columns], -1)
+        self.register_buffer("corners", corners.float(), persistent=False)
         self._watch: Tensor | None = None
 
     # Training
@@ -150,7 +149,7 @@ class Spair(Detector):
         return Noise(where, what, depth, torch.logit(uniform))
 
     def chosen(self, cells: Cells, step: int) -> Cells:
-        """The cells that are decoded and painted: all until `gate_step`, then the `gate_cells` of highest presence."""
+        """The cells to decode and paint: all until `gate_step`, then the `gate_cells` of highest presence."""
         k = self.config.gate_cells
         if not 0 < k < self.cells or step < self.config.gate_step:
             return cells
@@ -159,14 +158,15 @@ class Spair(Detector):
     # Inference
 
     def infer(self, images: Tensor, noise: Noise | None = None, wheels: bool = False) -> Cells:
-        """All cells of images [n, channels, height, width], numbered row by row; without noise, their modes."""
+        """The cells of images [n, channels, height, width], numbered row by row; without noise, their modes."""
         n = len(images)
         features = self.cell_features(images)[:, self.order].split(self.sizes, 1)
         corners = self.corners[self.order].split(self.sizes)
         neighbours = self.neighbours.split([len(NEIGHBOURS) * size for size in self.sizes])
-        noises = [None] * len(self.sizes)
+        noises: list[Noise | None] = [None] * len(self.sizes)
         if noise is not None:
-            noises = [Noise(*parts) for parts in zip(*(part[:, self.order].split(self.sizes, 1) for part in noise))]
+            parts = [part[:, self.order].split(self.sizes, 1) for part in noise]
+            noises = [Noise(*of_front) for of_front in zip(*parts, strict=True)]
         edge = self.edge_context().expand(n, 1, -1)
         done: list[Cells] = []
         for i in range(len(self.sizes)):
@@ -176,7 +176,7 @@ class Spair(Detector):
         return Cells(*(torch.cat(parts, 1).index_select(1, self.place) for parts in zip(*done, strict=True)))
 
     def cell_features(self, images: Tensor) -> Tensor:
-        """What the first layers of box, depth and presence network get from the backbone, [n, cells, 3 hidden]."""
+        """What the first layers of box, depth and presence network get from the backbone: [n, cells, 3 hidden]."""
         return self.from_features(self.backbone(images).flatten(2).transpose(1, 2))
 
     def edge_context(self) -> Tensor:
@@ -185,13 +185,15 @@ class Spair(Detector):
         return torch.cat([box.sigmoid(), what_depth, presence.sigmoid()])
 
     def infer_cells(
-        self, images: Tensor, features: Tensor, context: Tensor, corners: Tensor, noise: Noise | None, wheels: bool
+        self,
+        images: Tensor,  # [n, channels, height, width]
+        features: Tensor,  # [n, m, 3 hidden], see `cell_features`
+        context: Tensor,  # [n, m, 4 (4 + A + 2)] of W, NW, N, NE
+        corners: Tensor,  # [m, 2] (column, row)
+        noise: Noise | None,  # None: the mode
+        wheels: bool,  # no gradient to where, depth and presence
     ) -> Cells:
-        """m cells that do not read one another: box, then what, then depth, then presence.
-
-        features: [n, m, 3 hidden], see `cell_features`; context: [n, m, 4 (4 + A + 2)] of W, NW, N, NE;
-        corners: [m, 2] (column, row). With `wheels`, where, depth and presence get no gradient.
-        """
+        """m cells that do not read one another: box, then what, then depth, then presence."""
         c = self.config
         for_box, for_depth, for_presence = (features + self.from_context(context)).chunk(3, -1)
 
@@ -236,7 +238,7 @@ class Spair(Detector):
     # Generation
 
     def decode(self, what: Tensor) -> tuple[Tensor, Tensor]:
-        """Glimpses of what-latents [n, k, A]: colour [n, k, channels, g, g] and alpha [n, k, 1, g, g], in 0..1."""
+        """Glimpses of what-latents [n, k, A]: colour [n, k, channels, g, g], alpha [n, k, 1, g, g], in 0..1."""
         g = self.config.glimpse
         logits = self.decoder(what).unflatten(-1, (-1, g, g))
         colour = torch.sigmoid((2 * logits[:, :, :-1] + self.config.colour_bias).clamp(-10, 10))
@@ -258,12 +260,12 @@ class Spair(Detector):
     # Testing: the mode of every latent
 
     def detect(self, images: Tensor) -> Detections:
-        """Boxes of all cells with presence of at least 0.01, cut to what is bright in their decoded glimpses."""
+        """Boxes of cells with presence of at least 0.01, cut to what is bright in their decoded glimpses."""
         cells = self.infer(images)
         boxes = cells.boxes
         if self.config.trim:
             colour, alpha = self.decode(cells.what)
-            boxes = trim_boxes(boxes, (colour.mean(2) * alpha[:, :, 0]), self.config.trim)
+            boxes = trim_boxes(boxes, colour.mean(2) * alpha[:, :, 0], self.config.trim)
         height, width = self.shape[1:]
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
         return Detections.from_padded(boxes, torch.sigmoid(cells.presence_logit[..., 0]), what=cells.what)

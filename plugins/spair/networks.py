@@ -9,12 +9,12 @@ from torch import Tensor, nn
 class Backbone(nn.Module):
     """Convolutions over the padded image: 4x4 ones of strides stride / 4, 2 and 2, then 1x1 ones.
 
-    [n, channels, height, width] -> [n, features, rows, columns]. The image is padded with black so that the receptive
-    field of a cell's features is centred on the cell; where `stride` does not divide the image, the last row and
-    column of cells reach beyond it.
+    [n, channels, height, width] -> [n, features, rows, columns]. The image is padded with black so that what a cell
+    sees is centred on it; where `stride` does not divide the image, the last row and column of cells reach beyond.
     """
 
-    def __init__(self, channels: int, width: int, features: int, stride: int, height: int, image_width: int) -> None:
+    def __init__(self, channels: int, width: int, features: int, stride: int, image: tuple[int, int]) -> None:
+        """`image`: its height and width."""
         super().__init__()
         strides = (stride // 4, 2, 2)
         layers: list[nn.Module] = []
@@ -24,10 +24,10 @@ class Backbone(nn.Module):
             layers += [nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, features, 1))
         field = 1 + 3 * (1 + strides[0] + 2 * strides[0])  # pixels that a cell sees
-        self.grid = (-(-height // stride), -(-image_width // stride))
+        self.grid = (-(-image[0] // stride), -(-image[1] // stride))
         before = (field - stride) // 2
         self.padding: list[int] = []
-        for cells, side in ((self.grid[1], image_width), (self.grid[0], height)):
+        for cells, side in zip(self.grid[::-1], image[::-1], strict=True):
             self.padding += [before, field + (cells - 1) * stride - side - before]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The order in which cells are worked through.
 
-A cell reads the four processed cells around it: west, north-west, north and north-east. So the cells with equal
-column + 2 row do not read one another, and what they read lies one to three such fronts back. Fronts of cells give
-what one cell after another gives, in columns + 2 (rows - 1) batched steps: 31 for 11x11 cells.
+A cell reads the four processed cells around it: west, north-west, north and north-east. So cells with equal
+column + 2 row do not read one another, and what they read lies one to three such fronts back. Front by front gives
+what cell by cell gives, in columns + 2 (rows - 1) batched steps: 31 for 11x11 cells.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Wavefront(NamedTuple):
     order: Tensor  # [cells] int64, the cells front by front
     place: Tensor  # [cells] int64, its inverse: where in `order` a cell is
     sizes: list[int]  # cells of each front
-    neighbours: list[Tensor]  # of each front, [4 size] int64: 0 for the edge, else 1 + place in the fronts looked back on
+    neighbours: list[
+        Tensor
+    ]  # of each front, [4 size] int64: 0 is the edge, else 1 + place among LOOKBACK fronts
 
 
 def wavefront(rows: int, columns: int) -> Wavefront:

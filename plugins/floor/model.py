@@ -1,0 +1,77 @@
+"""Principal components of what true boxes hold; the harness clusters them as it clusters any what-latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from objbench.detector import Detections, Detector
+from objbench.errors import UsageError
+from objbench.options import option
+from objbench.scenes import Scenes, SceneShape
+from objbench.spatial import crop
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PcaConfig:
+    """What the floor can be told."""
+
+    glimpse: int = option(14, "side in pixels that what a box holds is resampled to", low=2)
+    components: int = option(32, "principal components kept, the what-latents", low=1)
+
+
+class PcaOnTrueBoxes(Detector):
+    """Given the true boxes, which cluster? An oracle: its AP is 1 by construction and its count never wrong."""
+
+    Config = PcaConfig
+    config: PcaConfig
+    oracle = True
+
+    def __init__(self, config: PcaConfig, shape: SceneShape) -> None:
+        """UsageError when there are more components than a glimpse has pixels."""
+        super().__init__(config, shape)
+        pixels = shape.channels * config.glimpse**2
+        if config.components > pixels:
+            raise UsageError(
+                f"pca-gmm.components={config.components} is more than the {pixels} pixels of a glimpse; "
+                "take fewer, or a larger pca-gmm.glimpse"
+            )
+        self.register_buffer("mean", torch.zeros(pixels))
+        self.register_buffer("axes", torch.zeros(pixels, config.components))
+
+    def fit(self, scenes: Scenes) -> None:
+        """The principal components of all objects in `scenes`, found by scikit-learn."""
+        from sklearn.decomposition import PCA
+
+        glimpses = self.glimpses(scenes)
+        if len(glimpses) < self.config.components:
+            raise UsageError(
+                f"{len(glimpses)} objects to fit on, fewer than pca-gmm.components={self.config.components}"
+            )
+        pca = PCA(self.config.components, random_state=0).fit(glimpses.cpu().numpy())
+        self.get_buffer("mean").copy_(torch.from_numpy(pca.mean_))
+        self.get_buffer("axes").copy_(torch.from_numpy(pca.components_.T.copy()))
+
+    def detect_scenes(self, scenes: Scenes) -> Detections:
+        """The true boxes, each with a score of 1 and its principal components."""
+        truth, device = scenes.truth, scenes.images.device
+        what = (self.glimpses(scenes) - self.get_buffer("mean")) @ self.get_buffer("axes")
+        scores = torch.ones(len(truth.image), device=device)
+        return Detections(truth.images, truth.image.to(device), truth.boxes.to(device), scores, what=what)
+
+    def glimpses(self, scenes: Scenes) -> Tensor:
+        """What each true box holds, [objects, pixels]: a square around the box's middle, as long as its longer side.
+
+        A square keeps an object's proportions: stretched, a thin 1 would look like any digit.
+        """
+        truth, device = scenes.truth, scenes.images.device
+        boxes = truth.boxes.to(device)
+        middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
+        square = torch.cat([middle - size / 2, middle + size / 2], 1)
+        slot = torch.arange(len(boxes)) - torch.searchsorted(truth.image, truth.image)  # place in its image
+        most = int(slot.max()) + 1 if len(slot) else 1
+        padded = torch.tensor([0.0, 0, 1, 1], device=device).repeat(truth.images, most, 1)
+        padded[truth.image, slot] = square
+        return crop(scenes.images, padded, self.config.glimpse)[truth.image, slot].flatten(1)
