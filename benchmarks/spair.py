@@ -21,7 +21,7 @@ CONFIG = SpairConfig(what_dim=50, anchor=48, batch_size=BATCH)
 def rows() -> list[dict[str, Any]]:
     """Seconds a step (forward, backward, Adam), the best of three after one to warm up; and their ratio.
 
-    The plain version also paints each object on a canvas of its own, and its count prior is a loop over cells.
+    The plain version also paints each object on a canvas of its own, and its count prior loops over cells.
     Memory is the highest of the process so far, torch itself included, so that the fast version goes first.
     """
     threads = f"{torch.get_num_threads()} thread(s)"

@@ -31,9 +31,9 @@ from objbench.evaluation import (
     columns,
     detect,
     device_of,
+    flat,
     load_detections,
     present_what,
-    save_flat,
     shown,
     undisturbed,
 )
@@ -46,7 +46,7 @@ from objbench.results import CellResult, Status
 from objbench.scenes import SceneSource
 from objbench.scoring import metric_versions, score
 from objbench.store import check_files, load_tensors, read_json, read_record, save_tensors, write_record
-from objbench.training import Diverged, Interrupted, read_curve, seed_everything, train
+from objbench.training import Diverged, Interrupted, first_indices, read_curve, seed_everything, train
 
 DISK_FULL = 4
 """Exit code when the disk is full. Nothing is recorded then, so the cell is one that was interrupted."""
@@ -93,15 +93,15 @@ class Built(NamedTuple):
 
 
 def build_cell(registry: Registry, cell: Cell, device: torch.device | str) -> Built:
-    """Makes the parts of a cell, the detector untrained; draws from the global random generators."""
+    """Makes the parts of a cell, the detector untrained. Seeds every global random generator."""
     identity = cell.identity
     source_class = load_target(registry.source(identity["data"]).target)
     data_config = build(source_class.Config, identity["data"], cell.data_config)
-    evaluation = source_class(data_config, 0)
+    training, evaluation = source_class(data_config, identity["seed"]), source_class(data_config, 0)
     detector_class = load_target(registry.model(identity["model"]).target)
     config = build(detector_class.Config, identity["model"], cell.model_config)
     mixture = build(MixtureConfig, MIXTURE, identity["mixture"]) if "mixture" in identity else None
-    training = source_class(data_config, identity["seed"])
+    seed_everything(identity["seed"])
     return Built(detector_class(config, evaluation.shape).to(device), training, evaluation, mixture)
 
 
@@ -130,17 +130,16 @@ def load_trained(registry: Registry, folder: Path, device: str = "cpu") -> tuple
 
 def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link, checkpoint_s: float) -> None:
     """Trains the cell in `folder`, scores it, and records it as done; goes on from its checkpoint."""
-    began, start = replace(read_record(folder)[0], provenance=provenance(device)), time.monotonic()
+    start, began = time.monotonic(), replace(read_record(folder)[0], provenance=provenance(device))
     write_record(folder, began)
     cell = Cell(**read_json(folder / "cell.json"))
     protocol = Protocol(summary="", **cell.identity["protocol"])
-    before = checkpoint.position(folder)
-    seed_everything(cell.identity["seed"])
     built = build_cell(registry, cell, device)
     for name, value in built.detector.state_dict().items():
         if not isinstance(value, torch.Tensor):  # better found out now than after the training
             raise TypeError(f"its state '{name}' is {type(value).__name__}; weights can only be tensors")
 
+    before = checkpoint.position(folder)
     if trains_by_steps(type(built.detector)):
         link.at_once = False
         at = train(
@@ -155,32 +154,28 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
             fit_scenes=protocol.fit_scenes,
         )
         link.at_once = True
-        images = at.step * built.detector.config.batch_size
     else:
         link.tell({"phase": "fitting"})
-        images = protocol.fit_scenes
-        at = _fit(built, images)
+        at = _fit(built, protocol)
 
-    warnings: list[str] = []
-    if before.step and before.machine != at.machine:
-        warnings.append(f"trained on {before.machine} to step {before.step}, then on {at.machine}")
     link.tell({"phase": "scoring"})
     found, truth = detect(built.detector, built.evaluation, "test", protocol.test_scenes)
-    files = ["weights.safetensors", "detections.safetensors", "truth.safetensors"]
+    tensors = {"weights": built.detector.state_dict()}
+    warnings = []
+    if before.step and before.machine != at.machine:
+        warnings.append(f"trained on {before.machine} to step {before.step}, then on {at.machine}")
     if built.mixture:
         seen, _ = detect(built.detector, built.training, "train", protocol.fit_scenes)
         mixture, warning = Mixture.fit(built.mixture, present_what(seen))
         warnings += [warning] if warning else []
-        found = mixture.apply(found)
-        save_tensors(folder / "mixture.safetensors", mixture.tensors)
-        files.append("mixture.safetensors")
+        found, tensors["mixture"] = mixture.apply(found), mixture.tensors
     metrics = score(registry, found, truth, warnings.append)
+
     link.at_once = False  # what follows is short, and a cell that is done stays done
-    save_tensors(folder / "weights.safetensors", built.detector.state_dict())
-    save_flat(folder / "detections.safetensors", found)
-    save_flat(folder / "truth.safetensors", truth)
-    if at.curve:
-        files.append("curve.jsonl")
+    tensors |= {"detections": flat(found), "truth": flat(truth)}
+    for name, named in tensors.items():
+        save_tensors(folder / f"{name}.safetensors", named)
+    files = [f"{name}.safetensors" for name in tensors] + (["curve.jsonl"] if at.curve else [])
     more = {
         "data": cell.identity["fingerprint"],
         "metric_versions": metric_versions(registry),
@@ -195,7 +190,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
         metrics=metrics,
         seconds=at.seconds,
         train_steps=at.step,
-        images_per_second=images / at.seconds,
+        images_per_second=at.images / at.seconds,
         peak_memory_mb=max(at.peak_memory_mb, peak_memory_mb(device)),
         provenance=began.provenance | more,
     )
@@ -208,16 +203,17 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
         traceback.print_exc()
 
 
-def _fit(built: Built, count: int) -> Position:
-    """For a detector that does not train by steps: shows it `count` training scenes at once."""
-    scenes = built.training.scenes("train", torch.arange(min(count, built.training.size("train") or count)))
+def _fit(built: Built, protocol: Protocol) -> Position:
+    """For a detector that does not train by steps: shows it the first training scenes, once."""
+    indices = first_indices(built.training, "train", protocol.fit_scenes)
+    scenes = shown(built.training.scenes("train", indices), built.detector)
     began = time.perf_counter()
-    built.detector.fit(shown(scenes, built.detector))
-    return Position(seconds=time.perf_counter() - began)
+    built.detector.fit(scenes)
+    return Position(seconds=time.perf_counter() - began, images=len(scenes))
 
 
 def _validate(registry: Registry, built: Built, protocol: Protocol) -> dict[str, float]:
-    """The columns of the main table on the validation scenes, for the curve.
+    """The metrics of the main table on the validation scenes, for the curve; those that are defined.
 
     A mixture is here fitted on these very detections, and once: what runs often must be cheap.
     """
@@ -225,8 +221,8 @@ def _validate(registry: Registry, built: Built, protocol: Protocol) -> dict[str,
     if built.mixture:
         config = replace(built.mixture, restarts=1)
         found = Mixture.fit(config, present_what(found))[0].apply(found)
-    of_columns = {name: spec for name, spec in registry.metrics.items() if spec.columns}
-    values = score(replace(registry, metrics=of_columns), found, truth)
+    of_table = {name: spec for name, spec in registry.metrics.items() if spec.columns}
+    values = score(replace(registry, metrics=of_table), found, truth)
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
@@ -234,15 +230,14 @@ def draw(folder: Path, registry: Registry, built: Built) -> list[Path]:
     """Draws the first test scenes of a finished cell; returns what was written."""
     from objbench.report.pictures import SCENES, write_pictures
 
-    count = min(PICTURES, built.evaluation.size("test") or PICTURES)
-    scenes = built.evaluation.scenes("test", torch.arange(count))
+    scenes = built.evaluation.scenes("test", first_indices(built.evaluation, "test", PICTURES))
     found = load_detections(folder)
-    first = found.image < count
+    first = found.image < len(scenes)
     parts = {name: value[first] for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
     with undisturbed(built.detector):
         picture = built.detector.reconstruct(scenes.images[:SCENES].to(device_of(built.detector)))
     picture = None if picture is None else picture.cpu()
-    found, classes = Detections(count, **parts), built.evaluation.classes
+    found, classes = Detections(len(scenes), **parts), built.evaluation.classes
     return write_pictures(folder, scenes, found, picture, classes, read_curve(folder), columns(registry))
 
 

@@ -22,6 +22,8 @@ class Position:
 
     step: int = 0
     """Steps done."""
+    images: int = 0
+    """Training images seen."""
     seconds: float = 0.0
     """Spent in training; evaluation and checkpoints are not counted."""
     peak_memory_mb: float = 0.0

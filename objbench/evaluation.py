@@ -16,7 +16,8 @@ from objbench.plugins import Registry
 from objbench.results import CellResult
 from objbench.scenes import GroundTruth, Scenes, SceneSource, Split
 from objbench.scoring import metric_versions, score
-from objbench.store import load_tensors, save_tensors
+from objbench.store import load_tensors
+from objbench.training import first_indices
 
 BATCH = 32
 """Images that a detector is shown at once."""
@@ -29,11 +30,10 @@ def detect(
 
     Leaves training as it was: mode, random generators and batch statistics are not touched.
     """
-    count = min(count, source.size(split) or count)
     found, truths = [], []
     with undisturbed(detector):
-        for start in range(0, count, BATCH):
-            scenes = source.scenes(split, torch.arange(start, min(start + BATCH, count)))
+        for indices in torch.split(first_indices(source, split, count), BATCH):
+            scenes = source.scenes(split, indices)
             truths.append(scenes.truth)
             found.append(checked(detector.detect_scenes(shown(scenes, detector)).to("cpu"), len(scenes)))
     return Detections.concatenate(found), concatenate(truths)
@@ -93,10 +93,10 @@ def device_of(detector: Detector) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def save_flat(path: Path, flat: Detections | GroundTruth) -> None:
-    """Writes detections or truth as safetensors, under the names of their fields."""
-    tensors = {name: value for name, value in vars(flat).items() if isinstance(value, Tensor)}
-    save_tensors(path, tensors | {"images": torch.tensor(flat.images)})
+def flat(listed: Detections | GroundTruth) -> dict[str, Tensor]:
+    """Detections or truth as tensors to save, under the names of their fields."""
+    tensors = {name: value for name, value in vars(listed).items() if isinstance(value, Tensor)}
+    return tensors | {"images": torch.tensor(listed.images)}
 
 
 def load_detections(folder: Path) -> Detections:

@@ -1,4 +1,4 @@
-"""Finds plugins: entry points of the group "objbench" and `--plugin FILE`. One broken plugin breaks nothing else.
+"""Finds plugins: entry points of the group "objbench" and `--plugin FILE`. A broken one breaks nothing else.
 
 `OBJBENCH_PLUGINS` holds the names of the distributions whose plugins to load, comma-separated; when it is set
 to nothing, only objbench's own are loaded.
@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 
 LOAD_LIMIT_S = 10.0
 """A plugin that takes longer than this to import is given up."""
+
+HOOKS = {name for name in vars(hookspecs) if name.startswith("objbench_")}
 
 Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec)
 
@@ -101,14 +104,14 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
         path = Path(file).resolve()
         if not path.is_file():
             raise UsageError(f"--plugin {file}: there is no such file")
-        error = _register(manager, registry, path.stem, str(path), lambda path=path: _load_file(path))
+        error = _register(manager, registry, path.stem, str(path), partial(_load_file, path))
         if error:
             raise UsageError(f"--plugin {file}: {error}")
         registry.plugins.append(Plugin(path.stem, str(path), path.stem))
         for (kind, name), owners in registry.owners.items():
             if len(owners) > 1 and str(path) in owners:
                 raise UsageError(
-                    f"--plugin {file}: there is already a {kind} named '{name}' (from {owners[0]}); rename one"
+                    f"--plugin {file}: a {kind} named '{name}' exists already (from {owners[0]}); rename one"
                 )
     return registry
 
@@ -147,8 +150,10 @@ def _register(
         with _patience(LOAD_LIMIT_S), contextlib.redirect_stdout(sys.stderr):
             module = load()
             manager.register(module, name=f"{source}:{name}")
-            hooks = {h for h in dir(module) if h.startswith("objbench_")}
-            if strange := sorted(hooks - {h for h in vars(hookspecs) if h.startswith("objbench_")}):
+            answers = {
+                caller.name: _answer(caller, module) for caller in manager.get_hookcallers(module) or ()
+            }
+            if strange := sorted(answers.keys() - HOOKS):
                 raise AttributeError(f"there is no hook named {strange[0]}")
             found: list[tuple[str, dict[str, Any], Any]] = []
             for kind, hook, table, type_ in (
@@ -156,11 +161,11 @@ def _register(
                 ("data set", "objbench_data", registry.data, DataSpec),
                 ("metric", "objbench_metrics", registry.metrics, MetricSpec),
             ):
-                for spec in getattr(module, hook, tuple)():
+                for spec in answers.get(hook, ()):
                     if not isinstance(spec, type_):
                         raise TypeError(f"{hook} must return {type_.__name__} objects, got {spec!r}")
                     found.append((kind, table, spec))
-            published = list(getattr(module, "objbench_published", tuple)())
+            published = answers.get("objbench_published", [])
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may even call sys.exit
@@ -172,9 +177,15 @@ def _register(
     return ""
 
 
+def _answer(caller: pluggy.HookCaller, module: Any) -> list[Any]:
+    """What one plugin's implementation of a hook returns; pluggy would mix the answers of all."""
+    answers: list[Any] = [impl.function() for impl in caller.get_hookimpls() if impl.plugin is module]
+    return [spec for answer in answers for spec in answer]
+
+
 @contextlib.contextmanager
 def _patience(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block after `seconds`, where the system can interrupt (POSIX, main thread)."""
+    """Raises TimeoutError in the block after `seconds`, where that can be done (POSIX, main thread)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -109,7 +109,7 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         try:
             if vouch(folder, [name])[name] != digest:
-                raise Damaged(f"{name} is cut short or was changed (its checksum differs)")
+                raise Damaged(f"{name} was cut short or edited (its checksum differs)")
         except FileNotFoundError:
             raise Damaged(f"{name} is missing") from None
 
@@ -131,7 +131,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise Damaged(f"{path.name} is missing") from None
     except SafetensorError as error:
-        raise Damaged(f"{path.name} is cut short or not ours ({error})") from None
+        raise Damaged(f"{path.name} was cut short or is not ours ({error})") from None
 
 
 # Records

@@ -19,7 +19,7 @@ from objbench import checkpoint
 from objbench.checkpoint import Position
 from objbench.detector import Detector
 from objbench.provenance import device_name, peak_memory_mb
-from objbench.scenes import SceneSource
+from objbench.scenes import SceneSource, Split
 from objbench.store import write_file
 
 EVALUATIONS = 20
@@ -70,7 +70,7 @@ def train(
     detector.train()
     while at.step < config.steps:
         if at.step in milestones:
-            many = source.scenes("train", torch.arange(min(fit_scenes, size or fit_scenes))).images
+            many = source.scenes("train", first_indices(source, "train", fit_scenes)).images
             detector.at_milestone(many.to(device), at.step)
         images = source.scenes("train", batch_indices(size, seed, at.step, config.batch_size)).images
         names, losses = terms_of(detector.training_step(images.to(device, non_blocking=True), at.step))
@@ -85,6 +85,7 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
         at.step += 1
+        at.images += len(images)
 
         stop, last = stopping(), at.step == config.steps
         point = last or at.step % point_every == 0
@@ -132,6 +133,11 @@ def batch_indices(size: int | None, seed: int, step: int, batch: int) -> Tensor:
         return places
     epochs = range(step * batch // size, ((step + 1) * batch - 1) // size + 1)
     return torch.cat([_order(size, seed, e)[places[places // size == e] % size] for e in epochs])
+
+
+def first_indices(source: SceneSource, split: Split, count: int) -> Tensor:
+    """The first `count` scenes of a split, or all when it has fewer."""
+    return torch.arange(min(count, source.size(split) or count))
 
 
 @functools.lru_cache(maxsize=2)

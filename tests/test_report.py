@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from objbench.commands.report import report
 from objbench.detector import Detections
 from objbench.errors import UsageError
-from objbench.evaluation import save_flat
+from objbench.evaluation import flat
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
@@ -25,7 +25,7 @@ from objbench.report.statistics import Comparison
 from objbench.results import CellResult
 from objbench.scenes import GroundTruth
 from objbench.scoring import metric_versions, score
-from objbench.store import write_json, write_record
+from objbench.store import save_tensors, write_json, write_record
 from objbench_plugins.published import objbench_published
 
 NEW = ModelSpec("new", "", "", label="NEW")
@@ -363,8 +363,8 @@ def stored(out: Path, model: str, seed: int, found_share: float, **facts: Any) -
     )
     files = []
     if facts.get("status", "done") == "done":
-        save_flat(folder / "detections.safetensors", found)
-        save_flat(folder / "truth.safetensors", truth)
+        save_tensors(folder / "detections.safetensors", flat(found))
+        save_tensors(folder / "truth.safetensors", flat(truth))
         files = ["detections.safetensors", "truth.safetensors"]
     result = CellResult(
         **(

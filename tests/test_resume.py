@@ -22,10 +22,11 @@ from objbench import checkpoint
 from objbench.cell import build_cell
 from objbench.evaluation import detect, undisturbed
 from objbench.matrix import Cell
+from objbench.runner import Runner
 from objbench.store import Store, load_tensors, read_json, read_record, write_json, write_record
-from objbench.training import Interrupted, batch_indices, seed_everything, train
+from objbench.training import Interrupted, batch_indices, train
 
-from running import TOY, objbench, rows_of, run, run_here, toy_cell, toys
+from running import TOY, rows_of, run, run_here, toy_cell, toys
 
 SLOW = ["-o", "toy.steps=100", "-o", "toy.nap=0.015", "-o", "squares.size=50"]
 """Options of a training of two seconds, several epochs long."""
@@ -103,7 +104,7 @@ def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -
     assert not list(folder.glob("checkpoint*")), "a cell that is done needs none"
     whole = run_here(tmp_path / "whole", cell)
     assert whole.status == "done"
-    assert equal(weights(folder), weights(Path(whole.path or tmp_path / "whole" / "cells" / cell.key)))
+    assert equal(weights(folder), weights(Path(whole.path)))
 
 
 def test_a_cell_whose_runner_is_gone_saves_and_stops(tmp_path: Path) -> None:
@@ -133,7 +134,6 @@ def train_here(
 ) -> dict[str, torch.Tensor]:
     """Trains in this process until done, or for `stop_after` more steps; the weights."""
     folder.mkdir(exist_ok=True)
-    seed_everything(cell.identity["seed"])
     built = build_cell(toys(), cell, "cpu")
     steps = iter(range(stop_after))
 
@@ -156,6 +156,7 @@ def train_here(
             tell=lambda event: None,
             stopping=lambda: next(steps, None) is None,
             checkpoint_s=1e9,
+            fit_scenes=8,
         )
     return {name: tensor.clone() for name, tensor in built.detector.state_dict().items()}
 
@@ -176,6 +177,18 @@ def test_stopping_anywhere_changes_no_bit(tmp_path: Path) -> None:
     for _ in range(24):
         last = train_here(every, cell, 0)
     assert equal(last, whole), "stopped after every step"
+
+
+def test_killed_while_it_is_scored_it_is_not_trained_again(tmp_path: Path) -> None:
+    cell = toy_cell("toy", "toy.steps=6")
+    store = Store(tmp_path)
+    store.prepare()
+    folder = store.folder(cell.key)
+    trained = train_here(folder, cell)
+    seconds = checkpoint.position(folder).seconds
+    result = run_here(tmp_path, cell)
+    assert (result.status, result.seconds) == ("done", seconds)
+    assert equal(weights(folder), trained)
 
 
 def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
@@ -216,8 +229,10 @@ def test_a_split_without_end_is_read_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint-3.safetensors"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_cell_run_again(tmp_path: Path, name: str) -> None:
-    store, cell = Store(tmp_path), toy_cell("toy", "toy.steps=4")
+def test_a_damaged_checkpoint_is_set_aside_and_the_cell_run_again(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, cell, words = Store(tmp_path), toy_cell("toy", "toy.steps=4"), ["-o", "toy.steps=4"]
     store.prepare()
     folder = store.folder(cell.key)
     train_here(folder, cell, 2)
@@ -225,22 +240,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_cell_run_again(tmp_path: Path
     write_record(folder, cell.result("interrupted"))
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
-    words = [
-        "--models",
-        "toy",
-        "--data",
-        "squares",
-        "--plugin",
-        TOY,
-        "-o",
-        "toy.steps=4",
-        "--out",
-        str(tmp_path),
-    ]
-    ran = objbench("run", *words, "--plan")
-    assert f"damaged, to be set aside and run again: {name}" in ran.out
-    if name == "checkpoint.json":  # once is enough: a process takes seconds
-        ran = objbench("run", *words)
-        assert ran.code == 0
-        assert f"{cell.key}.broken-1" in ran.err
-        assert (tmp_path / "cells" / f"{cell.key}.broken-1" / name).exists()
+    assert f"damaged, to be set aside and run again: {name}" in run(tmp_path, "toy", *words, "--plan").out
+
+    def start_here(runner: Runner, cell: Cell, lock: int) -> None:  # a process of its own takes seconds
+        runner.results[cell.key] = run_here(tmp_path, cell)
+        os.close(lock)
+
+    monkeypatch.setattr(Runner, "_start", start_here)
+    ran = run(tmp_path, "toy", *words)
+    assert ran.code == 0
+    assert f"{name} was cut short" in ran.err
+    assert f"set aside as {cell.key}.broken-1" in ran.err
+    assert (tmp_path / "cells" / f"{cell.key}.broken-1" / name).exists()
+    assert read_record(folder)[0].status == "done"

@@ -28,7 +28,9 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     step = (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size
     xs = (x0[..., None] + (x1 - x0)[..., None] * step) * (2 / width) - 1  # [n, k, g]
     ys = (y0[..., None] + (y1 - y0)[..., None] * step) * (2 / height) - 1
-    grid = torch.stack(torch.broadcast_tensors(xs[:, :, None, :], ys[:, :, :, None]), -1)  # [n, k, g, g, 2]
+    grid = torch.stack(
+        [xs[:, :, None, :].expand(n, k, size, size), ys[:, :, :, None].expand(n, k, size, size)], -1
+    )
     # All glimpses of an image are one tall grid, so that the image is not copied for each of them.
     tall = F.grid_sample(
         images, grid.reshape(n, k * size, size, 2), padding_mode="zeros", align_corners=False
@@ -142,7 +144,7 @@ class _Hat(torch.autograd.Function):
         return (positions[..., None] - centres).abs_().neg_().add_(1).clamp_(min=0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (positions,) = ctx.saved_tensors
         taps = grad.shape[-1]
         left = (

@@ -124,8 +124,8 @@ SMALL: dict[str, Any] = {
     "colour_bias": -2.0,
     "overlap_steps": 1_000_000_000,  # to the end: without it, digits were split in two once it stopped
     "detach_steps": 0,
-    "gate_cells": 10,
-    "gate_step": 150,
+    "gate_cells": 12,
+    "gate_step": 250,
     "first_batch": 8,
 }
 """For scenes of 64x64 pixels with objects of about 14, on a CPU."""
@@ -136,5 +136,8 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # No overlap loss on fruit, as published: touching fruits are no split object.
     ("*", "fruit2d"): {"overlap": 0.0, "detach_steps": 0},
     ("*", "fruit2d-sim"): {"overlap": 0.0, "detach_steps": 0},
+    # Up to 36 fruits in a scene.
+    ("demo", "fruit2d-sim"): {"gate_cells": 36, "batch_size": 16, "clusters": 9},
+    ("small", "fruit2d-sim"): {"gate_cells": 36, "batch_size": 16, "clusters": 9},
 }
 """(protocol, data) -> what differs from the defaults; "*" is any. Later rows go over earlier ones."""

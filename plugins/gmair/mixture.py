@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from objbench_plugins.gmair.model import Gmair
 
 RESTARTS = 3
+USED = 0.5
+"""A dimension of the what-latent is in use where its posterior deviation is, on average, below this."""
 FIT_STEPS = 400
 FIT_BATCH = 256
 

@@ -27,9 +27,7 @@ class SpairConfig(DetectorConfig):
     encoder_widths: str = option("256-128", "hidden widths of the what-encoder; reversed, the decoder's")
 
     # Latents
-    size_prior: float = option(
-        0.1, "box side the prior expects, as a share of the anchor", above=0, high=0.999
-    )
+    size_prior: float = option(0.1, "box side that the prior expects, in anchors", above=0, high=0.999)
     size_prior_std: float = option(0.5, "standard deviation of the size prior, in logits", above=0)
     temperature: float = option(1.0, "temperature of the relaxed presence", above=0)
     presence_bias: float = option(0.0, "added to presence logits: above 0, cells start present")
@@ -38,7 +36,7 @@ class SpairConfig(DetectorConfig):
     # Loss and its schedules, in steps
     recon: float = option(1.0, "coefficient of the reconstruction term", low=0)
     presence_kl: str = option(
-        "clean", "probability in the presence KL: sigmoid of the logit, or of the logit with the sample's noise",
+        "clean", "probability in the presence KL: sigmoid of the logit, or of logit and sampling noise",
         choices=["clean", "noisy"],
     )  # fmt: skip
     wheels_steps: int = option(
@@ -88,8 +86,7 @@ SMALL: dict[str, Any] = {
     # All is small and the learning rate high: boxes find objects at once, and wheels only cost steps.
     "wheels_steps": 0,
     "count_decay_steps": 40,
-    # A batch of all cells' objects costs twice one of the 12 most present; until the prior has thinned them out,
-    # half a batch does.
+    # All cells cost about twice the 12 most present; until the prior has thinned them out, half a batch does.
     "gate_cells": 12,
     "gate_step": 100,
     "first_batch": 16,

@@ -31,13 +31,13 @@ def bernoulli_kl(logit: Tensor, prior: Tensor) -> Tensor:
 
 
 def count_log_odds(step: int, start: float, floor: float, decay_steps: float) -> float:
-    """Log-odds of the geometric prior on counts: from `start`, tenfold less every `decay_steps`, to `floor`."""
+    """Log of the geometric prior's odds: from `start`, tenfold less every `decay_steps`, to `floor`."""
     return math.log((start - floor) * 0.1 ** (step / decay_steps) + floor)
 
 
 @torch.no_grad()
 def count_prior(present: Tensor, log_odds: float) -> Tensor:
-    """p(cell i holds an object | what cells 0..i-1 hold), [n, cells] float64 (SPAIR's appendix on this prior).
+    """p(cell i holds an object | what cells 0..i-1 hold), [n, cells] float64 (SPAIR, appendix).
 
     The count C of an image's objects has the prior p^C, p = sigmoid(log_odds), cut off at C = cells; given C,
     all places are alike. So after k objects in i cells the posterior of C is, exactly,

@@ -1,11 +1,12 @@
 """SPAIR (Crawford & Pineau 2019, "Spatially Invariant Unsupervised Object Detection with Convolutional Neural
 Networks"), top-down: detector, latents, loss.
 
-Where the original code and the PyTorch port that GMAIR was compared with disagree, this follows the original: the
-reconstruction term is averaged over the batch, the prior expects small boxes (`size_prior`), the presence KL takes
-the clean probability (`presence_kl`) and gradients are clipped. Two things differ from both. When detecting, boxes are
-cut to what is bright in them (`trim`), as GMAIR cuts its own: the comparison is then even. And what an object paints
-is colour x alpha x importance interpolated as one picture, which makes painting linear, hence fast.
+Where the original code and the PyTorch port that GMAIR was compared with disagree, this follows the original:
+the reconstruction term is averaged over the batch, the prior expects small boxes (`size_prior`), the presence
+KL takes the clean probability (`presence_kl`) and gradients are clipped. Two things differ from both. When
+detecting, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own, to compare like with like.
+And what an object paints is colour x alpha x importance interpolated as one picture: painting is then linear,
+hence fast.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from typing import Any, NamedTuple
 import torch
 from objbench.detector import Detections, Detector
 from objbench.scenes import SceneShape
-from objbench.spatial import Painter, crop, trim_boxes
+from objbench.spatial import crop, paint, trim_boxes
 from objbench_plugins.spair import losses, networks
 from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 MIN_IMPORTANCE = 0.01
 """An absent object still counts this much in a pixel's average, so that it can come back."""
+PAINTED_VALUES = 2**21
+"""Above so many values of an intermediate, a batch is painted in parts: this many stay in a processor's cache."""
 CENTRE_RANGE = (-0.5, 1.5)
 """Where a box's centre may lie, in cells from the cell's corner: up to half a cell outside it."""
 
@@ -83,7 +87,7 @@ class Spair(Detector):
         self.rows, self.columns = self.backbone.grid
         self.cells = self.rows * self.columns
         told = 4 + c.what_dim + 2  # what a cell tells its neighbours
-        # Box, depth and presence network all read features and context: that part of their first layers is one.
+        # Box, depth and presence network all read features and context: their first layers share this part.
         self.from_features = nn.Linear(c.features, 3 * c.hidden)
         self.from_context = nn.Linear(len(NEIGHBOURS) * told, 3 * c.hidden, bias=False)
         self.box_net = networks.perceptron(c.hidden, (c.hidden,), 8 + c.passed)
@@ -93,9 +97,7 @@ class Spair(Detector):
         self.presence_net = networks.perceptron(c.hidden, (c.hidden,), 1)
         self.what_encoder = networks.perceptron(shape.channels * c.glimpse**2, c.widths(), 2 * c.what_dim)
         self.decoder = networks.perceptron(c.what_dim, c.widths()[::-1], (shape.channels + 1) * c.glimpse**2)
-        self.edge = nn.Parameter(
-            torch.randn(told)
-        )  # what cells outside the grid would tell, before its sigmoids
+        self.edge = nn.Parameter(torch.randn(told))  # what cells outside the grid tell, before sigmoids
 
         front = wavefront(self.rows, self.columns)
         self.sizes = front.sizes
@@ -158,7 +160,7 @@ class Spair(Detector):
     # Inference
 
     def infer(self, images: Tensor, noise: Noise | None = None, wheels: bool = False) -> Cells:
-        """The cells of images [n, channels, height, width], numbered row by row; without noise, their modes."""
+        """The cells of images [n, channels, height, width], numbered row by row. Without noise: modes."""
         n = len(images)
         features = self.cell_features(images)[:, self.order].split(self.sizes, 1)
         corners = self.corners[self.order].split(self.sizes)
@@ -176,7 +178,7 @@ class Spair(Detector):
         return Cells(*(torch.cat(parts, 1).index_select(1, self.place) for parts in zip(*done, strict=True)))
 
     def cell_features(self, images: Tensor) -> Tensor:
-        """What the first layers of box, depth and presence network get from the backbone: [n, cells, 3 hidden]."""
+        """What the backbone gives to the first layers of the three lateral networks: [n, cells, 3 hidden]."""
         return self.from_features(self.backbone(images).flatten(2).transpose(1, 2))
 
     def edge_context(self) -> Tensor:
@@ -238,7 +240,7 @@ class Spair(Detector):
     # Generation
 
     def decode(self, what: Tensor) -> tuple[Tensor, Tensor]:
-        """Glimpses of what-latents [n, k, A]: colour [n, k, channels, g, g], alpha [n, k, 1, g, g], in 0..1."""
+        """Glimpses of what-latents [n, k, A]: [n, k, channels, g, g] colour and [n, k, 1, g, g] alpha."""
         g = self.config.glimpse
         logits = self.decoder(what).unflatten(-1, (-1, g, g))
         colour = torch.sigmoid((2 * logits[:, :, :-1] + self.config.colour_bias).clamp(-10, 10))
@@ -248,13 +250,24 @@ class Spair(Detector):
     def render(self, cells: Cells) -> Tensor:
         """The image p(x | z) expects on a black background, [n, channels, height, width] in 0..1.
 
-        At each pixel the average over objects, weighted by importance: alpha x presence x depth.
+        What painting keeps for its gradient grows with the product of objects, glimpse and image. Where that is
+        much, a few images are painted at a time, and once more when their gradient is due.
         """
+        n, k = cells.presence.shape[:2]
+        values = k * self.config.glimpse * (self.shape.channels + 1) * self.shape.width  # an image, half resampled
+        at_once = max(1, PAINTED_VALUES // values)
+        if at_once >= n:
+            return self.render_at_once(cells)
+        parts = zip(*(part.split(at_once) for part in cells), strict=True)
+        return torch.cat([checkpoint(self.render_at_once, Cells(*part), use_reentrant=False) for part in parts])
+
+    def render_at_once(self, cells: Cells) -> Tensor:
+        """At each pixel the average over objects, weighted by importance: alpha x presence x depth."""
         colour, alpha = self.decode(cells.what)
         shown = alpha * cells.presence[..., None, None]
         importance = (shown * cells.depth[..., None, None]).clamp(min=MIN_IMPORTANCE)
-        painter = Painter(cells.boxes, self.config.glimpse, self.shape.height, self.shape.width)
-        canvas = painter.paint(torch.cat([colour * shown * importance, importance], 2))
+        layers = torch.cat([colour * shown * importance, importance], 2)
+        canvas = paint(layers, cells.boxes, self.shape.height, self.shape.width)
         return (canvas[:, :-1] / (canvas[:, -1:] + 1e-9)).clamp(0, 1)
 
     # Testing: the mode of every latent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 class Backbone(nn.Module):
     """Convolutions over the padded image: 4x4 ones of strides stride / 4, 2 and 2, then 1x1 ones.
 
-    [n, channels, height, width] -> [n, features, rows, columns]. The image is padded with black so that what a cell
-    sees is centred on it; where `stride` does not divide the image, the last row and column of cells reach beyond.
+    [n, channels, height, width] -> [n, features, rows, columns]. The image is padded with black so that what
+    a cell sees is centred on it; where `stride` does not divide the image, the last cells reach beyond it.
     """
 
     def __init__(self, channels: int, width: int, features: int, stride: int, image: tuple[int, int]) -> None:
@@ -22,7 +23,8 @@ class Backbone(nn.Module):
             layers += [nn.Conv2d(before, width, 4, step), nn.ReLU(inplace=True)]
         for _ in range(3):
             layers += [nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, features, 1))
+        # Channels last: a fifth faster on a CPU, and what comes out is a row of features a cell.
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, features, 1)).to(memory_format=torch.channels_last)
         field = 1 + 3 * (1 + strides[0] + 2 * strides[0])  # pixels that a cell sees
         self.grid = (-(-image[0] // stride), -(-image[1] // stride))
         before = (field - stride) // 2
@@ -31,7 +33,8 @@ class Backbone(nn.Module):
             self.padding += [before, field + (cells - 1) * stride - side - before]
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layers(F.pad(images, self.padding))
+        padded = F.pad(images, self.padding).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.layers(padded)
         return features
 
 
