@@ -97,6 +97,9 @@ class DetectorConfig:
     steps: int = option(440_000, "training steps (batches)", low=1)
     batch_size: int = option(16, "images a step", low=1)
     lr: float = option(1e-4, "Adam's learning rate", above=0)
+    lr_end: float = option(
+        1.0, "learning rates at the end, as a share; they fall evenly over the second half", low=0, high=1
+    )
     clip_norm: float = option(0.0, "clip gradients to this norm; 0 does not clip", low=0)
 
 

@@ -59,7 +59,9 @@ def train(
     """
     config, device = detector.config, next(detector.parameters()).device
     optimizers = detector.optimizers()
-    at = checkpoint.restore(folder, detector, optimizers)
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    at = checkpoint.restore(folder, detector, optimizers)  # and with it rates that may have fallen
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     at.machine = f"{device_name(device)} with {torch.get_num_threads()} threads"
     size = source.size("train")
     point_every = max(1, config.steps // EVALUATIONS)
@@ -82,6 +84,8 @@ def train(
         losses.sum().backward()  # type: ignore[no-untyped-call]
         if config.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(detector.parameters(), config.clip_norm)
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * rate_left(at.step / config.steps, config.lr_end)
         for optimizer in optimizers:
             optimizer.step()
         at.step += 1
@@ -121,6 +125,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def rate_left(done: float, end: float) -> float:
+    """The share of the learning rate left when `done` (0..1) of training is: 1 to the half, then down to `end`."""
+    return 1 - (1 - end) * max(0.0, 2 * done - 1)
 
 
 def batch_indices(size: int | None, seed: int, step: int, batch: int) -> Tensor:

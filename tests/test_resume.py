@@ -28,7 +28,7 @@ from objbench.training import Interrupted, batch_indices, train
 
 from running import TOY, rows_of, run, run_here, toy_cell, toys
 
-SLOW = ["-o", "toy.steps=100", "-o", "toy.nap=0.015", "-o", "squares.size=50"]
+SLOW = ["-o", "toy.steps=100", "-o", "toy.nap=0.015", "-o", "toy.lr_end=0.1", "-o", "squares.size=50"]
 """Options of a training of two seconds, several epochs long."""
 
 

@@ -110,6 +110,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 32,
     "lr": 1e-3,
     "lr_what": 1e-3,
+    "lr_end": 0.1,
     "clip_norm": 10.0,
     "what_dim": 32,
     "base_box": 36.0,
@@ -132,7 +133,7 @@ SMALL: dict[str, Any] = {
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("demo", "*"): {**SMALL, "steps": 2_000, "mixture_start": 1_200},
-    ("small", "*"): {**SMALL, "steps": 12_000, "mixture_start": 2_000},
+    ("small", "*"): {**SMALL, "steps": 9_000, "mixture_start": 2_000},
     # No overlap loss on fruit, as published: touching fruits are no split object.
     ("*", "fruit2d"): {"overlap": 0.0, "detach_steps": 0},
     ("*", "fruit2d-sim"): {"overlap": 0.0, "detach_steps": 0},

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 MIN_IMPORTANCE = 0.01
 """An absent object still counts this much in a pixel's average, so that it can come back."""
 PAINTED_VALUES = 2**21
-"""Above so many values of an intermediate, a batch is painted in parts: this many stay in a processor's cache."""
+"""Above so many values of an intermediate, a batch is painted in parts. So few fit a processor's cache."""
 CENTRE_RANGE = (-0.5, 1.5)
 """Where a box's centre may lie, in cells from the cell's corner: up to half a cell outside it."""
 
@@ -250,16 +250,16 @@ class Spair(Detector):
     def render(self, cells: Cells) -> Tensor:
         """The image p(x | z) expects on a black background, [n, channels, height, width] in 0..1.
 
-        What painting keeps for its gradient grows with the product of objects, glimpse and image. Where that is
-        much, a few images are painted at a time, and once more when their gradient is due.
+        What painting keeps for its gradient grows with objects x glimpse x image. Where that is much, a few
+        images are painted at a time, and once more when their gradient is due.
         """
         n, k = cells.presence.shape[:2]
-        values = k * self.config.glimpse * (self.shape.channels + 1) * self.shape.width  # an image, half resampled
-        at_once = max(1, PAINTED_VALUES // values)
+        rows = k * self.config.glimpse * (self.shape.channels + 1)  # of an image's glimpses
+        at_once = max(1, PAINTED_VALUES // (rows * self.shape.width))
         if at_once >= n:
             return self.render_at_once(cells)
-        parts = zip(*(part.split(at_once) for part in cells), strict=True)
-        return torch.cat([checkpoint(self.render_at_once, Cells(*part), use_reentrant=False) for part in parts])
+        parts = [Cells(*part) for part in zip(*(part.split(at_once) for part in cells), strict=True)]
+        return torch.cat([checkpoint(self.render_at_once, part, use_reentrant=False) for part in parts])
 
     def render_at_once(self, cells: Cells) -> Tensor:
         """At each pixel the average over objects, weighted by importance: alpha x presence x depth."""

@@ -1,0 +1,328 @@
+"""SPACE: its fast parts against the plain ones, its loss against torch.distributions, and its contract."""
+
+import dataclasses
+
+import pytest
+import torch
+from objbench.errors import UsageError
+from objbench.options import build
+from objbench.scenes import SceneShape
+from objbench.spatial import boxes_around
+from objbench_plugins.space import losses
+from objbench_plugins.space.background import Background
+from objbench_plugins.space.compose import Windows
+from objbench_plugins.space.config import SMALL
+from objbench_plugins.space.model import Space
+from objbench_plugins.space.networks import BroadcastDecoder
+from objbench_plugins.space.reference import compose_plain, frames_plain
+from torch import distributions as D
+
+TINY = {**SMALL, "steps": 100, "glimpse": 8, "mlp_width": 32, "boundary_width": 2, "gate_cells": 0, "what_dim": 5}
+
+
+def small_space(channels=1, height=32, width=32, **options):
+    torch.manual_seed(0)
+    return Space(build(Space.Config, "space", TINY, options), SceneShape(channels, height, width))
+
+
+def some_objects(n=2, grid=(4, 5), glimpse=10, channels=3, height=40, width=48, dtype=torch.float64):
+    """Boxes from under a pixel to beyond the image, glimpses with transparent parts, logits up to 100."""
+    gen = torch.Generator().manual_seed(0)
+    k = grid[0] * grid[1]
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=gen, dtype=torch.float64).to(dtype)
+
+    size = torch.exp(rand(n, k, 2) * 5 - 0.7)  # 0.5 .. 74 px
+    boxes = boxes_around(rand(n, k, 2) * 2 - 0.5, size, grid, (height, width))
+    alpha = (rand(n, k, 1, glimpse, glimpse) * 1.5 - 0.4).clamp(0, 1)
+    colour = alpha * rand(n, k, channels, glimpse, glimpse)
+    return [t.requires_grad_() for t in (boxes, colour, alpha, rand(n, k) * 100)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_foreground_equals_the_dense_softmax_in_values_and_gradients(channels):
+    inputs = some_objects(channels=channels)
+    boxes, colour, alpha, sharpness = inputs
+    fast = torch.cat(Windows(boxes, 10, 40, 48).compose(colour, alpha, sharpness, cells=20), 1)
+    plain = torch.cat(compose_plain(boxes, colour, alpha, sharpness, 40, 48), 1)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+    weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad((fast * weight).sum(), inputs),
+        torch.autograd.grad((plain * weight).sum(), inputs),
+        strict=True,
+    ):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max()))
+
+
+def test_in_single_precision_it_is_as_close_to_the_truth_as_the_dense_softmax():
+    exact_inputs, inputs = some_objects(), some_objects(dtype=torch.float32)
+    weight = torch.randn(2, 4, 40, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def run(compose, given):
+        painted = torch.cat(compose(*given), 1)
+        return [painted, *torch.autograd.grad((painted * weight.to(painted)).sum(), given)]
+
+    exact = run(lambda *given: compose_plain(*given, 40, 48), exact_inputs)
+    ours = run(lambda boxes, *rest: Windows(boxes, 10, 40, 48).compose(*rest, cells=20), inputs)
+    dense = run(lambda *given: compose_plain(*given, 40, 48), inputs)
+    for a, b, c in zip(ours, dense, exact, strict=True):
+        assert (a - c).abs().max() < 1.5 * (b - c).abs().max() + 1e-5
+        assert (a - c).abs().max() < 5e-4 * c.abs().max()  # a hundredfold alpha in an exponent
+
+
+def test_cells_that_are_left_out_count_as_absent_ones():
+    boxes, colour, alpha, sharpness = some_objects()
+    present = torch.zeros(2, 20, 1, 1, 1, dtype=torch.float64)
+    present[:, :7] = 1
+    dense = compose_plain(boxes, colour * present, alpha * present, sharpness, 40, 48)
+    few = Windows(boxes[:, :7], 10, 40, 48).compose(colour[:, :7], alpha[:, :7], sharpness[:, :7], cells=20)
+    for a, b in zip(few, dense, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_boxes_outside_the_image_paint_nothing():
+    boxes = torch.tensor([[[-40.0, -40, -20, -20], [60, 60, 90, 90], [-30, 5, -10, 9]]])
+    ones = torch.ones(1, 3, 1, 8, 8)
+    foreground, weight = Windows(boxes, 8, 32, 32).compose(ones, ones, torch.full((1, 3), 100.0), cells=3)
+    assert foreground.abs().max() == 0
+    assert weight.abs().max() == 0
+
+
+def test_frames_equal_painted_frames():
+    boxes, _, _, presence = some_objects()
+    fast = Windows(boxes, 10, 40, 48).frames(presence, 3)
+    plain = frames_plain(boxes, presence, 10, 3, 40, 48)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast.square().sum(), boxes)[0], torch.autograd.grad(plain.square().sum(), boxes)[0]
+    )
+
+
+def test_the_broadcast_decoder_equals_convolving_the_broadcast_latent():
+    torch.manual_seed(0)
+    decoder = BroadcastDecoder(6, 3, (32, 64), 8).double().eval()
+    latent = torch.randn(4, 6, dtype=torch.float64)
+    everywhere = latent[:, :, None, None].expand(-1, -1, 40, 72)
+    coordinates = decoder.coordinates.expand(4, -1, -1, -1)
+    plain = decoder.rest(decoder.first(torch.cat([everywhere, coordinates], 1)))
+    assert plain.shape == (4, 3, 32, 64)
+    torch.testing.assert_close(decoder(latent), plain)
+
+
+@pytest.mark.parametrize("nets", ["conv", "mlp"])
+@pytest.mark.parametrize("components", [1, 3])
+def test_background_masks_share_out_every_pixel(components, nets):
+    torch.manual_seed(0)
+    config = build(Space.Config, "space", {"components": components, "background_nets": nets, "background_width": 16})
+    scene = Background(config, SceneShape(3, 32, 64))(torch.rand(2, 3, 32, 64), sample=True)
+    assert scene.masks.shape == (2, components, 1, 32, 64)
+    assert scene.pictures.shape == (2, components, 3, 32, 64)
+    torch.testing.assert_close(scene.masks.sum(1), torch.ones(2, 1, 32, 64))
+    assert (scene.mask_kl > 0).all()
+    assert (scene.component_kl > 0).all()
+
+
+def test_sticks_break_in_order():
+    config = build(Space.Config, "space", {"components": 3, "background_nets": "mlp", "background_width": 16})
+    background = Background(config, SceneShape(1, 32, 32))
+    latent = torch.randn(1, 3, config.mask_dim)
+    share = torch.sigmoid(background.mask_decoder(latent[0, :2]))
+    expected = torch.stack([share[0], (1 - share[0]) * share[1], (1 - share[0]) * (1 - share[1])])
+    torch.testing.assert_close(background.masks(latent, torch.Size([32, 32]))[0], expected)
+
+
+def test_the_pixel_likelihood_is_a_mixture_of_gaussians():
+    model = small_space(channels=3, fg_sigma=0.2, bg_sigma=0.1)
+    images, pictures, foreground = torch.rand(2, 3, 4, 4), torch.rand(2, 2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    masks, weight = torch.rand(2, 2, 1, 4, 4).softmax(1), torch.rand(2, 1, 4, 4)
+    weights = torch.cat([weight[:, None], (1 - weight[:, None]) * masks], 1).expand(-1, -1, 3, -1, -1)
+    means = torch.cat([foreground[:, None], pictures], 1)
+    stds = torch.tensor([0.2, 0.1, 0.1])[:, None, None, None].expand_as(means)
+    mixture = D.MixtureSameFamily(
+        D.Categorical(weights.movedim(1, -1)), D.Normal(means.movedim(1, -1), stds.movedim(1, -1))
+    )
+    ours = model.log_likelihood(images, masks, pictures, foreground, weight)
+    torch.testing.assert_close(ours, mixture.log_prob(images).sum((1, 2, 3)), rtol=1e-3, atol=0.05)  # EPS
+
+
+def test_divergences_equal_those_of_torch():
+    mean, std, logits = torch.randn(50), torch.rand(50) + 0.1, torch.randn(50) * 4
+    torch.testing.assert_close(
+        losses.normal_kl(mean, std, -1.27, 0.1), D.kl_divergence(D.Normal(mean, std), D.Normal(-1.27, 0.1))
+    )
+    torch.testing.assert_close(
+        losses.bernoulli_kl(logits, 0.01),
+        D.kl_divergence(D.Bernoulli(logits=logits), D.Bernoulli(torch.full((50,), 0.01))),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+
+def test_relaxed_presence_is_that_of_torch():
+    torch.manual_seed(0)
+    logits = torch.full((200_000,), 0.7)
+    ours = losses.relaxed_bernoulli(logits, 0.5)
+    theirs = D.RelaxedBernoulli(torch.tensor(0.5), logits=logits).sample()
+    at = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    torch.testing.assert_close(ours.quantile(at), theirs.quantile(at), rtol=0, atol=0.01)
+
+
+def test_priors_are_annealed_between_their_two_steps():
+    values = [losses.annealed(when, 0.2, 0.6, 1.0, -1.0) for when in (0, 0.2, 0.4, 0.6, 1)]
+    assert values == pytest.approx([1, 1, 0, -1, -1])
+    assert losses.annealed(0, 0, 0, 1.0, -1.0) == 1
+
+
+def test_published_schedules_are_those_of_160_000_steps():
+    c = Space.Config()
+    changes = [c.presence_from, c.presence_until, c.scale_from, c.scale_until, c.temperature_until, c.boundary_until]
+    assert [round(f * c.steps) for f in changes] == [4_000, 10_000, 10_000, 20_000, 20_000, 100_000]
+
+
+def test_the_terms_follow_the_schedules():
+    images = torch.rand(2, 1, 32, 32)
+    model = small_space(boundary_until=0.5, scale_from=0.1, scale_until=0.2, scale_end=3.0)
+
+    def terms(step):
+        torch.manual_seed(1)
+        return model.training_step(images, step)
+
+    assert "boundary" in terms(49)
+    assert "boundary" not in terms(50)
+    assert terms(40)["scale"] > 10 * terms(0)["scale"]
+    assert terms(40)["pres"] > terms(0)["pres"]  # every cell starts present, and the prior falls
+
+
+def test_a_fixed_weight_replaces_that_of_the_foreground():
+    images = torch.zeros(2, 1, 32, 32)
+    torch.manual_seed(1)
+    free = small_space().training_step(images, 0)["recon"]
+    torch.manual_seed(1)
+    fixed = small_space(fixed_alpha=0.0, fixed_alpha_until=1.0).training_step(images, 0)["recon"]
+    assert free != fixed
+
+
+def test_each_parameter_has_one_optimiser_and_gets_a_gradient():
+    model = small_space(channels=3, components=2)
+    foreground, background = model.optimizers()
+    assert isinstance(foreground, torch.optim.RMSprop)
+    assert isinstance(background, torch.optim.Adam)
+    assert foreground.param_groups[0]["lr"] == model.config.lr
+    assert background.param_groups[0]["lr"] == model.config.lr_background
+    held = [p for o in (foreground, background) for g in o.param_groups for p in g["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+    assert {id(p) for p in background.param_groups[0]["params"]} == {id(p) for p in model.background.parameters()}
+    sum(model.training_step(torch.rand(2, 3, 32, 32), 0).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_published_networks_take_a_step():
+    torch.manual_seed(0)
+    config = {"components": 2, "what_dim": 8, "background_width": 16, "cell": 16}
+    model = Space(build(Space.Config, "space", config), SceneShape(3, 64, 96))
+    images = torch.rand(2, 3, 64, 96)
+    terms = model.training_step(images, 0)
+    sum(terms.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.no_grad():
+        assert model.detect(images).what.shape[1] == 8
+        assert model.reconstruct(images).shape == images.shape
+
+
+def test_gating_with_all_cells_changes_nothing_and_with_few_only_what_they_hold():
+    images = torch.rand(3, 1, 32, 32)
+
+    def run(**options):
+        model = small_space(**options)
+        torch.manual_seed(1)
+        return model.training_step(images, 50)
+
+    plain, all_cells, few = run(), run(gate_cells=16), run(gate_cells=4)
+    assert plain == all_cells
+    for name in ("pres", "scale", "shift", "depth"):
+        assert plain[name] == few[name]
+    assert few["what"] < plain["what"] / 2
+
+
+def test_it_learns():
+    model = small_space(steps=40, lr=1e-3)
+    images = torch.zeros(8, 1, 32, 32)
+    for i, image in enumerate(images):
+        x, y = (5 * i) % 20 + 2, (7 * i) % 20 + 2
+        image[:, y : y + 8, x : x + 8] = 1
+    optimizers, found = model.optimizers(), []
+    for step in range(40):
+        loss = sum(model.training_step(images, step).values())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        found.append(float(loss.detach()))
+    assert found[-1] < found[0] - 500
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_detections_are_whole_repeatable_and_each_image_its_own(channels):
+    model = small_space(channels, components=2).eval()
+    images = torch.rand(4, channels, 32, 32)
+    with torch.no_grad():
+        together, again, alone = model.detect(images), model.detect(images), model.detect(images[2:3])
+    assert len(together.scores) > 0
+    assert torch.equal(together.boxes, again.boxes)
+    assert together.clusters is None
+    mine = together.image == 2
+    torch.testing.assert_close(together.boxes[mine], alone.boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(together.what[mine], alone.what, rtol=1e-4, atol=1e-4)
+    assert together.boxes.min() >= 0
+    assert together.boxes.max() <= 32
+    assert (together.scores >= 0.01).all()
+    assert (together.boxes[:, 2:] >= together.boxes[:, :2]).all()
+
+
+def test_trimming_only_ever_shrinks_boxes():
+    images = torch.rand(4, 1, 32, 32)
+    with torch.no_grad():
+        whole, cut = (small_space(trim=trim).eval().detect(images).boxes for trim in (0.0, 0.5))
+    assert (cut[:, :2] >= whole[:, :2]).all()
+    assert (cut[:, 2:] <= whole[:, 2:]).all()
+    assert not torch.equal(cut, whole)
+
+
+def test_reconstruction_is_a_picture():
+    model = small_space(3).eval()
+    with torch.no_grad():
+        picture = model.reconstruct(torch.rand(2, 3, 32, 32))
+    assert picture.shape == (2, 3, 32, 32)
+    assert picture.min() >= 0
+    assert picture.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "said"),
+    [
+        ((1, 48, 64), {"cell": 32}, "space.cell=32 does not divide an image of 48x64"),
+        ((1, 40, 40), {"cell": 8}, "multiples of 32; an image of 40x40 is not"),
+        ((1, 64, 64), {"cell": 12}, "cell=12 is not 8, 16 or 32"),
+        ((1, 64, 64), {"glimpse_nets": "conv"}, "glimpse=8"),
+        ((1, 64, 64), {"boundary_width": 4}, "boundary_width=4 leaves no middle of glimpse=8"),
+        ((1, 64, 64), {"background_width": 24}, "background_width=24"),
+        ((1, 64, 64), {"components": 0}, "space.components=0"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(shape, options, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        Space(build(Space.Config, "space", TINY, options), SceneShape(*shape))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["demo", "small", "paper"])
+@pytest.mark.parametrize("data", ["multimnist", "fruit2d", "fruit2d-sim"])
+def test_settings_are_of_known_options(protocol, data):
+    config = build(Space.Config, "space", Space.settings(protocol, data))
+    if (protocol, data) == ("paper", "multimnist"):
+        assert dataclasses.asdict(config) == dataclasses.asdict(Space.Config())
+    assert config.cell == 8
