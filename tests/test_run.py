@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from objbench import DataSpec, ModelSpec
+from objbench import DataSpec, ModelSpec, hookimpl
 from objbench.commands.run import threads_each
 from objbench.matrix import difference, source_hash
 from objbench.results import CellResult
@@ -47,7 +47,7 @@ def test_the_key_is_of_what_figures_depend_on(monkeypatch: pytest.MonkeyPatch) -
     assert toy_cell("toy", f"toy.lr={0.030:.9f}").key == base, "not of how a number is written"
     renamed = [ModelSpec("toy", "said otherwise", "toy_plugin:Toy", label="Display Name")]
     with monkeypatch.context() as patch:
-        patch.setattr(toy_plugin, "objbench_models", lambda: renamed)
+        patch.setattr(toy_plugin, "objbench_models", hookimpl(lambda: renamed))
         assert toy_cell("toy").key == base, "not of display names"
     others = [
         toy_cell("toy", "toy.lr=0.02"),
@@ -331,7 +331,7 @@ def test_a_plugin_that_takes_a_name_that_is_taken(tmp_path: Path) -> None:
         "@hookimpl\ndef objbench_models():\n    return [ModelSpec('toy', '', 'second_plugin:X')]\n"
     )
     ran = objbench("run", "--models", "toy", "--data", "squares", "--plugin", TOY, "--plugin", str(second))
-    assert (ran.code, "already a model named 'toy'" in ran.err) == (2, True)
+    assert (ran.code, "a model named 'toy' exists already" in ran.err) == (2, True)
 
 
 def test_a_plugin_whose_parts_break_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,8 @@ def test_a_plugin_whose_parts_break_is_named(tmp_path: Path, monkeypatch: pytest
     ran = run(tmp_path, "toy")
     assert ran.code == 2
     assert "'squares' does not load: OSError: the digits are gone (test_run.py, line" in ran.err
-    monkeypatch.setattr(toy_plugin, "objbench_data", lambda: [DataSpec("squares", "", "toy_plugin:Nothing")])
+    lost = [DataSpec("squares", "", "toy_plugin:Nothing")]
+    monkeypatch.setattr(toy_plugin, "objbench_data", hookimpl(lambda: lost))
     assert "'squares' does not load: AttributeError" in run(tmp_path, "toy").err
 
 

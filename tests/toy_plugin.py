@@ -71,7 +71,7 @@ class ToyConfig(DetectorConfig):
     batch_size: int = option(8, "images a step", low=1)
     lr: float = option(0.03, "Adam's learning rate", above=0)
     clip_norm: float = option(1.0, "clip gradients to this norm; 0 does not", low=0)
-    nap: float = option(0.0, "seconds slept each step", low=0)
+    slow: str = option("", "while this file exists, steps from `at` on take half a second", identity=False)
     trouble: str = option("none", "what goes wrong", choices=TROUBLES)
     at: int = option(3, "the step it goes wrong at", low=0)
 
@@ -92,7 +92,8 @@ class Toy(Detector):
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         if step == self.config.at:
             make_trouble(self.config.trouble)
-        time.sleep(self.config.nap)
+        if step >= self.config.at and self.config.slow and os.path.exists(self.config.slow):
+            time.sleep(0.5)
         code = self.norm(self.encode(images))
         code = code + 0.01 * torch.randn_like(code) * float(np.random.rand())
         error = (self.decode(self.drop(code)) - images).square().mean()

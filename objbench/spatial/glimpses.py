@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -38,6 +39,10 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return tall.reshape(n, channels, k, size, size).transpose(1, 2)
 
 
+CACHED = 8_000_000
+"""How many floats between the two products of a painting are worked on at once, on a CPU."""
+
+
 class Painter:
     """Paints glimpses into boxes; the resampling of a set of boxes is worked out once for all that is painted there."""
 
@@ -60,13 +65,14 @@ class Painter:
         glimpses: [n, k, channels, g, g]. Returns [n, channels, height, width]; differentiable in both.
         """
         n, k, channels, g, _ = glimpses.shape
-        height, width = len(self.py), len(self.px)
-        # Resample along x first, the channels side by side: [n, k * g, channels * width]
-        rows = glimpses.transpose(2, 3).reshape(n * k, g * channels, g)
-        rows = torch.bmm(rows, self.along_x.reshape(n * k, width, g).transpose(1, 2))
-        rows = rows.reshape(n, k * g, channels * width)
-        canvas = torch.bmm(self.along_y.transpose(1, 2).reshape(n, height, k * g), rows)
-        return canvas.reshape(n, height, channels, width).transpose(1, 2)
+        at_once = max(1, CACHED // (k * g * channels * len(self.px)))
+        if glimpses.device.type != "cpu" or at_once >= n:
+            return _paint(glimpses, self.along_y, self.along_x)
+        # A few images at a time, and again in the backward pass: what lies between fits the cache and is not kept.
+        parts = zip(*(t.split(at_once) for t in (glimpses, self.along_y, self.along_x)), strict=True)
+        return torch.cat(
+            [checkpoint(_paint, *p, use_reentrant=False, preserve_rng_state=False) for p in parts]
+        )
 
     def strongest(self, glimpses: Tensor) -> Tensor:
         """The largest value that any one object paints at each pixel.
@@ -108,6 +114,18 @@ class Painter:
                     inside, weight * flat.gather(1, tap.flatten(1)).reshape(u.shape), 0
                 )
         return value
+
+
+def _paint(glimpses: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
+    """The sum of A_y G A_x^T over objects; shapes as in `Painter`."""
+    n, k, channels, g, _ = glimpses.shape
+    height, width = along_y.shape[2], along_x.shape[2]
+    # Resample along x first, the channels side by side: [n, k * g, channels * width]
+    rows = glimpses.transpose(2, 3).reshape(n * k, g * channels, g)
+    rows = torch.bmm(rows, along_x.reshape(n * k, width, g).transpose(1, 2))
+    rows = rows.reshape(n, k * g, channels * width)
+    canvas = torch.bmm(along_y.transpose(1, 2).reshape(n, height, k * g), rows)
+    return canvas.reshape(n, height, channels, width).transpose(1, 2)
 
 
 def paint(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 STRIDE = 8
@@ -72,7 +73,8 @@ class ConvDecoder(nn.Module):
     Like there, ReLU comes before group normalisation.
     """
 
-    SIZE = 32
+    AT_ONCE = 512
+    """Glimpses that the last layers are run on at once."""
 
     def __init__(self, what_dim: int, out: int) -> None:
         super().__init__()
@@ -81,14 +83,24 @@ class ConvDecoder(nn.Module):
         for before, after in ((256, 128), (128, 128), (128, 64), (64, 32)):
             layers += [nn.ConvTranspose2d(before, after, 2, 2), nn.ReLU(inplace=True), nn.GroupNorm(8, after)]
         layers += [nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(inplace=True), nn.GroupNorm(8, 32)]
-        layers += [nn.ConvTranspose2d(32, 16, 2, 2), nn.ReLU(inplace=True), nn.GroupNorm(4, 16)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(16, out, 3, 1, 1))
-        self.layers.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Sequential(
+            nn.ConvTranspose2d(32, 16, 2, 2),
+            nn.ReLU(inplace=True),
+            nn.GroupNorm(4, 16),
+            nn.Conv2d(16, out, 3, 1, 1),
+        )
+        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
     def forward(self, what: Tensor) -> Tensor:
         first = torch.relu(self.first(what))[:, :, None, None].contiguous(memory_format=torch.channels_last)
-        decoded: Tensor = self.layers(first)
-        return decoded
+        small = self.layers(first)  # [m, 32, 16, 16]
+        if len(what) <= self.AT_ONCE:
+            large: Tensor = self.last(small)
+            return large
+        # The last layers hold most of the numbers and a fifth of the work: done again in the backward pass, not kept.
+        parts = [checkpoint(self.last, s, use_reentrant=False) for s in small.split(self.AT_ONCE)]
+        return torch.cat(parts)
 
 
 class MlpDecoder(nn.Module):
