@@ -1,7 +1,7 @@
-"""One training step of SPACE at the paper's size, beside the same step with a canvas for every cell, as published.
+"""One training step of SPACE at the paper's size, beside the same step with a canvas for every cell.
 
-With one thread, seconds are that thread's CPU time, which other work on the machine disturbs little; with more, wall
-time. Each figure is taken in a process of its own, so that its peak memory is its own.
+With one thread, seconds are that thread's CPU time, which other work on the machine disturbs little; with
+more, wall time. Each figure is taken in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DenseSpace(Space):
 
 
 def rows(batch: int = 16, dense_batch: int = 4) -> list[dict[str, Any]]:
-    """Seconds a step and peak memory; asked for: at most 6 s on two cores and 5 GB (published: 46 to 55 s, 16 GB)."""
+    """Seconds a step and peak memory; asked for: at most 6 s (two cores), 5 GB; published: 46-55 s, 16 GB."""
     timing = f"{torch.get_num_threads()} thread(s), {'CPU' if torch.get_num_threads() == 1 else 'wall'} time"
     size = "128x128, 16x16 grid, K = 5, A = 256, nothing gated"
     found = []
@@ -44,7 +44,9 @@ def rows(batch: int = 16, dense_batch: int = 4) -> list[dict[str, Any]]:
         note = f"batch {images}, {size}; {timing}"
         found.append({"name": name, "seconds": seconds, "memory_gb": memory, "note": note})
     ratio = found[2]["seconds"] / found[1]["seconds"]
-    found[2]["note"] += f"; {ratio:.1f} times ours, {found[2]['memory_gb'] / found[1]['memory_gb']:.1f} times the memory"
+    found[2]["note"] += (
+        f"; {ratio:.1f} times ours, {found[2]['memory_gb'] / found[1]['memory_gb']:.1f} times the memory"
+    )
     return found
 
 

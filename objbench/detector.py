@@ -184,5 +184,7 @@ def trains_by_steps(detector: type[Detector]) -> bool:
 
 def blind(scenes: Scenes) -> Scenes:
     """The same images with nothing said about what is in them."""
-    nothing = GroundTruth(len(scenes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0).long())
+    nothing = GroundTruth(
+        len(scenes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0).long()
+    )
     return Scenes(scenes.images, nothing)

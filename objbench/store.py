@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path.name} was cut short or edited (its checksum differs)")
     body: dict[str, Any] = json.loads(data)
     del body["sha256"]
-    if body.pop("format") != FORMAT:
+    if body.pop("format", None) != FORMAT:
         raise Damaged(f"{path.name} was written by another version of objbench")
     return body
 
@@ -151,8 +151,11 @@ def read_record(folder: Path) -> tuple[CellResult, dict[str, str]]:
     if body.get("cell") != folder.name:
         raise Damaged(f"it holds the record of cell {body.get('cell')}: a copy")
     body["metrics"] = {k: math.nan if v is None else v for k, v in body["metrics"].items()}
-    files = body.pop("files")
-    return CellResult(**body, path=str(folder)), files
+    try:
+        files = body.pop("files")
+        return CellResult(**body, path=str(folder)), files
+    except (TypeError, KeyError):  # fields that we do not know, or miss
+        raise Damaged("record.json was written by another version of objbench") from None
 
 
 def update_record(result: CellResult) -> None:

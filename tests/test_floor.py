@@ -43,12 +43,13 @@ def test_it_gives_the_true_boxes_and_their_principal_components(channels):
     np.testing.assert_allclose(found.what.numpy(), expected, atol=1e-4)
 
 
-def test_a_glimpse_keeps_the_proportions_of_what_it_holds():
-    images = torch.zeros(1, 1, 32, 32)
-    images[0, 0, 4:16, 10:14] = 1  # 4 wide, 12 high
-    truth = GroundTruth.of([torch.tensor([[10.0, 4, 14, 16]])], [torch.zeros(1)])
-    glimpse = floor(glimpse=12).glimpses(Scenes(images, truth)).reshape(12, 12)
-    torch.testing.assert_close(glimpse, images[0, 0, 4:16, 6:18], atol=1e-4, rtol=0)
+def test_a_glimpse_is_what_the_box_holds():
+    images = torch.rand(2, 1, 32, 32)
+    truth = GroundTruth.of(
+        [torch.zeros(0, 4), torch.tensor([[10.0, 4, 16, 10]])], [torch.zeros(0), torch.zeros(1)]
+    )
+    glimpse = floor().glimpses(Scenes(images, truth)).reshape(6, 6)
+    torch.testing.assert_close(glimpse, images[1, 0, 4:10, 10:16])
 
 
 def test_it_is_an_oracle_that_is_fitted_once():
@@ -57,7 +58,7 @@ def test_it_is_an_oracle_that_is_fitted_once():
 
 
 def test_too_many_components_are_told_in_a_line():
-    with pytest.raises(UsageError, match="pca-gmm.components=37 is more than the 36 pixels"):
+    with pytest.raises(UsageError, match=r"pca-gmm.components=37 is more than the 36 pixels"):
         floor(components=37)
-    with pytest.raises(UsageError, match="0 objects to fit on, fewer than pca-gmm.components=5"):
+    with pytest.raises(UsageError, match=r"0 objects to fit on, fewer than pca-gmm.components=5"):
         floor().fit(blind(some_scenes()))

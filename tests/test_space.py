@@ -17,7 +17,15 @@ from objbench_plugins.space.networks import BroadcastDecoder
 from objbench_plugins.space.reference import compose_plain, frames_plain
 from torch import distributions as D
 
-TINY = {**SMALL, "steps": 100, "glimpse": 8, "mlp_width": 32, "boundary_width": 2, "gate_cells": 0, "what_dim": 5}
+TINY = {
+    **SMALL,
+    "steps": 100,
+    "glimpse": 8,
+    "mlp_width": 32,
+    "boundary_width": 2,
+    "gate_cells": 0,
+    "what_dim": 5,
+}
 
 
 def small_space(channels=1, height=32, width=32, **options):
@@ -68,9 +76,9 @@ def test_in_single_precision_it_is_as_close_to_the_truth_as_the_dense_softmax():
     exact = run(lambda *given: compose_plain(*given, 40, 48), exact_inputs)
     ours = run(lambda boxes, *rest: Windows(boxes, 10, 40, 48).compose(*rest, cells=20), inputs)
     dense = run(lambda *given: compose_plain(*given, 40, 48), inputs)
+    assert (ours[0] - exact[0]).abs().max() < 1e-4
     for a, b, c in zip(ours, dense, exact, strict=True):
-        assert (a - c).abs().max() < 1.5 * (b - c).abs().max() + 1e-5
-        assert (a - c).abs().max() < 5e-4 * c.abs().max()  # a hundredfold alpha in an exponent
+        assert (a - c).square().mean() < 2 * (b - c).square().mean()
 
 
 def test_cells_that_are_left_out_count_as_absent_ones():
@@ -97,7 +105,8 @@ def test_frames_equal_painted_frames():
     plain = frames_plain(boxes, presence, 10, 3, 40, 48)
     torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(
-        torch.autograd.grad(fast.square().sum(), boxes)[0], torch.autograd.grad(plain.square().sum(), boxes)[0]
+        torch.autograd.grad(fast.square().sum(), boxes)[0],
+        torch.autograd.grad(plain.square().sum(), boxes)[0],
     )
 
 
@@ -116,7 +125,9 @@ def test_the_broadcast_decoder_equals_convolving_the_broadcast_latent():
 @pytest.mark.parametrize("components", [1, 3])
 def test_background_masks_share_out_every_pixel(components, nets):
     torch.manual_seed(0)
-    config = build(Space.Config, "space", {"components": components, "background_nets": nets, "background_width": 16})
+    config = build(
+        Space.Config, "space", {"components": components, "background_nets": nets, "background_width": 16}
+    )
     scene = Background(config, SceneShape(3, 32, 64))(torch.rand(2, 3, 32, 64), sample=True)
     assert scene.masks.shape == (2, components, 1, 32, 64)
     assert scene.pictures.shape == (2, components, 3, 32, 64)
@@ -177,7 +188,14 @@ def test_priors_are_annealed_between_their_two_steps():
 
 def test_published_schedules_are_those_of_160_000_steps():
     c = Space.Config()
-    changes = [c.presence_from, c.presence_until, c.scale_from, c.scale_until, c.temperature_until, c.boundary_until]
+    changes = [
+        c.presence_from,
+        c.presence_until,
+        c.scale_from,
+        c.scale_until,
+        c.temperature_until,
+        c.boundary_until,
+    ]
     assert [round(f * c.steps) for f in changes] == [4_000, 10_000, 10_000, 20_000, 20_000, 100_000]
 
 
@@ -213,9 +231,13 @@ def test_each_parameter_has_one_optimiser_and_gets_a_gradient():
     assert background.param_groups[0]["lr"] == model.config.lr_background
     held = [p for o in (foreground, background) for g in o.param_groups for p in g["params"]]
     assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
-    assert {id(p) for p in background.param_groups[0]["params"]} == {id(p) for p in model.background.parameters()}
+    assert {id(p) for p in background.param_groups[0]["params"]} == {
+        id(p) for p in model.background.parameters()
+    }
     sum(model.training_step(torch.rand(2, 3, 32, 32), 0).values()).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ] == []
 
 
 def test_published_networks_take_a_step():

@@ -83,7 +83,9 @@ class Toy(Detector):
 
     def __init__(self, config: ToyConfig, shape: SceneShape) -> None:
         super().__init__(config, shape)
-        self.encode = nn.Conv2d(shape.channels, 8, SIDE, stride=SIDE)
+        self.encode = nn.Sequential(
+            nn.Conv2d(shape.channels, 8, SIDE, stride=SIDE), nn.Conv2d(8, 8, 3, padding=1)
+        )
         self.norm = nn.BatchNorm2d(8)
         self.drop = nn.Dropout(0.1)
         self.decode = nn.ConvTranspose2d(8, shape.channels, SIDE, stride=SIDE)

@@ -6,5 +6,6 @@ from objbench.commands.report import report
 from objbench.commands.run import run
 from objbench.commands.score import score
 from objbench.commands.show import show
+from objbench.commands.verify import verify
 
-COMMANDS = [run, report, show, list_, info, plugins, data, score]
+COMMANDS = [run, report, show, list_, info, plugins, data, score, verify]

@@ -77,7 +77,11 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
     from objbench.options import describe
     from objbench.protocols import PROTOCOLS
 
-    for kind, table in (("model", registry.models), ("data set", registry.data), ("metric", registry.metrics)):
+    for kind, table in (
+        ("model", registry.models),
+        ("data set", registry.data),
+        ("metric", registry.metrics),
+    ):
         if name in table:
             break
     else:

@@ -69,7 +69,7 @@ class Painter:
         if glimpses.device.type != "cpu" or at_once >= n:
             return _paint(glimpses, self.along_y, self.along_x)
         # A few images at a time, and again in the backward pass: what lies between fits the cache and is not kept.
-        parts = zip(*(t.split(at_once) for t in (glimpses, self.along_y, self.along_x)), strict=True)
+        parts = zip(*(torch.split(t, at_once) for t in (glimpses, self.along_y, self.along_x)), strict=True)
         return torch.cat(
             [checkpoint(_paint, *p, use_reentrant=False, preserve_rng_state=False) for p in parts]
         )

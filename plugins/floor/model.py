@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from objbench.detector import Detections, Detector
@@ -23,7 +22,7 @@ class PcaConfig:
 
 
 class PcaOnTrueBoxes(Detector):
-    """Given the true boxes, which cluster? An oracle: its AP is 1 by construction and its count never wrong."""
+    """Given the true boxes, which cluster? An oracle: AP 1 and the right count by construction."""
 
     Config = PcaConfig
     config: PcaConfig
@@ -62,16 +61,12 @@ class PcaOnTrueBoxes(Detector):
         return Detections(truth.images, truth.image.to(device), truth.boxes.to(device), scores, what=what)
 
     def glimpses(self, scenes: Scenes) -> Tensor:
-        """What each true box holds, [objects, pixels]: a square around the box's middle, as long as its longer side.
-
-        A square keeps an object's proportions: stretched, a thin 1 would look like any digit.
-        """
+        """What each true box holds, resampled to a square: [objects, pixels]."""
         truth, device = scenes.truth, scenes.images.device
-        boxes = truth.boxes.to(device)
-        middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
-        square = torch.cat([middle - size / 2, middle + size / 2], 1)
-        slot = torch.arange(len(boxes)) - torch.searchsorted(truth.image, truth.image)  # place in its image
+        slot = torch.arange(len(truth.image)) - torch.searchsorted(
+            truth.image, truth.image
+        )  # place in its image
         most = int(slot.max()) + 1 if len(slot) else 1
         padded = torch.tensor([0.0, 0, 1, 1], device=device).repeat(truth.images, most, 1)
-        padded[truth.image, slot] = square
+        padded[truth.image, slot] = truth.boxes.to(device)
         return crop(scenes.images, padded, self.config.glimpse)[truth.image, slot].flatten(1)

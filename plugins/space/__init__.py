@@ -10,7 +10,7 @@ def objbench_models() -> list[ModelSpec]:
         ModelSpec(
             name="space",
             label="SPACE",
-            summary="Spatial attention and scene mixture (Lin et al. 2020): detects over a modelled background",
+            summary="Spatial attention over a scene mixture (Lin et al. 2020): detects on any background",
             target="objbench_plugins.space.model:Space",
             clusters=False,
         )

@@ -1,7 +1,7 @@
-"""The background of SPACE (section 2.2): a mixture of K components, each with a mask and a picture, as in GENESIS.
+"""The background of SPACE (section 2.2): K components, each with a mask and a picture, as in GENESIS.
 
-q(mask_k | x, mask_<k) and p(mask_k | mask_<k) are LSTMs over the components; the picture of a component depends on its
-mask: q(component_k | x, mask_k), p(component_k | mask_k).
+q(mask_k | x, mask_<k) and p(mask_k | mask_<k) are LSTMs over the components; the picture of a component
+depends on its mask: q(component_k | x, mask_k), p(component_k | mask_k).
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from objbench.scenes import SceneShape
-from torch import Tensor, nn
-
 from objbench_plugins.space import losses, networks
 from objbench_plugins.space.config import SpaceConfig
+from torch import Tensor, nn
 
 
 class Scene(NamedTuple):
@@ -52,7 +51,9 @@ class Background(nn.Module):
                 channels + 1, size, (w // 2, w // 2, w, w), 2 * c.component_dim
             )
             if lone:
-                self.component_decoder = networks.picture_decoder(c.component_dim, channels, size, w, (4, 2, 4))
+                self.component_decoder = networks.picture_decoder(
+                    c.component_dim, channels, size, w, (4, 2, 4)
+                )
             else:
                 self.component_decoder = networks.BroadcastDecoder(c.component_dim, channels, size, w // 2)
         self.mask_decoder: nn.Module | None = None  # the last mask is what is left: of one component, all
@@ -93,7 +94,7 @@ class Background(nn.Module):
         return Scene(masks, pictures.unflatten(0, (n, k)), mask_kl, component_kl)
 
     def masks(self, latent: Tensor, size: torch.Size) -> Tensor:
-        """Masks [n, K, 1, height, width] by breaking a stick: each takes its share of what those before it left."""
+        """Masks [n, K, 1, height, width] by breaking a stick: each takes a share of what is left."""
         n, k, _ = latent.shape
         left = latent.new_zeros(n, 1, *size)  # log of what is left
         if self.mask_decoder is None:
@@ -107,7 +108,7 @@ class Background(nn.Module):
 
 
 class MaskChain(nn.Module):
-    """A distribution over a sequence of mask latents: an LSTM cell with a learned start, and a Gaussian read from it."""
+    """A distribution over a sequence of mask latents: Gaussians read from an LSTM with a learned start."""
 
     def __init__(self, inputs: int, hidden: int, mask_dim: int) -> None:
         super().__init__()

@@ -1,11 +1,13 @@
-"""How SPACE puts its objects together: at each pixel, a softmax over all cells of 100 x alpha x sigmoid(-depth).
+"""How SPACE puts objects together: at each pixel, a softmax over cells of 100 x alpha x sigmoid(-depth).
 
-A cell whose box does not reach a pixel has alpha 0 there and still weighs exp(0) = 1. So with l_i the logit of cell i,
+A cell whose box does not reach a pixel has alpha 0 there and still weighs exp(0) = 1. So with l_i the logit
+of cell i,
 
     sum over all cells of exp(l_i)  =  cells + sum over boxes that reach the pixel of (exp(l_i) - 1),
 
-and only the pixels inside boxes are ever looked at: each box has a window of the canvas, big enough to hold it, and
-windows are added into the canvas. The published code makes a whole canvas for every cell; `reference.py` does so too.
+and only the pixels inside boxes are ever looked at: each box has a window of the canvas, big enough to hold
+it, and windows are added into the canvas. The published code makes a whole canvas for every cell;
+`reference.py` does so too.
 """
 
 from __future__ import annotations
@@ -59,9 +61,9 @@ class Windows:
     def compose(self, colour: Tensor, alpha: Tensor, sharpness: Tensor, cells: int) -> tuple[Tensor, Tensor]:
         """The foreground, [n, channels, height, width], and its weight, [n, 1, height, width] in 0..1.
 
-        colour: [n, k, channels, g, g], what an object shows times its alpha; alpha: [n, k, 1, g, g] in 0..1, presence
-        included; sharpness: [n, k], at least 0, what alpha is multiplied by in the softmax. cells: over how many cells
-        the softmax runs; those beyond the k are absent.
+        colour: [n, k, channels, g, g], what an object shows times its alpha; alpha: [n, k, 1, g, g] in
+        0..1, presence included; sharpness: [n, k], at least 0, what alpha is multiplied by in the softmax.
+        cells: over how many cells the softmax runs; those beyond the k are absent.
         """
         glimpses = torch.cat([colour, alpha], 2).flatten(0, 1)  # [n * k, channels + 1, g, g]
         sharpness = sharpness.flatten()
@@ -81,21 +83,26 @@ class Windows:
             weight = (logit - highest[place].view_as(logit)).exp()
             total = total.index_add(0, place, (weight - absent[place].view_as(weight)).flatten())
             sums = [s.index_add(0, place, (weight * l).flatten()) for s, l in zip(sums, layers, strict=True)]
-        mean = torch.stack([s / total for s in sums]).view(-1, self.n, self.height, self.width).transpose(0, 1)
+        mean = (
+            torch.stack([s / total for s in sums]).view(-1, self.n, self.height, self.width).transpose(0, 1)
+        )
         return mean[:, :-1], mean[:, -1:]
 
     def frames(self, presence: Tensor, border: int) -> Tensor:
         """The sum over objects of presence times a frame along the inside of the box, [n, 1, height, width].
 
-        presence: [n, k]; the frame is `border` glimpse pixels wide, is 1 inside, and is resampled as a glimpse is. It
-        is a square less a smaller one, hence two products of a row and a column.
+        presence: [n, k]; the frame is `border` glimpse pixels wide, is 1 inside, and is resampled as a
+        glimpse is. It is a square less a smaller one, hence two products of a row and a column.
         """
         canvas = self.canvas()
         presence = presence.flatten()
         for bucket in self.buckets:
             inner = slice(border, bucket.along_y.shape[-1] - border)
             whole = bucket.along_y.sum(-1)[:, :, None] * bucket.along_x.sum(-1)[:, None, :]
-            middle = bucket.along_y[..., inner].sum(-1)[:, :, None] * bucket.along_x[..., inner].sum(-1)[:, None, :]
+            middle = (
+                bucket.along_y[..., inner].sum(-1)[:, :, None]
+                * bucket.along_x[..., inner].sum(-1)[:, None, :]
+            )
             frame = presence[bucket.members, None, None] * (whole - middle)
             canvas = canvas.index_add(0, bucket.place.flatten(), frame.flatten())
         return canvas.view(self.n, 1, self.height, self.width)
@@ -110,7 +117,7 @@ def _resample(glimpses: Tensor, bucket: Bucket) -> tuple[Tensor, ...]:
 
 
 def _span(first: Tensor, last: Tensor, glimpse: int, length: int) -> tuple[Tensor, Tensor]:
-    """The first pixel that a box from `first` to `last` touches, within 0..length - 1, and how many it may touch.
+    """The first pixel that a box from `first` to `last` touches, in 0..length - 1, and how many it may.
 
     Bilinear resampling reaches half a glimpse pixel beyond the box.
     """

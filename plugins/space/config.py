@@ -11,13 +11,14 @@ from objbench.options import option
 
 @dataclass(frozen=True)
 class SpaceConfig(DetectorConfig):
-    """Defaults are the published `3d_room_large` (16x16 grid, K = 5) with A = 256, as GMAIR's Appendix B.1 has it.
+    """Defaults are the published `3d_room_large` (16x16 grid, K = 5) with A = 256, as GMAIR's Appendix B.1.
 
-    That appendix also gives SPACE a base box of 72x72, but SPACE has none: a box side is sigmoid(scale) of the image
-    side, held by the prior of scale, which therefore stays as published: 34 px falling to 15 px on 128x128.
+    That appendix also gives SPACE a base box of 72x72, but SPACE has none: a box side is sigmoid(scale) of
+    the image side, held by the prior of scale, which therefore stays as published: 34 px falling to 15 px
+    on 128x128.
 
-    Schedules are fractions of `steps`, so they keep their shape whatever the length; the published step numbers are
-    those of 160,000.
+    Schedules are fractions of `steps`, so they keep their shape whatever the length; the published step
+    numbers are those of 160,000.
     """
 
     steps: int = option(160_000, "training steps (batches)", low=1)
@@ -27,10 +28,14 @@ class SpaceConfig(DetectorConfig):
     clip_norm: float = option(1.0, "clip gradients to this norm; 0 does not clip", low=0)
 
     # Foreground
-    cell: int = option(8, "side of a grid cell in pixels (8, 16 or 32); 8 is a 16x16 grid on 128x128", low=8, high=32)
+    cell: int = option(
+        8, "side of a grid cell in pixels (8, 16 or 32); 8 is a 16x16 grid on 128x128", low=8, high=32
+    )
     what_dim: int = option(256, "dimension A of the what-latent (published: 32)", low=1)
     glimpse: int = option(32, "side of a glimpse in pixels", low=4)
-    backbone_width: int = option(16, "first width of the image encoder; its widest layer has 16 times that", low=4)
+    backbone_width: int = option(
+        16, "first width of the image encoder; its widest layer has 16 times that", low=4
+    )
     glimpse_nets: str = option(
         "conv", "glimpse encoder and decoder: published, or multilayer perceptrons", choices=["conv", "mlp"]
     )
@@ -40,7 +45,9 @@ class SpaceConfig(DetectorConfig):
     # Background
     components: int = option(5, "components K of the background; 1 takes the strong decoder", low=1, high=64)
     background_nets: str = option(
-        "conv", "published, or perceptrons that see and paint an eighth of the resolution", choices=["conv", "mlp"]
+        "conv",
+        "published, or perceptrons that see and paint an eighth of the resolution",
+        choices=["conv", "mlp"],
     )
     background_width: int = option(64, "width of the background's networks; a multiple of 16", low=16)
     bg_sigma: float = option(0.15, "standard deviation of a background pixel", above=0)
@@ -49,7 +56,9 @@ class SpaceConfig(DetectorConfig):
 
     # How cells start
     presence_bias: float = option(0.0, "added to raw presence: above 0, cells start present")
-    start_at_prior: bool = option(False, "scale starts at its prior; published: at half the image, plus or minus much")
+    start_at_prior: bool = option(
+        False, "scale starts at its prior; published: at half the image, plus or minus much"
+    )
     colour_bias: float = option(0.0, "added to colour logits: below 0, glimpses start dark")
     alpha_bias: float = option(0.0, "added to alpha logits: above 0, glimpses start opaque")
 
@@ -70,10 +79,15 @@ class SpaceConfig(DetectorConfig):
 
     # Loss
     boundary: float = option(1.0, "coefficient of the boundary loss while it lasts", low=0)
+    boundary_from: float = option(0.0, "when the boundary loss starts, in fractions of `steps`", low=0)
     boundary_until: float = option(0.625, "when the boundary loss ends, in fractions of `steps`", low=0)
-    boundary_width: int = option(6, "width in glimpse pixels of the frame that the boundary loss keeps clear", low=1)
+    boundary_width: int = option(
+        6, "width in glimpse pixels of the frame that the boundary loss keeps clear", low=1
+    )
     fixed_alpha: float = option(0.1, "foreground weight of every pixel while it is fixed", low=0, high=1)
-    fixed_alpha_until: float = option(0.0, "when the fixed foreground weight ends, in fractions of `steps`", low=0)
+    fixed_alpha_until: float = option(
+        0.0, "when the fixed foreground weight ends, in fractions of `steps`", low=0
+    )
 
     # Presence gating: encode, decode and paint only the cells of highest presence
     gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
@@ -81,7 +95,9 @@ class SpaceConfig(DetectorConfig):
     first_batch: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
 
     # Detection
-    trim: float = option(0.2, "cut boxes to glimpse pixels at least this bright, as GMAIR does; 0 does not cut", low=0)
+    trim: float = option(
+        0.2, "cut boxes to glimpse pixels at least this bright, as GMAIR does; 0 does not cut", low=0
+    )
 
     def __post_init__(self) -> None:
         if self.cell not in (8, 16, 32):
@@ -91,9 +107,13 @@ class SpaceConfig(DetectorConfig):
         if self.background_width % 16:
             raise ValueError(f"background_width={self.background_width} is not a multiple of 16")
         if self.glimpse_nets == "conv" and self.glimpse != 32:
-            raise ValueError(f"glimpse_nets=conv takes glimpses of 32 pixels, not glimpse={self.glimpse}; use mlp")
+            raise ValueError(
+                f"glimpse_nets=conv takes glimpses of 32 pixels, not glimpse={self.glimpse}; use mlp"
+            )
         if 2 * self.boundary_width >= self.glimpse:
-            raise ValueError(f"boundary_width={self.boundary_width} leaves no middle of glimpse={self.glimpse}")
+            raise ValueError(
+                f"boundary_width={self.boundary_width} leaves no middle of glimpse={self.glimpse}"
+            )
 
 
 SMALL: dict[str, Any] = {
@@ -116,16 +136,18 @@ SMALL: dict[str, Any] = {
     "presence_start": 0.5,
     "presence_end": 0.01,
     "presence_from": 0.0,
-    "presence_until": 0.2,
+    "presence_until": 0.3,
     "temperature_start": 1.0,
+    # Not before cells have found objects: while all are present, the cheapest is to have none, for good.
+    "boundary_from": 0.25,
     "gate_cells": 12,
     "first_batch": 8,
 }
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    ("demo", "*"): {**SMALL, "steps": 1_800, "gate_from": 0.08},
-    ("small", "*"): {**SMALL, "steps": 10_000, "gate_from": 0.015},
-    # Three tenths of the fruits are under 8 px on 64, or over 17: a wide prior, about the mean of logit(side / image).
+    ("demo", "*"): {**SMALL, "steps": 1_500, "gate_from": 0.14},
+    ("small", "*"): {**SMALL, "steps": 10_000, "gate_from": 0.03},
+    # Fruits have sides of 4 to 27 px on 64: mean and deviation of logit(side / image). And many an image.
     **{
         ("*", data): {"scale_start": -1.75, "scale_end": -1.75, "scale_std": 0.57, "gate_cells": 0}
         for data in ("fruit2d", "fruit2d-sim")

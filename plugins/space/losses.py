@@ -32,7 +32,10 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
 
 
 def mixture_log_prob(log_probs: Tensor, weights: Tensor) -> Tensor:
-    """log sum_k weights_k exp(log_probs_k) over axis 1: log_probs [n, K, channels, h, w], weights [n, K, 1, h, w]."""
+    """log sum_k weights_k exp(log_probs_k) over axis 1.
+
+    log_probs: [n, K, channels, height, width]; weights: [n, K, 1, height, width], of sum 1 over K.
+    """
     return (log_probs + (weights + EPS).log()).logsumexp(1)
 
 

@@ -1,12 +1,14 @@
-"""SPACE (Lin, Wu, Peri, Sun, Singh, Deng, Jiang, Ahn 2020, arXiv 2001.02407), top-down: detector, latents, loss.
+"""SPACE (Lin et al. 2020, arXiv 2001.02407), top-down: detector, latents, loss.
 
-Where the paper and its published code disagree, this follows the code: KL terms are not multiplied by presence, the
-boundary loss is a Gaussian on a frame of `boundary_width` pixels, the softmax over cells takes
-100 x alpha x presence x sigmoid(-depth). Left out are constants of the loss (the boundary loss's normaliser).
+Where the paper and its published code disagree, this follows the code: KL terms are not multiplied by
+presence, the boundary loss is a Gaussian on a frame of `boundary_width` pixels, the softmax over cells
+takes 100 x alpha x presence x sigmoid(-depth). Left out are constants of the loss (the boundary loss's
+normaliser).
 
-What is ours are ways to be fast which change no value (`compose.py`, `BroadcastDecoder`), detection by the mode of
-every latent where the published evaluation samples where, boxes cut to their bright part (`trim`; the same care that
-GMAIR's get), and options that start cells elsewhere than at zero, which the published defaults do not use.
+What is ours are ways to be fast which change no value (`compose.py`, `BroadcastDecoder`), detection by the
+mode of every latent where the published evaluation samples where, boxes cut to their bright part (`trim`;
+the same care that GMAIR's get), and options that start cells elsewhere than at zero, which the published
+defaults do not use.
 """
 
 from __future__ import annotations
@@ -20,12 +22,11 @@ from objbench.detector import PRESENT, Detections, Detector
 from objbench.errors import UsageError
 from objbench.scenes import SceneShape
 from objbench.spatial import boxes_around, crop, trim_boxes
-from torch import Tensor, nn
-
 from objbench_plugins.space import losses, networks
 from objbench_plugins.space.background import Background
 from objbench_plugins.space.compose import Windows
 from objbench_plugins.space.config import SETTINGS, SpaceConfig
+from torch import Tensor, nn
 
 SHARPNESS = 100.0
 """What alpha x sigmoid(-depth) is multiplied by in the softmax over cells."""
@@ -61,7 +62,7 @@ class Objects(NamedTuple):
 
 
 class Space(Detector):
-    """Spatially Parallel Attention and Component Extraction: a grid of cells over a scene-mixture background."""
+    """Spatially Parallel Attention and Component Extraction: a grid of cells over a scene mixture."""
 
     Config = SpaceConfig
     config: SpaceConfig
@@ -84,7 +85,9 @@ class Space(Detector):
             raise UsageError(f"space.cell={c.cell} does not divide {size}; take 8, 16 or 32, whichever does")
         stride = networks.BACKGROUND_STRIDE
         if shape.height % stride or shape.width % stride:
-            raise UsageError(f"space needs image sides that are multiples of {stride}; {size} is not, whatever space.cell")
+            raise UsageError(
+                f"space needs image sides that are multiples of {stride}; {size} is not, whatever space.cell"
+            )
         self.grid = (shape.height // c.cell, shape.width // c.cell)
         self.cells = self.grid[0] * self.grid[1]
         self.image_encoder = networks.ImageEncoder(shape.channels, c.cell, c.backbone_width)
@@ -93,7 +96,9 @@ class Space(Detector):
             with torch.no_grad():
                 self.cell_head.weight[3:7] = 0
                 self.cell_head.bias[3:5] = c.scale_start
-                self.cell_head.bias[5:7] = math.log(math.expm1(c.scale_std))  # softplus of it is the deviation
+                self.cell_head.bias[5:7] = math.log(
+                    math.expm1(c.scale_std)
+                )  # softplus of it is the deviation
         painted = shape.channels + 1  # colour and alpha
         self.what_encoder: nn.Module
         self.decoder: nn.Module
@@ -106,7 +111,8 @@ class Space(Detector):
                 nn.Flatten(), networks.mlp(shape.channels * pixels, c.mlp_width, 2 * c.what_dim)
             )
             self.decoder = nn.Sequential(
-                networks.mlp(c.what_dim, c.mlp_width, painted * pixels), nn.Unflatten(1, (painted, c.glimpse, c.glimpse))
+                networks.mlp(c.what_dim, c.mlp_width, painted * pixels),
+                nn.Unflatten(1, (painted, c.glimpse, c.glimpse)),
             )
         self.background = Background(c, shape)
         self.to(memory_format=torch.channels_last)  # convolutions of few channels are twice as fast
@@ -155,7 +161,7 @@ class Space(Detector):
             "what": kl(objects.what_mean, objects.what_std).sum((1, 2)),
             "background": scene.mask_kl + scene.component_kl,
         }
-        if c.boundary and when < c.boundary_until:
+        if c.boundary and c.boundary_from <= when < c.boundary_until:
             frames = windows.frames(objects.presence, c.boundary_width) * BOUNDARY_WEIGHT
             terms["boundary"] = c.boundary * 0.5 * (frames * weight / BOUNDARY_STD).square().sum((1, 2, 3))
         self._watch = {"presence": cells.presence.detach(), "weight": weight.detach()}
@@ -171,7 +177,7 @@ class Space(Detector):
     def log_likelihood(
         self, images: Tensor, masks: Tensor, pictures: Tensor, foreground: Tensor, weight: Tensor
     ) -> Tensor:
-        """log p(x | z) [n]: at each pixel a mixture of foreground and background, the latter a mixture itself."""
+        """log p(x | z) [n]: each pixel a mixture of foreground and background, itself a mixture."""
         log_prob = losses.normal_log_prob
         behind = losses.mixture_log_prob(log_prob(images[:, None], pictures, self.config.bg_sigma), masks)
         both = torch.stack([log_prob(images, foreground, self.config.fg_sigma), behind], 1)
@@ -206,7 +212,9 @@ class Space(Detector):
             shift_std=positive(shift_std),
         )
 
-    def infer_objects(self, images: Tensor, cells: Cells, presence: Tensor, keep: Tensor, sample: bool) -> Objects:
+    def infer_objects(
+        self, images: Tensor, cells: Cells, presence: Tensor, keep: Tensor, sample: bool
+    ) -> Objects:
         """What the cells `keep` [n, k] hold: q(what) from each box's glimpse, and its decoded glimpse.
 
         presence: [n, cells], as it is to be painted. Without `sample`, by the means of all latents.
@@ -240,7 +248,7 @@ class Space(Detector):
     # Generation
 
     def compose(self, objects: Objects, windows: Windows) -> tuple[Tensor, Tensor]:
-        """The foreground, [n, channels, height, width], and its weight over the background, [n, 1, height, width]."""
+        """The foreground [n, channels, height, width] and its weight [n, 1, height, width] in 0..1."""
         alpha = objects.alpha * objects.presence[:, :, None, None, None]
         sharpness = SHARPNESS * torch.sigmoid(-objects.depth)
         return windows.compose(alpha * objects.colour, alpha, sharpness, self.cells)
@@ -248,7 +256,7 @@ class Space(Detector):
     # Testing: the mode of every latent
 
     def detect(self, images: Tensor) -> Detections:
-        """Boxes of the cells with presence of at least 0.01, cut to what is bright in their decoded glimpses."""
+        """Boxes of the cells with presence of at least 0.01, cut to what is bright in their glimpses."""
         objects = self.look(images)
         boxes = objects.boxes
         if self.config.trim:
@@ -267,7 +275,7 @@ class Space(Detector):
         return (weight * foreground + (1 - weight) * scene.image).clamp(0, 1)
 
     def look(self, images: Tensor) -> Objects:
-        """Objects at their modes: of the cells with presence of at least 0.01, as many an image as the fullest has."""
+        """Objects at their modes, of as many cells as have presence of at least 0.01 in the fullest image."""
         cells = self.infer_cells(images)
         presence = cells.presence.sigmoid()
         candidates = int((presence >= 0.01).sum(1).max().clamp(min=1))

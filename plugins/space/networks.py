@@ -1,7 +1,7 @@
-"""The networks of SPACE, as published (the paper's appendix D, and the code where it says more), and small ones.
+"""The networks of SPACE, as published (appendix D, and the code where it says more), and small ones.
 
-Non-overlapping deconvolutions stand for the published 1x1 convolutions with pixel shuffle: the same map. Small nets are
-the published ones at another width.
+Non-overlapping deconvolutions stand for the published 1x1 convolutions with pixel shuffle: the same map.
+Small nets are the published ones at another width.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class Recomputed(nn.Sequential):
-    """Layers that keep nothing for the backward pass but their input: it runs them again. For large, cheap layers."""
+    """Large, cheap layers, run again in the backward pass instead of keeping what they computed."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -98,7 +98,7 @@ def picture_decoder(
 ) -> nn.Sequential:
     """[m, latent] -> [m, out, *size]: the mask decoder, and the strong decoder of a lone component.
 
-    size: multiples of 32, the product of `factors`, by which the last three stages grow. width: 64 as published.
+    size: multiples of 32, the product of `factors`, by which the last three stages grow. width: published 64.
     """
     w, q = width, width // 4
     first = (size[0] // BACKGROUND_STRIDE, size[1] // BACKGROUND_STRIDE)
@@ -115,7 +115,9 @@ def picture_decoder(
     return nn.Sequential(*layers, nn.Conv2d(q, out, 3, 1, 1))
 
 
-def scene_encoder(channels: int, size: tuple[int, int], widths: tuple[int, int, int, int], out: int) -> nn.Sequential:
+def scene_encoder(
+    channels: int, size: tuple[int, int], widths: tuple[int, int, int, int], out: int
+) -> nn.Sequential:
     """Four strided convolutions with batch normalisation. [m, channels, *size] -> [m, out]."""
     layers: list[nn.Module] = []
     for before, after in zip((channels, *widths), widths, strict=False):
@@ -141,10 +143,11 @@ def coarse_decoder(latent: int, out: int, size: tuple[int, int], width: int) -> 
 
 
 class BroadcastDecoder(nn.Module):
-    """A component's picture from its latent, spatially broadcast (K > 1). [m, latent] -> [m, channels, *size].
+    """A component's picture, of its latent at every pixel (K > 1). [m, latent] -> [m, channels, *size].
 
-    Four 3x3 convolutions without padding. The first sees the same latent at every pixel, so there it is a product with
-    the kernel's sum, and its coordinates are the same for all pictures: neither is convolved picture by picture.
+    Four 3x3 convolutions without padding. The first sees the same latent at every pixel, so there it is a
+    product with the kernel's sum, and its coordinates are the same for all pictures: neither is convolved
+    picture by picture.
     """
 
     def __init__(self, latent: int, channels: int, size: tuple[int, int], width: int) -> None:
@@ -162,7 +165,9 @@ class BroadcastDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         of_latent, of_place = self.first.weight.split([self.latent, 2], 1)
-        place = F.conv2d(self.get_buffer("coordinates"), of_place, self.first.bias)  # [1, width, H + 6, W + 6]
+        place = F.conv2d(
+            self.get_buffer("coordinates"), of_place, self.first.bias
+        )  # [1, width, H + 6, W + 6]
         same = latent @ of_latent.sum((2, 3)).T  # [m, width]
         features = (place + same[:, :, None, None]).contiguous(memory_format=torch.channels_last)
         picture: Tensor = self.rest(features)

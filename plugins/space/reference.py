@@ -20,7 +20,9 @@ def compose_plain(
     return foreground, weight
 
 
-def frames_plain(boxes: Tensor, presence: Tensor, glimpse: int, border: int, height: int, width: int) -> Tensor:
+def frames_plain(
+    boxes: Tensor, presence: Tensor, glimpse: int, border: int, height: int, width: int
+) -> Tensor:
     """As `Windows.frames`."""
     frame = torch.ones(glimpse, glimpse)
     frame[border : glimpse - border, border : glimpse - border] = 0

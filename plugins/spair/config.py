@@ -83,10 +83,10 @@ SMALL: dict[str, Any] = {
     "presence_bias": 2.0,
     "colour_bias": -2.0,
     "recon": 3.0,
-    # All is small and the learning rate high: boxes find objects at once, and wheels only cost steps.
+    # At this learning rate boxes find their objects without training wheels.
     "wheels_steps": 0,
     "count_decay_steps": 40,
-    # All cells cost about twice the 12 most present; until the prior has thinned them out, half a batch does.
+    # Until the prior has thinned objects out, all cells are decoded, but of half a batch.
     "gate_cells": 12,
     "gate_step": 100,
     "first_batch": 16,

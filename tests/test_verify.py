@@ -1,0 +1,64 @@
+"""`objbench verify`: a cell's figures come out again, or it is said what has changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from objbench.store import read_record, write_record
+
+from running import TOY, objbench, run_here, toy_cell
+
+WORDS = ("toy", "toy.steps=6", "squares.size=20")
+
+
+def test_the_same_figures_come_out_again(tmp_path: Path) -> None:
+    cell = toy_cell(*WORDS)
+    run_here(tmp_path, cell)
+    ran = objbench("verify", str(tmp_path), "--cell", cell.key[:6], "--plugin", TOY)
+    assert ran.code == 0, ran.err + ran.out
+    assert ran.out.startswith("same: all ")
+
+
+def test_a_figure_that_differs_is_named_with_what_has_changed(tmp_path: Path) -> None:
+    cell = toy_cell(*WORDS)
+    result = run_here(tmp_path, cell)
+    folder = tmp_path / "cells" / cell.key
+    provenance = result.provenance | {"python": "2.7.18"}
+    claimed = replace(result, metrics=result.metrics | {"ap50": 0.123}, provenance=provenance)
+    write_record(folder, claimed, read_record(folder)[1])
+    ran = objbench(
+        "verify", str(tmp_path), "--cell", cell.key, "--plugin", TOY, "--to", str(tmp_path / "again")
+    )
+    assert ran.code == 1
+    assert "ap50: 0.123000 then" in ran.out
+    assert "since then: python was 2.7.18" in ran.out
+    assert (tmp_path / "again" / "cells" / cell.key / "record.json").exists()
+
+
+def test_what_cannot_be_verified_is_one_line(tmp_path: Path) -> None:
+    cell = toy_cell(*WORDS)
+    result = run_here(tmp_path, cell)
+    folder = tmp_path / "cells" / cell.key
+    write_record(folder, replace(result, status="failed"))
+    ran = objbench("verify", str(tmp_path), "--cell", cell.key, "--plugin", TOY)
+    assert (ran.code, ran.out) == (2, "")
+    assert "is failed, not done" in ran.err
+    (folder / "record.json").write_text("{}")
+    ran = objbench("verify", str(tmp_path), "--cell", cell.key, "--plugin", TOY)
+    assert ran.code == 2
+    assert "cut short or edited" in ran.err
+
+
+def test_a_record_of_another_version_is_left_out_in_one_line(tmp_path: Path) -> None:
+    cell = toy_cell(*WORDS)
+    run_here(tmp_path, cell)
+    folder = tmp_path / "cells" / cell.key
+    from objbench.store import Store, read_json, write_json
+
+    body = read_json(folder / "record.json")
+    write_json(folder / "record.json", body | {"a_field_of_the_future": 1})
+    results, warnings = Store(tmp_path).results()
+    assert results == []
+    assert len(warnings) == 1
+    assert "another version" in warnings[0]
