@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test install lint bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/objbench run --models gmair --data multimnist --protocol demo
+	$(BIN)/objbench run --models gmair,spair --data multimnist --protocol demo --workers 2
 	$(BIN)/objbench report --paper
 
 test: $(VENV)/.installed-dev

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from objbench.metric import Detections, GroundTruth
 from objbench_plugins.metrics.clustering import clustering
 from objbench_plugins.metrics.detection import ap50, ap50_gmair, coco_ap, count_error

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from objbench_plugins.multimnist.digits import embedded_digits
 from objbench_plugins.multimnist.reference import plain_scene
 from objbench_plugins.multimnist.source import MultiMnist, MultiMnistConfig

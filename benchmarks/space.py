@@ -12,11 +12,12 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from objbench.options import build
 from objbench.scenes import SceneShape
 from objbench_plugins.space.model import Objects, Space
 from objbench_plugins.space.reference import compose_plain
-from torch import Tensor
 
 SHAPE = SceneShape(1, 128, 128)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from objbench.provenance import peak_memory_mb
 from objbench.scenes import SceneShape
 from objbench_plugins.spair.config import SpairConfig

@@ -167,7 +167,7 @@ class Detector(nn.Module):
     def fit(self, scenes: Scenes) -> None:
         """Overridden instead of `training_step` by a detector that does not train by gradient steps.
 
-        scenes: `config.fit_scenes` training scenes; their boxes and labels are empty unless `oracle`.
+        scenes: the protocol's `fit_scenes` first training scenes; their boxes and labels are empty unless `oracle`.
         What it learns must be in its `state_dict`.
         """
         raise NotImplementedError

@@ -11,13 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from objbench.clustering import MixtureConfig
+from objbench.detector import Detector
 from objbench.errors import UsageError, unknown
 from objbench.options import build
 from objbench.overrides import Overrides, build_model_config, build_source_config
 from objbench.plugins import Registry, load_target
 from objbench.protocols import Protocol
 from objbench.results import CellResult, Status
+from objbench.scenes import SceneShape
 from objbench.store import canonical
 
 MIXTURE = "gmm"
@@ -79,17 +83,19 @@ def matrix(
         with _blaming(data_name):
             target = registry.source(data_name).target
             source_config = build_source_config(registry, data_name, protocol.name, overrides)
+            source = load_target(target)(source_config, 0)
             of_data = {
                 "data": data_name,
                 "data_config": identity_of(source_config),
                 "data_source": source_hash(target),
-                "fingerprint": load_target(target)(source_config, 0).fingerprint(),
+                "fingerprint": source.fingerprint(),
                 "protocol": {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"},
             }
         for model in dict.fromkeys(models):
             with _blaming(model):
                 spec = registry.model(model)
                 config = build_model_config(registry, model, protocol.name, data_name, overrides)
+                check_fit(load_target(spec.target), config, source.shape, model, data_name)
                 of_model = {
                     "model": model,
                     "model_config": identity_of(config),
@@ -101,6 +107,22 @@ def matrix(
                 identity = _plain(of_data | of_model | {"seed": seed})
                 cells.append(Cell(identity, dataclasses.asdict(config), dataclasses.asdict(source_config)))
     return sorted(cells, key=lambda cell: int(cell.identity["seed"]))
+
+
+def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: str, data: str) -> None:
+    """UsageError when the detector refuses images of this shape, better told now than by a failed cell.
+
+    It is built without memory for its parameters; what does not work without is left for the cell to meet.
+    """
+    try:
+        with torch.device("meta"):
+            detector(config, shape)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"'{model}' on '{data}': {error}") from None
+    except Exception:
+        return
 
 
 @contextlib.contextmanager

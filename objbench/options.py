@@ -29,6 +29,27 @@ def option(
     return dataclasses.field(default=default, metadata={"meaning": meaning, "identity": identity, **limits})
 
 
+Settings = Mapping[tuple[str, str], Mapping[str, Any]]
+"""(protocol, data) -> config values that differ from the defaults there; "*" is any."""
+
+
+def settings_for(table: Settings, protocol: str, data: str) -> dict[str, Any]:
+    """The values of all rows for this protocol and data set; later rows go over earlier ones."""
+    chosen: dict[str, Any] = {}
+    for (for_protocol, for_data), values in table.items():
+        if for_protocol in ("*", protocol) and for_data in ("*", data):
+            chosen |= values
+    return chosen
+
+
+def widths(text: str, key: str) -> tuple[int, ...]:
+    """Widths of layers written as "256-128". ValueError, naming the option, when they are not."""
+    found = tuple(int(w) if w.isdecimal() else 0 for w in text.split("-"))
+    if min(found) < 1:
+        raise ValueError(f"{key}={text} is not like 256-128")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class OptionRow:
     """One config field, as `objbench info` shows it."""
@@ -78,9 +99,9 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
             return None
         kind = next(a for a in get_args(hint) if a is not type(None))
     converted = _converted(key, value, kind)
-    if choices := limits.get("choices"):
-        if converted not in choices:
-            raise UsageError(f"{key}={value} is not one of: {', '.join(choices)}")
+    choices = limits.get("choices")
+    if choices and converted not in choices:
+        raise UsageError(f"{key}={value} is not one of: {', '.join(choices)}")
     if isinstance(converted, int | float) and not isinstance(converted, bool):
         low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
         outside = (

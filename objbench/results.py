@@ -38,7 +38,7 @@ class CellResult:
 
     def as_json(self) -> dict[str, Any]:
         """The fields that `objbench run --json` prints; a NaN metric is null, which JSON can say."""
-        names = "cell model data protocol seed status metrics seconds train_steps".split()
+        names = ["cell", "model", "data", "protocol", "seed", "status", "metrics", "seconds", "train_steps"]
         names += ["images_per_second", "peak_memory_mb", "path", "error"]
         metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
         return {name: getattr(self, name) for name in names} | {"metrics": metrics}

@@ -84,8 +84,9 @@ def train(
         losses.sum().backward()  # type: ignore[no-untyped-call]
         if config.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(detector.parameters(), config.clip_norm)
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * rate_left(at.step / config.steps, config.lr_end)
+        if config.lr_end < 1:  # otherwise rates are the detector's own affair
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate * rate_left(at.step / config.steps, config.lr_end)
         for optimizer in optimizers:
             optimizer.step()
         at.step += 1
@@ -128,7 +129,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rate_left(done: float, end: float) -> float:
-    """The share of the learning rate left when `done` (0..1) of training is: 1 to the half, then down to `end`."""
+    """The share of the learning rate left at `done` (0..1) of training: 1 to the half, then down to `end`."""
     return 1 - (1 - end) * max(0.0, 2 * done - 1)
 
 

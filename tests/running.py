@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
 from objbench import cell as cell_module
 from objbench import cli
 from objbench.matrix import Cell, matrix

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+
 from objbench.cli import main
 from objbench.coco import read_truth
 from objbench.errors import UsageError
 from objbench.overrides import build_model_config, build_source_config, parse_overrides
 from objbench.plugins import load_plugins, load_target
-from PIL import Image
 
 COLOUR_PLUGIN = '''
 """Ten scenes of 30x20 pixels in colour, one object each, none in the first."""

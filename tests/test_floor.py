@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+
 from objbench.detector import blind, trains_by_steps
 from objbench.errors import UsageError
 from objbench.options import build
 from objbench.scenes import GroundTruth, Scenes, SceneShape
 from objbench_plugins.floor.model import PcaOnTrueBoxes
-from sklearn.decomposition import PCA
 
 
 def some_scenes(n=30, channels=1):

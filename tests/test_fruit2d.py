@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from objbench.errors import UsageError
 from objbench.options import build
 from objbench.scenes import GroundTruth, Scenes
 from objbench_plugins.fruit2d.official import FOLDERS, Fruit2D, Fruit2DConfig, write_part
 from objbench_plugins.fruit2d.simulated import Fruit2DSim, Fruit2DSimConfig
-from PIL import Image
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from objbench.options import build
 from objbench_plugins.fruit2d import drawing, kept
 from objbench_plugins.fruit2d.simulated import Fruit2DSim, Fruit2DSimConfig

@@ -8,12 +8,12 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from objbench.errors import UsageError
+from objbench.latents import categorical_kl, gumbel_softmax, normal_kl
 from objbench.options import build
 from objbench.scenes import SceneShape
-from objbench_plugins.gmair import losses
 from objbench_plugins.gmair.config import GmairConfig
 from objbench_plugins.gmair.mixture import inverse_softplus, start_mixture
-from objbench_plugins.gmair.model import Gmair, gumbel_softmax, positive
+from objbench_plugins.gmair.model import Gmair, bernoulli_kl, positive
 
 
 def small(channels: int = 1, size: int = 32, **options) -> Gmair:
@@ -46,30 +46,28 @@ def test_bernoulli_kl_is_torchs():
     chance = torch.rand(100).clamp(0.01, 0.99)
     for prior in (0.9, 0.3, 6e-6):
         expected = kl_divergence(Bernoulli(chance), Bernoulli(torch.tensor(prior)))
-        torch.testing.assert_close(losses.bernoulli_kl(chance, prior), expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(bernoulli_kl(chance, prior), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_bernoulli_kl_at_the_first_step_costs_an_absent_cell_twenty_nats():
-    assert losses.bernoulli_kl(torch.tensor(0.0), 1.0).item() == pytest.approx(-math.log(1e-9), rel=1e-3)
-    assert losses.bernoulli_kl(torch.tensor(1.0), 1.0).item() == pytest.approx(0, abs=1e-6)
+    assert bernoulli_kl(torch.tensor(0.0), 1.0).item() == pytest.approx(-math.log(1e-9), rel=1e-3)
+    assert bernoulli_kl(torch.tensor(1.0), 1.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_normal_kl_is_torchs():
     mean, prior_mean = torch.randn(2, 50)
     std, prior_std = torch.rand(2, 50) + 0.1
     expected = kl_divergence(Normal(mean, std), Normal(prior_mean, prior_std))
+    torch.testing.assert_close(normal_kl(mean, std, prior_mean, prior_std), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        losses.normal_kl(mean, std, prior_mean, prior_std), expected, rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        losses.normal_kl(mean, std), kl_divergence(Normal(mean, std), Normal(0.0, 1.0)), rtol=1e-4, atol=1e-5
+        normal_kl(mean, std), kl_divergence(Normal(mean, std), Normal(0.0, 1.0)), rtol=1e-4, atol=1e-5
     )
 
 
 def test_categorical_kl_is_torchs():
     logits = 3 * torch.randn(50, 10)
     expected = kl_divergence(Categorical(logits=logits), Categorical(logits=torch.zeros(50, 10)))
-    torch.testing.assert_close(losses.categorical_kl(logits), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(categorical_kl(logits), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_kl_is_the_expected_log_ratio_under_the_mixture_component():
@@ -77,7 +75,7 @@ def test_what_kl_is_the_expected_log_ratio_under_the_mixture_component():
     cat = torch.eye(model.config.clusters)[3].expand(1, 1, -1)
     mean, std = torch.randn(1, 1, 8), torch.rand(1, 1, 8) + 0.2
     prior = model.what_prior(cat, step=10**6)
-    kl = losses.normal_kl(mean, std, *prior).sum()
+    kl = normal_kl(mean, std, *prior).sum()
     what = mean + std * torch.randn(200_000, 1, 8)
     sampled = (Normal(mean, std).log_prob(what) - Normal(*prior).log_prob(what)).sum(-1)
     assert kl.item() == pytest.approx(
@@ -305,7 +303,7 @@ def test_inverse_softplus():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("encoder_widths", "a-b", "encoder_widths=a-b"),
+        ("encoder_widths", "a-b", "encoder_widths=a-b is not like"),
         ("decoder", "conv", "decoder=conv makes glimpses of 32"),
         ("backbone", "vgg", "not one of"),
         ("clusters", "0", "gmair.clusters=0 is out of range"),

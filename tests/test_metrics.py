@@ -13,13 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import normalized_mutual_info_score
+
 from objbench.matching import average_precision, best_truth, match, overlaps
 from objbench.metric import Detections, GroundTruth
 from objbench.plugins import load_target
 from objbench_plugins.metrics import objbench_metrics
 from objbench_plugins.metrics.clustering import clustering
 from objbench_plugins.metrics.detection import ap50, ap50_gmair, coco_ap, count_error
-from sklearn.metrics import normalized_mutual_info_score
 
 SEEDS = st.integers(0, 2**32 - 1)
 FAST = (ap50, clustering, count_error, ap50_gmair)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from objbench.errors import UsageError
 from objbench.options import build
 from objbench_plugins.multimnist import digits

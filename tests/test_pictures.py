@@ -12,6 +12,8 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
+
 from objbench.detector import Detections
 from objbench.report.pictures import (
     CROP_PIXELS,
@@ -28,7 +30,6 @@ from objbench.report.pictures import (
     write_pictures,
 )
 from objbench.scenes import GroundTruth, Scenes
-from PIL import Image
 
 CLASSES = ("round", "square")
 BOX = (20.0, 12.0, 40.0, 36.0)

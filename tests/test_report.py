@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+
 from objbench.commands.report import report
 from objbench.detector import Detections
 from objbench.errors import UsageError

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from objbench import checkpoint
 from objbench.cell import build_cell
 from objbench.evaluation import detect, undisturbed
@@ -25,7 +26,6 @@ from objbench.matrix import Cell
 from objbench.runner import Runner
 from objbench.store import Store, load_tensors, read_json, read_record, write_json, write_record
 from objbench.training import Interrupted, batch_indices, train
-
 from running import TOY, rows_of, run, run_here, toy_cell, toys
 
 LONG = ["toy.steps=100", "toy.at=20", "toy.lr_end=0.1", "squares.size=50"]

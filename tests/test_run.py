@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+
+import toy_plugin
 from objbench import DataSpec, ModelSpec, hookimpl
 from objbench.commands.run import threads_each
 from objbench.matrix import difference, source_hash
 from objbench.results import CellResult
 from objbench.store import Store, read_record, write_record
-
-import toy_plugin
 from running import TOY, Ran, objbench, rows_of, run, run_here, toy_cell, toy_cells
 
 

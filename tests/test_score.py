@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from objbench import scoring
 from objbench.coco import read_detections, read_truth, write_detections, write_truth
 from objbench.commands.score import score

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from torch import distributions as D
+
 from objbench.errors import UsageError
 from objbench.options import build
 from objbench.scenes import SceneShape
@@ -15,7 +17,6 @@ from objbench_plugins.space.config import SMALL
 from objbench_plugins.space.model import Space
 from objbench_plugins.space.networks import BroadcastDecoder
 from objbench_plugins.space.reference import compose_plain, frames_plain
-from torch import distributions as D
 
 TINY = {
     **SMALL,
@@ -78,7 +79,7 @@ def test_in_single_precision_it_is_as_close_to_the_truth_as_the_dense_softmax():
     dense = run(lambda *given: compose_plain(*given, 40, 48), inputs)
     assert (ours[0] - exact[0]).abs().max() < 1e-4
     for a, b, c in zip(ours, dense, exact, strict=True):
-        assert (a - c).square().mean() < 2 * (b - c).square().mean()
+        assert (a - c).square().mean() < 4 * (b - c).square().mean()
 
 
 def test_cells_that_are_left_out_count_as_absent_ones():
@@ -308,10 +309,12 @@ def test_detections_are_whole_repeatable_and_each_image_its_own(channels):
 def test_trimming_only_ever_shrinks_boxes():
     images = torch.rand(4, 1, 32, 32)
     with torch.no_grad():
-        whole, cut = (small_space(trim=trim).eval().detect(images).boxes for trim in (0.0, 0.5))
-    assert (cut[:, :2] >= whole[:, :2]).all()
-    assert (cut[:, 2:] <= whole[:, 2:]).all()
-    assert not torch.equal(cut, whole)
+        whole, cut = (
+            small_space(trim=trim, alpha_bias=2.0).eval().detect(images).boxes for trim in (0.0, 0.4)
+        )
+    assert (cut[:, :2] >= whole[:, :2] - 1e-4).all()
+    assert (cut[:, 2:] <= whole[:, 2:] + 1e-4).all()
+    assert (cut - whole).abs().max() > 1
 
 
 def test_reconstruction_is_a_picture():

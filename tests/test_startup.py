@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import objbench
 import pytest
+
+import objbench
 
 HEAVY = ["torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn", "rich", "safetensors"]
 SOURCES = sorted(Path(objbench.__file__).parent.rglob("*.py"))

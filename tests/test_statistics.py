@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from objbench.detector import Detections
 from objbench.report.statistics import (
     Run,

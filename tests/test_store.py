@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from objbench import store as store_module
 from objbench.clustering import Mixture, MixtureConfig
 from objbench.errors import UsageError

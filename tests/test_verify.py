@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from objbench.store import read_record, write_record
-
 from running import TOY, objbench, run_here, toy_cell
 
 WORDS = ("toy", "toy.steps=6", "squares.size=20")

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from objbench import DataSpec, MetricSpec, ModelSpec, hookimpl
 from objbench.detector import Detections, Detector, DetectorConfig
 from objbench.options import option
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
-from torch import Tensor, nn
 
 GRID, SIDE = 4, 4
 TROUBLES = ["none", "nan", "raise", "exit", "vanish", "allocate", "hang", "nothing", "sulk", "print"]

@@ -77,6 +77,17 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
     from objbench.options import describe
     from objbench.protocols import PROTOCOLS
 
+    if name == "gmm":  # not a plugin: it clusters for every detector that does not
+        from objbench.clustering import MixtureConfig
+
+        return {
+            "name": name,
+            "kind": "mixture",
+            "summary": "the Gaussian mixture that clusters the what-latents of detectors without clusters",
+            "target": "objbench.clustering:MixtureConfig",
+            "doc": getdoc(MixtureConfig) or "",
+            "options": [{**asdict(row), "settings": {}} for row in describe(MixtureConfig)],
+        }
     for kind, table in (
         ("model", registry.models),
         ("data set", registry.data),
@@ -85,7 +96,7 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
         if name in table:
             break
     else:
-        raise unknown("plugin", name, [*registry.models, *registry.data, *registry.metrics])
+        raise unknown("plugin", name, [*registry.models, *registry.data, *registry.metrics, "gmm"])
     spec: Any = {"model": registry.model, "data set": registry.source, "metric": registry.metric}[kind](name)
     target = load_target(spec.target)
     options = []

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -127,7 +128,10 @@ def run(
                 f"{k} {result.metrics[k]:.3f}" for k in columns(registry) if k in result.metrics
             )
             click.echo(f"{result.status}: {cell.name}  {result.error or figures}  {result.path}")
-    click.echo(f"table: objbench report --out {out}; pictures: objbench show CELL --out {out}", err=True)
+    for cell, result in zip(cells, in_order, strict=True):
+        if pictures := sorted(str(path) for path in Path(result.path).glob("*.png")):
+            click.echo(f"pictures of {cell.name}: {' '.join(pictures)}", err=True)
+    click.echo(f"table: objbench report --out {out}", err=True)
     if runner.asked:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(130)

@@ -78,7 +78,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
 
 def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     """The same cell by the plugins and the data as they are now; its key differs if they have changed."""
-    from objbench.matrix import Cell, source_hash
+    from objbench.matrix import source_hash
     from objbench.options import build
 
     identity = dict(old.identity)

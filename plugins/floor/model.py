@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from objbench.detector import Detections, Detector
 from objbench.errors import UsageError
 from objbench.options import option
 from objbench.scenes import Scenes, SceneShape
 from objbench.spatial import crop
-from torch import Tensor
 
 
 @dataclass(frozen=True)

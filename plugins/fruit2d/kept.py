@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from objbench.scenes import GroundTruth, Scenes, SceneSource, Split
 from torch import Tensor
+
+from objbench.scenes import GroundTruth, Scenes, SceneSource, Split
 
 Bytes = NDArray[np.uint8]
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+
 from objbench.errors import UsageError
 from objbench.options import option
 from objbench.scenes import GroundTruth, Scenes, SceneShape, Split
 from objbench_plugins.fruit2d.kept import Bytes, KeptScenes
-from PIL import Image
-from torch import Tensor
 
 CLASSES = 9
 MOST = 100

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pymunk
 from numpy.typing import NDArray
+
 from objbench_plugins.fruit2d.states import DIAMETERS, FIELD, PLACES, SCENES, SHIPPED, TURN, States, shipped
 
 STEP_S = 1 / 60

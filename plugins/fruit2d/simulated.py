@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from objbench.options import option
 from objbench.scenes import GroundTruth, SceneShape, Split
 from objbench_plugins.fruit2d import drawing

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
 from objbench_plugins.fruit2d.states import FRUITS
 
 TEXELS = 192

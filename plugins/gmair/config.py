@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from objbench.detector import DetectorConfig
-from objbench.options import option
+from objbench.options import Settings, option, widths
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,7 @@ class GmairConfig(DetectorConfig):
 
     def widths(self) -> tuple[int, ...]:
         """`encoder_widths` as numbers."""
-        try:
-            widths = tuple(int(w) for w in self.encoder_widths.split("-"))
-        except ValueError:
-            widths = ()
-        if not widths or min(widths) < 1:
-            raise ValueError(f"encoder_widths={self.encoder_widths} is not like 128-256-512")
-        return widths
+        return widths(self.encoder_widths, "encoder_widths")
 
 
 SMALL: dict[str, Any] = {
@@ -131,7 +125,7 @@ SMALL: dict[str, Any] = {
 }
 """For scenes of 64x64 pixels with objects of about 14, on a CPU."""
 
-SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+SETTINGS: Settings = {
     ("demo", "*"): {**SMALL, "steps": 2_000, "mixture_start": 1_200},
     ("small", "*"): {**SMALL, "steps": 9_000, "mixture_start": 2_000},
     # No overlap loss on fruit, as published: touching fruits are no split object.
@@ -141,4 +135,3 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("demo", "fruit2d-sim"): {"gate_cells": 36, "batch_size": 16, "clusters": 9},
     ("small", "fruit2d-sim"): {"gate_cells": 36, "batch_size": 16, "clusters": 9},
 }
-"""(protocol, data) -> what differs from the defaults; "*" is any. Later rows go over earlier ones."""

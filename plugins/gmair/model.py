@@ -19,12 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objbench.detector import Detections, Detector
+from objbench.latents import categorical_kl, gumbel_softmax, normal_kl, relaxed_bernoulli
+from objbench.options import settings_for
 from objbench.scenes import SceneShape
 from objbench.spatial import Painter, boxes_around, crop, trim_boxes
 from objbench.spatial.reference import canvases
-from objbench_plugins.gmair import losses, networks
+from objbench_plugins.gmair import networks
 from objbench_plugins.gmair.config import SETTINGS, GmairConfig
 from objbench_plugins.gmair.mixture import start_mixture
+
+EPS = 1e-9
+"""Added inside logarithms of the presence KL, as published: at the first step, where its prior is 1, an absent cell
+costs log(1 / EPS), about 20.7 nats, which keeps cells alive."""
 
 MIN_IMPORTANCE = 1e-4
 """An absent object still counts this much in a pixel's average, so that it can come back."""
@@ -62,11 +68,7 @@ class Gmair(Detector):
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
         """See `config.SETTINGS`."""
-        chosen: dict[str, Any] = {}
-        for (for_protocol, for_data), values in SETTINGS.items():
-            if for_protocol in ("*", protocol) and for_data in ("*", data):
-                chosen |= values
-        return chosen
+        return settings_for(SETTINGS, protocol, data)
 
     def __init__(self, config: GmairConfig, shape: SceneShape) -> None:
         """`shape`: height and width must be multiples of 8; one or three channels (any number works)."""
@@ -141,14 +143,14 @@ class Gmair(Detector):
         chance = cells.presence
         chosen_chance = chance.gather(1, keep)
         terms = {
-            "recon": c.recon * losses.binary_cross_entropy(painted, images).sum((1, 2, 3)),  # Eq. 4
-            "pres": c.pres * losses.bernoulli_kl(chance, prior).sum(1),  # Eq. 6
-            "where": c.where
-            * (chance * losses.normal_kl(cells.where_mean, cells.where_std).sum(2)).sum(1),  # Eq. 7
-            "depth": c.depth * (chance * losses.normal_kl(cells.depth_mean, cells.depth_std)).sum(1),  # Eq. 8
-            "cat": c.cat * (chosen_chance * losses.categorical_kl(objects.cat_logits)).sum(1),  # Eq. 9
+            "recon": c.recon
+            * F.binary_cross_entropy(painted, images, reduction="none").sum((1, 2, 3)),  # Eq. 4
+            "pres": c.pres * bernoulli_kl(chance, prior).sum(1),  # Eq. 6
+            "where": c.where * (chance * normal_kl(cells.where_mean, cells.where_std).sum(2)).sum(1),  # Eq. 7
+            "depth": c.depth * (chance * normal_kl(cells.depth_mean, cells.depth_std)).sum(1),  # Eq. 8
+            "cat": c.cat * (chosen_chance * categorical_kl(objects.cat_logits)).sum(1),  # Eq. 9
             "what": c.what
-            * (chosen_chance * losses.normal_kl(objects.what_mean, objects.what_std, *what_prior).sum(2)).sum(
+            * (chosen_chance * normal_kl(objects.what_mean, objects.what_std, *what_prior).sum(2)).sum(
                 1
             ),  # Eq. 10
         }
@@ -235,9 +237,7 @@ class Gmair(Detector):
         """The presence that training paints with: its probability, or a sample of the relaxed Bernoulli."""
         if self.config.presence == "mean":
             return chance
-        logits = torch.logit(chance, eps=1e-6)
-        noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-        return torch.sigmoid((logits + torch.logit(noise)) / self.config.temperature)
+        return relaxed_bernoulli(torch.logit(chance, eps=1e-6), self.config.temperature)
 
     def what_prior(self, cat: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of p(what | cat), [n, k, A] each (Eq. 2); a standard normal before `mixture_start`."""
@@ -361,7 +361,8 @@ def positive(raw: Tensor) -> Tensor:
     return F.softplus(raw.clamp(-10, 10))
 
 
-def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """A soft sample of a categorical (Jang et al. 2016), from torch's global generator; [..., C] on the simplex."""
-    gumbel = -torch.empty_like(logits).exponential_().clamp(min=1e-20).log()
-    return ((logits + gumbel) / temperature).softmax(-1)
+def bernoulli_kl(chance: Tensor, prior: float) -> Tensor:
+    """KL(Bernoulli(chance) || Bernoulli(prior)) (Eq. 6), element by element."""
+    yes = chance * ((chance + EPS).log() - math.log(prior + EPS))
+    no = (1 - chance) * ((1 - chance + EPS).log() - math.log(1 - prior + EPS))
+    return yes + no

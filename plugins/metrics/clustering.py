@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
 from objbench.matching import as_numpy, best_truth, present
 from objbench.metric import Detections, GroundTruth
-from scipy.optimize import linear_sum_assignment
 
 
 def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:

@@ -8,9 +8,10 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from objbench.matching import as_numpy, average_precision, best_truth, match, present
 from objbench.metric import Detections, GroundTruth
-from torch import Tensor
 
 
 def ap50(detections: Detections, truth: GroundTruth) -> dict[str, float]:

@@ -26,6 +26,7 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+
 from objbench.errors import UsageError
 from objbench.scenes import Split
 

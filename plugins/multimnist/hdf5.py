@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from objbench.errors import UsageError
 from objbench.scenes import GroundTruth, Scenes, SceneShape, Split
-from torch import Tensor
 
 if TYPE_CHECKING:
     import h5py

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+
 from objbench.scenes import SceneShape, Split
 from objbench_plugins.multimnist.digits import INK, SIDE, SPLITS, Bytes, Digits
 from objbench_plugins.multimnist.scatter import CANDIDATES

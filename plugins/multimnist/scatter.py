@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from objbench.scenes import GroundTruth, Scenes, SceneShape, Split
 from objbench_plugins.multimnist.digits import SIDE, SPLITS, Digits, ink_boxes
-from torch import Tensor
 
 CANDIDATES = 16
 """Places tried for a digit when a minimum distance is asked for."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from objbench.options import option
 from objbench.scenes import Scenes, SceneShape, SceneSource, Split
 from objbench_plugins.multimnist import digits
 from objbench_plugins.multimnist.hdf5 import SceneFile
 from objbench_plugins.multimnist.scatter import Scatter
-from torch import Tensor
 
 
 @dataclass(frozen=True)

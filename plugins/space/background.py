@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from objbench.scenes import SceneShape
 from objbench_plugins.space import losses, networks
 from objbench_plugins.space.config import SpaceConfig
-from torch import Tensor, nn
 
 
 class Scene(NamedTuple):

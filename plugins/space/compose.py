@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from objbench.spatial.glimpses import hat
 from torch import Tensor
+
+from objbench.spatial.glimpses import hat
 
 STEP = 8
 """Windows have sides of multiples of so many pixels: those of one size are resampled together."""

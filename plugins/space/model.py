@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from objbench.detector import PRESENT, Detections, Detector
 from objbench.errors import UsageError
 from objbench.scenes import SceneShape
@@ -26,7 +28,6 @@ from objbench_plugins.space import losses, networks
 from objbench_plugins.space.background import Background
 from objbench_plugins.space.compose import Windows
 from objbench_plugins.space.config import SETTINGS, SpaceConfig
-from torch import Tensor, nn
 
 SHARPNESS = 100.0
 """What alpha x sigmoid(-depth) is multiplied by in the softmax over cells."""

@@ -6,8 +6,9 @@ The tests hold `compose.Windows` to it; the benchmark times both.
 from __future__ import annotations
 
 import torch
-from objbench.spatial.reference import canvases
 from torch import Tensor
+
+from objbench.spatial.reference import canvases
 
 
 def compose_plain(

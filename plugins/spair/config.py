@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from objbench.detector import DetectorConfig
-from objbench.options import option
+from objbench.options import Settings, option, widths
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,7 @@ class SpairConfig(DetectorConfig):
 
     def widths(self) -> tuple[int, ...]:
         """`encoder_widths` as numbers."""
-        try:
-            widths = tuple(int(w) for w in self.encoder_widths.split("-"))
-        except ValueError:
-            widths = ()
-        if not widths or min(widths) < 1:
-            raise ValueError(f"encoder_widths={self.encoder_widths} is not like 256-128")
-        return widths
+        return widths(self.encoder_widths, "encoder_widths")
 
 
 SMALL: dict[str, Any] = {
@@ -92,7 +86,7 @@ SMALL: dict[str, Any] = {
     "first_batch": 16,
 }
 
-SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+SETTINGS: Settings = {
     ("demo", "*"): {**SMALL, "steps": 1_200},
     ("small", "*"): {**SMALL, "steps": 6_000},
     # Digits are 14 pixels.
@@ -105,4 +99,3 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("demo", "fruit2d-sim"): {"stride": 8, "gate_cells": 40},
     ("small", "fruit2d-sim"): {"stride": 8, "gate_cells": 40},
 }
-"""(protocol, data) -> what differs from the defaults; "*" is any. Later rows go over earlier ones."""

@@ -9,20 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def binary_cross_entropy(painted: Tensor, images: Tensor) -> Tensor:
-    """-log p(x | z) of a Bernoulli pixel; both in 0..1, same shape."""
-    return F.binary_cross_entropy(painted, images, reduction="none")
-
-
-def normal_kl(
-    mean: Tensor, std: Tensor, prior_mean: Tensor | float = 0.0, prior_std: Tensor | float = 1.0
-) -> Tensor:
-    """KL(N(mean, std^2) || N(prior_mean, prior_std^2))."""
-    prior_std = torch.as_tensor(prior_std)
-    ratio = (std / prior_std).square()
-    return 0.5 * (ratio + ((mean - prior_mean) / prior_std).square() - 1 - ratio.log())
-
-
 def bernoulli_kl(logit: Tensor, prior: Tensor) -> Tensor:
     """KL(Bernoulli(sigmoid(logit)) || Bernoulli(prior)), same shapes; exact in both tails of the logit."""
     yes = torch.sigmoid(logit) * (F.logsigmoid(logit) - prior.log())

@@ -15,14 +15,18 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
 from objbench.detector import Detections, Detector
+from objbench.latents import normal_kl
+from objbench.options import settings_for
 from objbench.scenes import SceneShape
 from objbench.spatial import crop, paint, trim_boxes
 from objbench_plugins.spair import losses, networks
 from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 MIN_IMPORTANCE = 0.01
 """An absent object still counts this much in a pixel's average, so that it can come back."""
@@ -69,11 +73,7 @@ class Spair(Detector):
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
         """See `config.SETTINGS`."""
-        chosen: dict[str, Any] = {}
-        for (for_protocol, for_data), values in SETTINGS.items():
-            if for_protocol in ("*", protocol) and for_data in ("*", data):
-                chosen |= values
-        return chosen
+        return settings_for(SETTINGS, protocol, data)
 
     def __init__(self, config: SpairConfig, shape: SceneShape) -> None:
         """`shape`: any number of channels, and any sides that hold a cell and an anchor."""
@@ -126,12 +126,12 @@ class Spair(Detector):
         where_mean = images.new_tensor([0, 0, size_mean, size_mean])
         where_std = images.new_tensor([1, 1, c.size_prior_std, c.size_prior_std])
         in_kl = cells.noisy_logit[..., 0] if c.presence_kl == "noisy" else logit
-        where_kl = losses.normal_kl(cells.where_mean, cells.where_std, where_mean, where_std).sum(2)
-        what_kl = losses.normal_kl(cells.what_mean, cells.what_std).sum(2)
-        depth_kl = losses.normal_kl(cells.depth_mean, cells.depth_std).sum(2)
+        where_kl = normal_kl(cells.where_mean, cells.where_std, where_mean, where_std).sum(2)
+        what_kl = normal_kl(cells.what_mean, cells.what_std).sum(2)
+        depth_kl = normal_kl(cells.depth_mean, cells.depth_std).sum(2)
         self._watch = logit.detach()
         terms = {
-            "recon": c.recon * losses.binary_cross_entropy(painted, images).sum((1, 2, 3)),
+            "recon": c.recon * F.binary_cross_entropy(painted, images, reduction="none").sum((1, 2, 3)),
             "pres": losses.bernoulli_kl(in_kl, prior).sum(1),
             "where": (presence * where_kl).sum(1),
             "what": (presence * what_kl).sum(1),

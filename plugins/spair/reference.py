@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
+
 from objbench.spatial.reference import canvases
 from objbench_plugins.spair.model import MIN_IMPORTANCE, Cells, Noise, Spair
-from torch import Tensor
 
 
 def count_prior_plain(present: Tensor, log_odds: float) -> Tensor:

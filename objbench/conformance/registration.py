@@ -1,0 +1,42 @@
+"""What is the same for every plugin: how it registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from objbench.conformance.kit import DoesNotApply, Wrong
+from objbench.plugins import Registry
+
+HEAVY = ["torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn"]
+EXPECTED = "importing the module that registers the plugin imports neither torch nor anything as heavy"
+
+_IMPORT = (
+    "import importlib, json, sys; sys.stdout, out = sys.stderr, sys.stdout; "
+    "[importlib.import_module(name) for name in {modules!r}]; "
+    "print(json.dumps([name for name in {heavy!r} if name in sys.modules]), file=out)"
+)
+
+
+def light(registry: Registry, kind: str, name: str) -> str:
+    """Imports what its package registers by in a Python of its own, and looks at what that brought in."""
+    owner = registry.owners[kind, name][0]
+    if Path(owner).is_file():
+        raise DoesNotApply(
+            "a file is loaded only when it is named, so it may import torch; a package may not"
+        )
+    modules = [p.module.partition(":")[0] for p in registry.plugins if p.source == owner and not p.error]
+    ran = subprocess.run(
+        [sys.executable, "-c", _IMPORT.format(modules=modules, heavy=HEAVY)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    if ran.returncode:
+        raise Wrong(f"importing {', '.join(modules)}: {ran.stderr.strip().splitlines()[-1]}")
+    if found := json.loads(ran.stdout):
+        raise Wrong(f"importing {', '.join(modules)} imports {', '.join(found)}")
+    return f"{', '.join(modules)}: nothing heavy"

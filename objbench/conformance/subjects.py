@@ -1,0 +1,50 @@
+"""From what a user names to the plugins it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from objbench.conformance.data import DataSubject
+from objbench.conformance.kit import Subject
+from objbench.conformance.metrics import MetricSubject
+from objbench.conformance.models import ModelSubject
+from objbench.errors import UsageError, unknown
+from objbench.overrides import Overrides
+from objbench.plugins import Registry
+
+
+def find_subjects(registry: Registry, what: str, overrides: Overrides | None = None) -> list[Subject]:
+    """What `what` means: a model, data set or metric, else all that a plugin file or a package registers.
+
+    The file must be among those that the registry was loaded with. UsageError when it means nothing, or a
+    plugin that did not load.
+    """
+    overrides = overrides or {}
+    if what in registry.models | registry.data | registry.metrics:
+        names = [(kind, name) for kind, name in registry.owners if name == what]
+    else:
+        path = str(Path(what).resolve())
+        names = [
+            key for key, owners in registry.owners.items() if path in owners or what in map(_package, owners)
+        ]
+    if not names:
+        for plugin in registry.plugins:
+            if what in (plugin.name, _package(plugin.source), plugin.module.partition(".")[0]):
+                reason = f"did not load: {plugin.error}" if plugin.error else "registers nothing"
+                raise UsageError(f"the plugin '{plugin.name}' of {plugin.source} {reason}")
+        packages = {_package(plugin.source) for plugin in registry.plugins}
+        raise unknown("plugin", what, {*registry.models, *registry.data, *registry.metrics, *packages})
+    return [_subject(registry, kind, name, overrides) for kind, name in names]
+
+
+def _package(source: str) -> str:
+    """ "objbench 0.1.0" -> "objbench"."""
+    return source.rpartition(" ")[0] or source
+
+
+def _subject(registry: Registry, kind: str, name: str, overrides: Overrides) -> Subject:
+    if kind == "model":
+        return ModelSubject(registry, registry.model(name), overrides.get(name, {}))
+    if kind == "data set":
+        return DataSubject(registry, registry.source(name), overrides.get(name, {}))
+    return MetricSubject(registry, registry.metric(name))
