@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -88,16 +89,15 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
             "doc": getdoc(MixtureConfig) or "",
             "options": [{**asdict(row), "settings": {}} for row in describe(MixtureConfig)],
         }
-    for kind, table in (
-        ("model", registry.models),
-        ("data set", registry.data),
-        ("metric", registry.metrics),
-    ):
-        if name in table:
-            break
-    else:
-        raise unknown("plugin", name, [*registry.models, *registry.data, *registry.metrics, "gmm"])
-    spec: Any = {"model": registry.model, "data set": registry.source, "metric": registry.metric}[kind](name)
+    kinds: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
+        "model": (registry.models, registry.model),
+        "data set": (registry.data, registry.source),
+        "metric": (registry.metrics, registry.metric),
+    }
+    kind = next((kind for kind, (known, _) in kinds.items() if name in known), None)
+    if kind is None:
+        raise unknown("plugin", name, [*(n for known, _ in kinds.values() for n in known), "gmm"])
+    spec = kinds[kind][1](name)
     target = load_target(spec.target)
     options = []
     if kind != "metric":

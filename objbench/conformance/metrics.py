@@ -1,0 +1,167 @@
+"""What a metric promises, held against what it returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from objbench import checkpoint
+from objbench.conformance import registration
+from objbench.conformance.kit import Check, Wrong, collector
+from objbench.conformance.scenes import Shapes, ShapesConfig
+from objbench.detector import Detections
+from objbench.hookspecs import MetricSpec
+from objbench.metric import Metric
+from objbench.plugins import Registry, load_target
+from objbench.scenes import GroundTruth
+
+IMAGES = 24
+LATENT = 3
+
+CHECKS: list[Check] = []
+check = collector(CHECKS)
+
+
+class MetricSubject:
+    """A registered metric."""
+
+    kind = "metric"
+    checks = CHECKS
+
+    def __init__(self, registry: Registry, spec: MetricSpec) -> None:
+        self.registry, self.spec, self.name = registry, spec, spec.name
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The function that the spec names."""
+        metric: Metric = load_target(self.spec.target)
+        return metric
+
+    def values(self, found: Detections, truth: GroundTruth) -> dict[str, float]:
+        """What it returns for these."""
+        return {name: float(value) for name, value in self.metric(found, truth).items()}
+
+
+def truth_and_detections() -> tuple[Detections, GroundTruth]:
+    """Scenes of the kit, and what a fair detector might have found: most objects, shifted a little, and others."""
+    truth = Shapes(ShapesConfig(), seed=0).scenes("test", torch.arange(IMAGES)).truth
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(len(truth.boxes), generator=generator) < 0.8
+    image = torch.cat([truth.image[kept], torch.arange(0, IMAGES, 2)])
+    boxes = torch.cat([truth.boxes[kept], torch.tensor([[1.0, 2, 12, 14]]).repeat(IMAGES // 2, 1)])
+    boxes = boxes + torch.rand(boxes.shape, generator=generator) * torch.tensor([-1.5, -1.5, 1.5, 1.5])
+    m = len(image)
+    clusters = torch.cat([truth.labels[kept], torch.zeros(IMAGES // 2).long()])
+    clusters[::5] = 3
+    scores = (torch.randperm(m, generator=generator) + 1) / (m + 1)  # no two alike: their order is defined
+    return Detections(IMAGES, image, boxes, scores, clusters, torch.randn(m, LATENT, generator=generator)), truth
+
+
+def different(one: dict[str, float], other: dict[str, float]) -> str:
+    """What two answers differ in, beyond rounding; "" when in nothing."""
+    if one.keys() != other.keys():
+        return f"returns {', '.join(one)}, then {', '.join(other)}"
+    for name, value in one.items():
+        alike = math.isclose(value, other[name], rel_tol=1e-6, abs_tol=1e-9)
+        if not alike and not (math.isnan(value) and math.isnan(other[name])):
+            return f"{name} is {value:.6g}, then {other[name]:.6g}"
+    return ""
+
+
+@check("registration", "registering", registration.EXPECTED)
+def _registration(subject: MetricSubject) -> str:
+    return registration.light(subject.registry, "metric", subject.name)
+
+
+@check("values", "metrics", "a dict of named floats (not tensors), defined where there is something to measure")
+def _values(subject: MetricSubject) -> str:
+    found = subject.metric(*truth_and_detections())
+    if not isinstance(found, dict) or not found:
+        raise Wrong(f"{found!r}")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, float | int):
+            raise Wrong(f"{name!r}: {value!r}")
+    if undefined := [name for name, value in found.items() if not math.isfinite(value)]:
+        raise Wrong(f"{undefined[0]} is {found[undefined[0]]}, for a fair detector's boxes")
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+
+
+@check("columns", "metrics", "what the spec calls a column, or healthy, is among the values")
+def _columns(subject: MetricSubject) -> str:
+    found = subject.values(*truth_and_detections())
+    for name in (*subject.spec.columns, *subject.spec.healthy):
+        if name not in found:
+            raise Wrong(f"'{name}' is not: it returns {', '.join(found)}")
+    return ", ".join(subject.spec.columns) or "none"
+
+
+@check("pure", "metrics", "the same answer twice; neither its arguments nor a random generator are changed")
+def _pure(subject: MetricSubject) -> str:
+    found, truth = truth_and_detections()
+    states = checkpoint.rng_states()["torch"]
+    first = subject.values(found, truth)
+    if reason := different(first, subject.values(found, truth)):
+        raise Wrong(reason)
+    fresh, fresh_truth = truth_and_detections()
+    for name, value in (vars(fresh) | {f"truth.{n}": v for n, v in vars(fresh_truth).items()}).items():
+        mine = getattr(truth, name[6:]) if name.startswith("truth.") else getattr(found, name)
+        if isinstance(value, Tensor) and not torch.equal(value, mine):
+            raise Wrong(f"changed: {name}")
+    if not torch.equal(states, checkpoint.rng_states()["torch"]):
+        raise Wrong("it drew from torch's global generator")
+    return "twice the same"
+
+
+@check("order", "metrics", "the order of detections, of true objects and of images changes nothing")
+def _order(subject: MetricSubject) -> str:
+    found, truth = truth_and_detections()
+    plain = subject.values(found, truth)
+    order = torch.randperm(len(found.image), generator=torch.Generator().manual_seed(1))
+    if reason := different(plain, subject.values(rearranged(found, order), truth)):
+        raise Wrong(f"detections in another order: {reason}")
+    place = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(2))  # where each image moves
+    moved = place[truth.image].argsort(stable=True)
+    other_truth = GroundTruth(IMAGES, place[truth.image][moved], truth.boxes[moved], truth.labels[moved])
+    if reason := different(plain, subject.values(replace(found, image=place[found.image]), other_truth)):
+        raise Wrong(f"images in another order: {reason}")
+    return "shuffled, the same"
+
+
+@check("clusters", "metrics", "a cluster's number means nothing: renumbered, the answer is the same")
+def _clusters(subject: MetricSubject) -> str:
+    found, truth = truth_and_detections()
+    assert found.clusters is not None
+    renumbered = replace(found, clusters=7 - 2 * found.clusters)
+    if reason := different(subject.values(found, truth), subject.values(renumbered, truth)):
+        raise Wrong(reason)
+    return "renumbered, the same"
+
+
+@check("edges", "metrics", "no detections, no objects, or no clusters are no error: floats, NaN where undefined")
+def _edges(subject: MetricSubject) -> str:
+    found, truth = truth_and_detections()
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = GroundTruth.of([torch.zeros(0, 4)] * IMAGES, [torch.zeros(0)] * IMAGES)
+    for what, detections, there in (
+        ("no detections", rearranged(found, none), truth),
+        ("no objects", found, nothing),
+        ("neither", rearranged(found, none), nothing),
+        ("no clusters", replace(found, clusters=None), truth),
+    ):
+        try:
+            values = subject.values(detections, there)
+        except Exception as error:
+            raise Wrong(f"with {what}: {type(error).__name__}: {error}") from None
+        if bad := [name for name, value in values.items() if math.isinf(value)]:
+            raise Wrong(f"with {what}: {bad[0]} is {values[bad[0]]}")
+    return "four of them"
+
+
+def rearranged(found: Detections, order: Tensor) -> Detections:
+    """The detections at `order` [k]."""
+    moved = {name: value[order] for name, value in vars(found).items() if isinstance(value, Tensor)}
+    return replace(found, **moved)

@@ -39,4 +39,4 @@ def light(registry: Registry, kind: str, name: str) -> str:
         raise Wrong(f"importing {', '.join(modules)}: {ran.stderr.strip().splitlines()[-1]}")
     if found := json.loads(ran.stdout):
         raise Wrong(f"importing {', '.join(modules)} imports {', '.join(found)}")
-    return f"{', '.join(modules)}: nothing heavy"
+    return f"{', '.join(modules)}" if len(modules) == 1 else f"{len(modules)} modules of {owner}"

@@ -219,10 +219,7 @@ class Gmair(Detector):
         c = self.config
         glimpses = crop(images, boxes, c.glimpse).flatten(2)  # [n, k, channels * g * g]
         cat_logits = self.cat_encoder(glimpses)
-        if sample:
-            cat = gumbel_softmax(cat_logits, c.temperature)
-        else:
-            cat = cat_logits.softmax(-1)
+        cat = gumbel_softmax(cat_logits, c.temperature) if sample else cat_logits.softmax(-1)
         what_mean, what_std = self.what_encoder(torch.cat([glimpses, cat], -1)).chunk(2, -1)
         what_std = positive(what_std)
         what = what_mean + what_std * torch.randn_like(what_mean) if sample else what_mean

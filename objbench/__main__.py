@@ -1,0 +1,5 @@
+"""`python -m objbench` is `objbench`."""
+
+from objbench.cli import main
+
+main()

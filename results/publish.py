@@ -1,0 +1,101 @@
+"""Keeps what tables are made of: `python results/publish.py RUNS results/demo`, or, to renew the tables alone,
+`python results/publish.py results/demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from objbench.evaluation import flat, load_detections
+from objbench.results import CellResult
+from objbench.store import Store, save_tensors, write_file, write_record
+from objbench.training import read_curve
+
+README = Path(__file__).parents[1] / "README.md"
+TABLES = {"table.md": "md", "table.csv": "csv", "table.tex": "latex"}
+BLOCK = re.compile(r"(<!-- table:([a-z]+) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Copies cells, then writes tables, curves and the README's table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("to", type=Path, nargs="?")
+    told = parser.parse_args()
+    folder: Path = told.to or told.runs
+    if told.to:
+        for result in Store(told.runs).results()[0]:
+            if result.status == "done":
+                keep(result, Store(folder))
+    for name, form in TABLES.items():
+        write_file(folder / name, report(folder, form).encode())
+    draw_curves(folder)
+    write_file(README, with_tables(README.read_text()).encode())
+
+
+def keep(result: CellResult, store: Store) -> None:
+    """Copies one cell, without weights and what-latents."""
+    source, folder = Path(result.path), store.folder(result.cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = ["detections.safetensors", "truth.safetensors"]
+    save_tensors(folder / kept[0], flat(replace(load_detections(source), what=None)))
+    for name in ("truth.safetensors", "cell.json", "curve.jsonl"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    if (folder / "curve.jsonl").exists():
+        kept.append("curve.jsonl")
+    write_record(folder, result, kept)
+
+
+def report(folder: Path, form: str) -> str:
+    """What `objbench report --out FOLDER --paper --format FORM` prints."""
+    command = [sys.executable, "-m", "objbench", "report", "--out", str(folder), "--paper", "--format", form]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def with_tables(readme: str) -> str:
+    """The README with every table between its markers made again from `results/NAME`."""
+
+    def renewed(match: re.Match[str]) -> str:
+        name = match[2]
+        return f"{match[1]}{report(README.parent / 'results' / name, 'md').strip()}\n{match[3]}"
+
+    return BLOCK.sub(renewed, readme)
+
+
+def draw_curves(folder: Path) -> None:
+    """AP, ACC and NMI on validation scenes over training, as the paper's Fig. 2a: a panel a data set and metric."""
+    from matplotlib.figure import Figure
+
+    metrics = {"ap50": "AP at IoU 0.5", "acc": "ACC, one to one", "nmi": "NMI"}
+    runs: dict[str, dict[str, list[Sequence[dict]]]] = defaultdict(lambda: defaultdict(list))
+    for result in Store(folder).results()[0]:
+        if curve := read_curve(Path(result.path)):
+            runs[result.data][result.model].append(curve)
+    if not runs:
+        return
+    figure = Figure(figsize=(11, 2.9 * len(runs)), layout="constrained")
+    panels = figure.subplots(len(runs), len(metrics), squeeze=False, sharey=True)
+    for row, (data, models) in zip(panels, sorted(runs.items(), reverse=True), strict=True):
+        for axes, (metric, label) in zip(row, metrics.items(), strict=True):
+            for number, (model, curves) in enumerate(sorted(models.items())):
+                for i, curve in enumerate(curves):
+                    values = [point["metrics"].get(metric) for point in curve]
+                    share = [100 * point["step"] / curve[-1]["step"] for point in curve]
+                    axes.plot(share, values, color=f"C{number}", alpha=0.8, label=model if i == 0 else None)
+            axes.set(title=f"{label}, {data}", ylim=(0, 1), xlabel="share of training (%)")
+            axes.grid(alpha=0.3)
+    panels[0][0].legend()
+    figure.savefig(folder / "curves.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
