@@ -527,7 +527,7 @@ def disagreement(one: Detections, other: Detections, pixels: float = 0.05) -> st
     if not len(one.scores):
         return ""
     sides = [torch.cat([d.boxes, 100 * d.scores[:, None]], 1) for d in (one, other)]  # a percent is a pixel
-    apart, match = torch.cdist(*sides).min(1)
+    apart, match = torch.cdist(*sides, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     if apart.max() > pixels:
         i = int(apart.argmax())
         mine, theirs = sides[0][i], sides[1][match[i]]

@@ -39,11 +39,10 @@ def start_mixture(model: Gmair, images: Tensor) -> bool:
     clusters = model.config.clusters
     if len(mean) < 10 * clusters:
         return False
-    mixture = GaussianMixture(
-        clusters, covariance_type="diag", n_init=RESTARTS, reg_covar=1e-4, random_state=0
-    )
-    mixture.fit(mean.double().cpu().numpy())
-    share = torch.from_numpy(mixture.predict_proba(mean.double().cpu().numpy())).to(mean)  # [m, C]
+    used = std.mean(0) < USED  # the rest of the latent is noise around the prior
+    known = (mean[:, used] if used.any() else mean).double().cpu().numpy()
+    mixture = GaussianMixture(clusters, n_init=RESTARTS, reg_covar=1e-4, random_state=0).fit(known)
+    share = torch.from_numpy(mixture.predict_proba(known)).to(mean)  # [m, C]
 
     # A component is to hold whole posteriors, not only their means: its variance is the variance of the means and
     # the mean of the variances.

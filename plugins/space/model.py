@@ -31,6 +31,7 @@ from objbench_plugins.space.config import SETTINGS, SpaceConfig
 
 SHARPNESS = 100.0
 """What alpha x sigmoid(-depth) is multiplied by in the softmax over cells."""
+GLIMPSES_AT_ONCE = 128
 PRESENCE_LIMIT = 8.8
 """Presence logits lie within plus or minus this."""
 BOUNDARY_WEIGHT = 1000 / 32**2
@@ -227,9 +228,8 @@ class Space(Detector):
         shift = losses.drawn(cells.shift_mean, cells.shift_std, sample)
         boxes = self.boxes(scale, shift).gather(1, keep[..., None].expand(-1, -1, 4))
         glimpses = crop(images, boxes, c.glimpse).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        what_mean, what_std = self.what_encoder(glimpses).chunk(2, -1)
-        what_std = positive(what_std)
-        decoded = self.decoder(losses.drawn(what_mean, what_std, sample)).unflatten(0, (n, k))
+        what_mean, what_std, decoded = self.understand(glimpses, sample)
+        decoded = decoded.unflatten(0, (n, k))
         return Objects(
             presence=presence.gather(1, keep),
             boxes=boxes,
@@ -239,6 +239,22 @@ class Space(Detector):
             colour=torch.sigmoid(decoded[:, :, :-1] + c.colour_bias),
             alpha=torch.sigmoid(decoded[:, :, -1:] + c.alpha_bias),
         )
+
+    def understand(self, glimpses: Tensor, sample: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and deviation [m, A] of what m glimpses hold, and how that looks, [m, channels + 1, g, g] logits.
+
+        Convolutions take a few at a time: their features then stay in a processor's cache.
+        """
+        chunk = (
+            GLIMPSES_AT_ONCE if self.config.glimpse_nets == "conv" and not glimpses.is_cuda else len(glimpses)
+        )
+        found = []
+        for few in glimpses.split(chunk):
+            mean, std = self.what_encoder(few).chunk(2, -1)
+            std = positive(std)
+            found.append((mean, std, self.decoder(losses.drawn(mean, std, sample))))
+        mean, std, decoded = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return mean, std, decoded
 
     def boxes(self, scale: Tensor, shift: Tensor) -> Tensor:
         """Boxes [n, cells, 4] of where-latents [n, cells, 2]: centres up to a cell from the own cell's."""

@@ -32,13 +32,27 @@ def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class Recomputed(nn.Sequential):
-    """Large, cheap layers, run again in the backward pass instead of keeping what they computed."""
+    """Layers that keep only their input for the backward pass, which runs them again.
+
+    All but the last, that is: a convolution needs its input there, not its output, so it is not run again.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x)
         y: Tensor = checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
         return y
+
+
+def frugal(layers: list[nn.Module]) -> nn.Sequential:
+    """The layers one after another, no normalised features kept for the backward pass: that halves the memory."""
+    grouped: list[nn.Module] = []
+    for layer in layers:
+        if grouped and isinstance(grouped[-1], nn.GroupNorm):
+            grouped[-1] = Recomputed(grouped[-1], layer)
+        else:
+            grouped.append(layer)
+    return nn.Sequential(*grouped)
 
 
 class ImageEncoder(nn.Module):
@@ -69,28 +83,32 @@ class ImageEncoder(nn.Module):
 
 def glimpse_encoder(channels: int, out: int) -> nn.Sequential:
     """[m, channels, 32, 32] -> [m, out]."""
-    return nn.Sequential(
-        Recomputed(*block(nn.Conv2d(channels, 16, 3, 1, 1), 16, 4)),
-        *block(nn.Conv2d(16, 32, 4, 2, 1), 32, 8),
-        *block(nn.Conv2d(32, 32, 3, 1, 1), 32, 4),
-        *block(nn.Conv2d(32, 64, 4, 2, 1), 64, 8),
-        *block(nn.Conv2d(64, 128, 4, 2, 1), 128, 8),
-        *block(nn.Conv2d(128, 256, 4), 256, 16),
-        nn.Flatten(),
-        nn.Linear(256, out),
+    return frugal(
+        [
+            *block(nn.Conv2d(channels, 16, 3, 1, 1), 16, 4),
+            *block(nn.Conv2d(16, 32, 4, 2, 1), 32, 8),
+            *block(nn.Conv2d(32, 32, 3, 1, 1), 32, 4),
+            *block(nn.Conv2d(32, 64, 4, 2, 1), 64, 8),
+            *block(nn.Conv2d(64, 128, 4, 2, 1), 128, 8),
+            *block(nn.Conv2d(128, 256, 4), 256, 16),
+            nn.Flatten(),
+            nn.Linear(256, out),
+        ]
     )
 
 
 def glimpse_decoder(what_dim: int, out: int) -> nn.Sequential:
     """[m, what_dim] -> [m, out, 32, 32]: five times a deconvolution and a 3x3 convolution."""
-    layers = [nn.Unflatten(1, (what_dim, 1, 1)), *block(nn.Conv2d(what_dim, 256, 1), 256, 16)]
+    layers: list[nn.Module] = [
+        nn.Unflatten(1, (what_dim, 1, 1)),
+        *block(nn.Conv2d(what_dim, 256, 1), 256, 16),
+    ]
     before = 256
     for after, groups in ((128, 16), (128, 16), (64, 8), (32, 8), (16, 4)):
-        stage = block(nn.ConvTranspose2d(before, after, 2, 2), after, groups)
-        stage += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
-        layers += stage if after > 16 else [Recomputed(*stage, nn.Conv2d(after, out, 3, 1, 1))]
+        layers += block(nn.ConvTranspose2d(before, after, 2, 2), after, groups)
+        layers += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
         before = after
-    return nn.Sequential(*layers)
+    return frugal([*layers, nn.Conv2d(16, out, 3, 1, 1)])
 
 
 def picture_decoder(
@@ -112,7 +130,7 @@ def picture_decoder(
         layers += block(nn.Conv2d(after, after, 3, 1, 1), after, group)
         before = after
     layers += block(nn.Conv2d(q, q, 3, 1, 1), q, groups[-1])
-    return nn.Sequential(*layers, nn.Conv2d(q, out, 3, 1, 1))
+    return frugal([*layers, nn.Conv2d(q, out, 3, 1, 1)])
 
 
 def scene_encoder(
