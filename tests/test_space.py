@@ -255,6 +255,21 @@ def test_published_networks_take_a_step():
         assert model.reconstruct(images).shape == images.shape
 
 
+def test_bfloat16_networks_change_little():
+    images = torch.rand(2, 1, 32, 32)
+
+    def terms(**options):
+        model = small_space(components=2, **options)
+        torch.manual_seed(1)
+        return model.training_step(images, 0)
+
+    exact, rough = terms(), terms(precision="bfloat16")
+    for name, value in exact.items():
+        assert rough[name].dtype == torch.float32
+        assert float(rough[name].detach()) == pytest.approx(float(value.detach()), rel=0.05, abs=1)
+    assert exact["recon"] != rough["recon"]
+
+
 def test_gating_with_all_cells_changes_nothing_and_with_few_only_what_they_hold():
     images = torch.rand(3, 1, 32, 32)
 

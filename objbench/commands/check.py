@@ -35,10 +35,9 @@ def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tupl
 
     import torch  # these are heavy
 
-    from objbench.commands.run import threads_each
     from objbench.conformance import Finding, examine, find_subjects
 
-    torch.set_num_threads(threads_each(1))
+    torch.set_num_threads(1)  # the batches are small, and two threads beside a busy process wait for each other
     subjects = find_subjects(registry, what, overrides)
     if strange := sorted(overrides.keys() - {subject.name for subject in subjects}):
         raise UsageError(f"-o {strange[0]}...: only options of {', '.join(s.name for s in subjects)} are used here")

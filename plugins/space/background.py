@@ -71,8 +71,8 @@ class Background(nn.Module):
 
     def forward(self, images: Tensor, sample: bool) -> Scene:
         """Explains images [n, channels, height, width]; without `sample`, by the means of all latents."""
-        n, k = len(images), self.config.components
-        features = F.elu(self.image_encoder(images))  # [n, width]
+        n, k, precision = len(images), self.config.components, self.config.precision
+        features = F.elu(networks.run(self.image_encoder, images, precision))  # [n, width]
 
         mask = self.first_mask.expand(n, -1)
         state, prior_state = self.mask_posterior.start(n), self.mask_prior.start(n)
@@ -88,10 +88,11 @@ class Background(nn.Module):
 
         masks = self.masks(latent, images.shape[-2:])
         seen = torch.cat([(masks + 1e-5).log(), images[:, None].expand(-1, k, -1, -1, -1)], 2)
-        mean, std = positive_half(self.component_encoder(seen.flatten(0, 1)))
+        mean, std = positive_half(networks.run(self.component_encoder, seen.flatten(0, 1), precision))
         prior_mean, prior_std = positive_half(self.component_prior(latent.flatten(0, 1)))
         component_kl = losses.normal_kl(mean, std, prior_mean, prior_std).unflatten(0, (n, k)).sum((1, 2))
-        pictures = torch.sigmoid(self.component_decoder(losses.drawn(mean, std, sample)))
+        component = losses.drawn(mean, std, sample)
+        pictures = torch.sigmoid(networks.run(self.component_decoder, component, precision))
         return Scene(masks, pictures.unflatten(0, (n, k)), mask_kl, component_kl)
 
     def masks(self, latent: Tensor, size: torch.Size) -> Tensor:
@@ -100,9 +101,9 @@ class Background(nn.Module):
         left = latent.new_zeros(n, 1, *size)  # log of what is left
         if self.mask_decoder is None:
             return left[:, None].exp()
-        share = self.mask_decoder(latent[:, :-1].flatten(0, 1)).unflatten(0, (n, k - 1))
+        share = networks.run(self.mask_decoder, latent[:, :-1].flatten(0, 1), self.config.precision)
         masks = []
-        for logits in share.unbind(1):
+        for logits in share.unflatten(0, (n, k - 1)).unbind(1):
             masks.append((left + F.logsigmoid(logits)).exp())
             left = left + F.logsigmoid(-logits)
         return torch.stack([*masks, left.exp()], 1)

@@ -54,6 +54,12 @@ class SpaceConfig(DetectorConfig):
     mask_dim: int = option(32, "dimension of a component's mask latent", low=1)
     component_dim: int = option(32, "dimension of a component's picture latent", low=1)
 
+    precision: str = option(
+        "float32",
+        "of the networks' products and features; all else is float32",
+        choices=["float32", "bfloat16"],
+    )
+
     # How cells start
     presence_bias: float = option(0.0, "added to raw presence: above 0, cells start present")
     start_at_prior: bool = option(

@@ -200,7 +200,8 @@ class Space(Detector):
 
     def infer_cells(self, images: Tensor) -> Cells:
         """q(presence), q(depth), q(scale) and q(shift) of every cell."""
-        raw = self.cell_head(self.image_encoder(images)).flatten(2).transpose(1, 2)  # [n, cells, 11]
+        features = networks.run(self.image_encoder, images, self.config.precision)
+        raw = self.cell_head(features).flatten(2).transpose(1, 2)  # [n, cells, 11]
         presence, depth_mean, depth_std, scale_mean, scale_std, shift_mean, shift_std = raw.split(
             [1, 1, 1, 2, 2, 2, 2], -1
         )
@@ -245,14 +246,14 @@ class Space(Detector):
 
         Convolutions take a few at a time: their features then stay in a processor's cache.
         """
-        chunk = (
-            GLIMPSES_AT_ONCE if self.config.glimpse_nets == "conv" and not glimpses.is_cuda else len(glimpses)
-        )
+        c = self.config
+        chunk = GLIMPSES_AT_ONCE if c.glimpse_nets == "conv" and not glimpses.is_cuda else len(glimpses)
         found = []
         for few in glimpses.split(chunk):
-            mean, std = self.what_encoder(few).chunk(2, -1)
+            mean, std = networks.run(self.what_encoder, few, c.precision).chunk(2, -1)
             std = positive(std)
-            found.append((mean, std, self.decoder(losses.drawn(mean, std, sample))))
+            what = losses.drawn(mean, std, sample)
+            found.append((mean, std, networks.run(self.decoder, what, c.precision)))
         mean, std, decoded = (torch.cat(parts) for parts in zip(*found, strict=True))
         return mean, std, decoded
 

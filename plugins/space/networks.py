@@ -31,6 +31,13 @@ def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+def run(net: nn.Module, x: Tensor, precision: str) -> Tensor:
+    """What `net` makes of x, in single precision; inside, `precision` is that of products and features."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        y: Tensor = net(x)
+    return y.float()
+
+
 class Recomputed(nn.Sequential):
     """Layers that keep only their input for the backward pass, which runs them again.
 
