@@ -126,7 +126,7 @@ SMALL: dict[str, Any] = {
 """For scenes of 64x64 pixels with objects of about 14, on a CPU."""
 
 SETTINGS: Settings = {
-    ("demo", "*"): {**SMALL, "steps": 2_000, "mixture_start": 1_200},
+    ("demo", "*"): {**SMALL, "steps": 1_600, "mixture_start": 1_000},
     ("small", "*"): {**SMALL, "steps": 9_000, "mixture_start": 2_000},
     # No overlap loss on fruit, as published: touching fruits are no split object.
     ("*", "fruit2d"): {"overlap": 0.0, "detach_steps": 0},

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from objbench.latents import normal_kl
 from objbench.scenes import SceneShape
 from objbench_plugins.space import losses, networks
 from objbench_plugins.space.config import SpaceConfig
@@ -81,7 +82,7 @@ class Background(nn.Module):
             mean, std, state = self.mask_posterior(torch.cat([mask, features], 1), state)
             if latents:
                 prior_state = self.mask_prior.follow(mask, prior_state)
-            mask_kl = mask_kl + losses.normal_kl(mean, std, *self.mask_prior.predict(prior_state)).sum(1)
+            mask_kl = mask_kl + normal_kl(mean, std, *self.mask_prior.predict(prior_state)).sum(1)
             mask = losses.drawn(mean, std, sample)
             latents.append(mask)
         latent = torch.stack(latents, 1)  # [n, K, mask_dim]
@@ -90,7 +91,7 @@ class Background(nn.Module):
         seen = torch.cat([(masks + 1e-5).log(), images[:, None].expand(-1, k, -1, -1, -1)], 2)
         mean, std = positive_half(networks.run(self.component_encoder, seen.flatten(0, 1), precision))
         prior_mean, prior_std = positive_half(self.component_prior(latent.flatten(0, 1)))
-        component_kl = losses.normal_kl(mean, std, prior_mean, prior_std).unflatten(0, (n, k)).sum((1, 2))
+        component_kl = normal_kl(mean, std, prior_mean, prior_std).unflatten(0, (n, k)).sum((1, 2))
         component = losses.drawn(mean, std, sample)
         pictures = torch.sigmoid(networks.run(self.component_decoder, component, precision))
         return Scene(masks, pictures.unflatten(0, (n, k)), mask_kl, component_kl)

@@ -16,14 +16,6 @@ def normal_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:
     return -0.5 * ((x - mean) / std).square() - math.log(std * math.sqrt(2 * math.pi))
 
 
-def normal_kl(
-    mean: Tensor, std: Tensor, prior_mean: Tensor | float = 0.0, prior_std: Tensor | float = 1.0
-) -> Tensor:
-    """KL(N(mean, std^2) || N(prior_mean, prior_std^2))."""
-    ratio = std / prior_std
-    return 0.5 * (ratio.square() + ((mean - prior_mean) / prior_std).square() - 1) - ratio.log()
-
-
 def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
     """KL(Bernoulli(sigmoid(logits)) || Bernoulli(prior))."""
     chance = torch.sigmoid(logits)
@@ -37,12 +29,6 @@ def mixture_log_prob(log_probs: Tensor, weights: Tensor) -> Tensor:
     log_probs: [n, K, channels, height, width]; weights: [n, K, 1, height, width], of sum 1 over K.
     """
     return (log_probs + (weights + EPS).log()).logsumexp(1)
-
-
-def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
-    """A sample of the relaxed Bernoulli, in 0..1, from torch's global generator (Maddison et al. 2017)."""
-    uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-    return torch.sigmoid((logits + torch.logit(uniform)) / temperature)
 
 
 def drawn(mean: Tensor, std: Tensor, sample: bool) -> Tensor:

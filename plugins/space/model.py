@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from objbench.detector import PRESENT, Detections, Detector
 from objbench.errors import UsageError
+from objbench.latents import normal_kl, relaxed_bernoulli
+from objbench.options import settings_for
 from objbench.scenes import SceneShape
 from objbench.spatial import boxes_around, crop, trim_boxes
 from objbench_plugins.space import losses, networks
@@ -72,11 +74,7 @@ class Space(Detector):
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
         """See `config.SETTINGS`."""
-        chosen: dict[str, Any] = {}
-        for (for_protocol, for_data), values in SETTINGS.items():
-            if for_protocol in ("*", protocol) and for_data in ("*", data):
-                chosen |= values
-        return chosen
+        return settings_for(SETTINGS, protocol, data)
 
     def __init__(self, config: SpaceConfig, shape: SceneShape) -> None:
         """`shape`: any channels; UsageError unless height and width are multiples of `cell` and of 32."""
@@ -142,7 +140,7 @@ class Space(Detector):
         temperature = losses.annealed(
             when, c.temperature_from, c.temperature_until, c.temperature_start, c.temperature_end
         )
-        presence = losses.relaxed_bernoulli(cells.presence, temperature)
+        presence = relaxed_bernoulli(cells.presence, temperature)
         keep = self.chosen_cells(cells.presence, when)
         objects = self.infer_objects(images, cells, presence, keep, sample=True)
         windows = Windows(objects.boxes, c.glimpse, self.shape.height, self.shape.width)
@@ -153,7 +151,7 @@ class Space(Detector):
         presence_prior = losses.annealed(
             when, c.presence_from, c.presence_until, c.presence_start, c.presence_end
         )
-        kl = losses.normal_kl
+        kl = normal_kl
         terms = {
             "recon": -self.log_likelihood(images, scene.masks, scene.pictures, foreground, shown),
             "pres": losses.bernoulli_kl(cells.presence, presence_prior).sum(1),
