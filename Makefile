@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/objbench report --paper
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 install: $(VENV)/.installed
 

@@ -118,9 +118,12 @@ def write_truth(
     )
 
 
-def write_detections(path: str | Path, detections: Detections) -> None:
-    """Writes a COCO results list, whole or not at all; image i is given the id i + 1, as in `write_truth`.
+def write_detections(
+    path: str | Path, detections: Detections, image_ids: Sequence[int] | None = None
+) -> None:
+    """Writes a COCO results list, whole or not at all.
 
+    Image i is given the id image_ids[i], or i + 1 as in `write_truth`.
     ValueError when a box has no size or a value is not finite: nobody could read it.
     """
     corners = detections.boxes
@@ -130,6 +133,7 @@ def write_detections(path: str | Path, detections: Detections) -> None:
         raise ValueError(
             f"{int((~sound).sum())} detections have a box of no size, or a box or score not finite"
         )
+    ids = image_ids or range(1, detections.images + 1)
     clusters = [None] * len(sound) if detections.clusters is None else detections.clusters.tolist()
     found = zip(
         detections.image.tolist(), clusters, _xywh(detections.boxes), detections.scores.tolist(), strict=True
@@ -137,7 +141,7 @@ def write_detections(path: str | Path, detections: Detections) -> None:
     _write(
         path,
         [
-            {"image_id": image + 1, "category_id": cluster, "bbox": box, "score": score}
+            {"image_id": ids[image], "category_id": cluster, "bbox": box, "score": score}
             for image, cluster, box, score in found
         ],
     )

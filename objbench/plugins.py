@@ -27,7 +27,9 @@ from objbench.errors import UsageError, unknown
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 
 LOAD_LIMIT_S = 10.0
-"""A plugin that takes longer than this to import is given up."""
+"""An installed plugin that takes longer than this to import is given up."""
+FILE_LIMIT_S = 60.0
+"""The same for a file that the user named, which may well import torch."""
 
 HOOKS = {name for name in vars(hookspecs) if name.startswith("objbench_")}
 
@@ -98,13 +100,13 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
         if wanted is not None and (dist is None or dist.name not in wanted):
             continue
         source = f"{dist.name} {dist.version}" if dist is not None else "unknown"
-        error = _register(manager, registry, entry.name, source, entry.load)
+        error = _register(manager, registry, entry.name, source, entry.load, LOAD_LIMIT_S)
         registry.plugins.append(Plugin(entry.name, source, entry.value, error))
     for file in files:
         path = Path(file).resolve()
         if not path.is_file():
             raise UsageError(f"--plugin {file}: there is no such file")
-        error = _register(manager, registry, path.stem, str(path), partial(_load_file, path))
+        error = _register(manager, registry, path.stem, str(path), partial(_load_file, path), FILE_LIMIT_S)
         if error:
             raise UsageError(f"--plugin {file}: {error}")
         registry.plugins.append(Plugin(path.stem, str(path), path.stem))
@@ -143,11 +145,16 @@ def _load_file(path: Path) -> Any:
 
 
 def _register(
-    manager: pluggy.PluginManager, registry: Registry, name: str, source: str, load: Callable[[], Any]
+    manager: pluggy.PluginManager,
+    registry: Registry,
+    name: str,
+    source: str,
+    load: Callable[[], Any],
+    limit_s: float,
 ) -> str:
     """Loads one plugin and takes its specs into the registry, all or none; returns the error, or ""."""
     try:
-        with _patience(LOAD_LIMIT_S), contextlib.redirect_stdout(sys.stderr):
+        with _patience(limit_s), contextlib.redirect_stdout(sys.stderr):
             module = load()
             manager.register(module, name=f"{source}:{name}")
             answers = {

@@ -37,10 +37,14 @@ def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tupl
 
     from objbench.conformance import Finding, examine, find_subjects
 
-    torch.set_num_threads(1)  # the batches are small, and two threads beside a busy process wait for each other
+    torch.set_num_threads(
+        1
+    )  # the batches are small, and two threads beside a busy process wait for each other
     subjects = find_subjects(registry, what, overrides)
     if strange := sorted(overrides.keys() - {subject.name for subject in subjects}):
-        raise UsageError(f"-o {strange[0]}...: only options of {', '.join(s.name for s in subjects)} are used here")
+        raise UsageError(
+            f"-o {strange[0]}...: only options of {', '.join(s.name for s in subjects)} are used here"
+        )
     findings: list[Finding] = []
     for subject in subjects:
         if not as_json:

@@ -115,14 +115,20 @@ def _truth(subject: DataSubject) -> str:
         objects += len(boxes)
         if truth.images != len(scenes):
             raise Wrong(f"truth of {truth.images} images beside {len(scenes)} {split} images")
-        if len(boxes) and not ((truth.image.diff() >= 0).all() and 0 <= truth.image[0] <= truth.image[-1] < len(scenes)):
+        if len(boxes) and not (
+            (truth.image.diff() >= 0).all() and 0 <= truth.image[0] <= truth.image[-1] < len(scenes)
+        ):
             raise Wrong(f"{split}: image {truth.image.tolist()}")
         limits = boxes.new_tensor([width, height, width, height])
         good = (boxes >= 0).all(1) & (boxes <= limits).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         if not good.all():
-            raise Wrong(f"{split}: {int((~good).sum())} of {len(boxes)} not, such as {boxes[~good][0].tolist()}")
+            raise Wrong(
+                f"{split}: {int((~good).sum())} of {len(boxes)} not, such as {boxes[~good][0].tolist()}"
+            )
         if len(boxes) and not ((truth.labels >= 0) & (truth.labels < classes)).all():
-            raise Wrong(f"{split}: labels from {truth.labels.min()} to {truth.labels.max()} of {classes} classes")
+            raise Wrong(
+                f"{split}: labels from {truth.labels.min()} to {truth.labels.max()} of {classes} classes"
+            )
     if not objects:
         raise Wrong("no object in any scene of any split", "objects to find")
     return f"{objects} objects in {sum(map(len, subject.first.values()))} scenes"
@@ -137,7 +143,9 @@ def _repeatable(subject: DataSubject) -> str:
     return "two sources alike"
 
 
-@check("batch", "data", "a scene depends on its index alone: not on what else is asked for, nor in which order")
+@check(
+    "batch", "data", "a scene depends on its index alone: not on what else is asked for, nor in which order"
+)
 def _batch(subject: DataSubject) -> str:
     for split, scenes in subject.first.items():
         order = subject.indices(split).flip(0)
@@ -158,7 +166,9 @@ def _batch(subject: DataSubject) -> str:
 @check("seed", "data", "another seed gives other training scenes, where they are generated without end")
 def _seed(subject: DataSubject) -> str:
     if subject.source.size("train") is not None:
-        raise DoesNotApply(f"its {subject.source.size('train'):,} training scenes may be the same for every seed")
+        raise DoesNotApply(
+            f"its {subject.source.size('train'):,} training scenes may be the same for every seed"
+        )
     other = subject.built(seed=1).scenes("train", subject.indices("train"))
     if torch.equal(subject.first["train"].images, other.images):
         raise Wrong("the same training scenes for seeds 0 and 1")
@@ -187,7 +197,11 @@ def _size(subject: DataSubject) -> str:
     return ", ".join(f"{split} {'without end' if size is None else size}" for split, size in sizes.items())
 
 
-@check("fingerprint", "data", "the fingerprint is JSON, the same for every source of that config, and holds no path")
+@check(
+    "fingerprint",
+    "data",
+    "the fingerprint is JSON, the same for every source of that config, and holds no path",
+)
 def _fingerprint(subject: DataSubject) -> str:
     told = subject.source.fingerprint()
     text = json.dumps(told, sort_keys=True)
@@ -205,5 +219,7 @@ def _texts(value: Any) -> Iterator[str]:
     """Every text in JSON values."""
     if isinstance(value, str):
         yield value
-    for part in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for part in (
+        [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         yield from _texts(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,9 @@ def truth_and_detections() -> tuple[Detections, GroundTruth]:
     clusters = torch.cat([truth.labels[kept], torch.zeros(IMAGES // 2).long()])
     clusters[::5] = 3
     scores = (torch.randperm(m, generator=generator) + 1) / (m + 1)  # no two alike: their order is defined
-    return Detections(IMAGES, image, boxes, scores, clusters, torch.randn(m, LATENT, generator=generator)), truth
+    return Detections(
+        IMAGES, image, boxes, scores, clusters, torch.randn(m, LATENT, generator=generator)
+    ), truth
 
 
 def different(one: dict[str, float], other: dict[str, float]) -> str:
@@ -77,7 +80,9 @@ def _registration(subject: MetricSubject) -> str:
     return registration.light(subject.registry, "metric", subject.name)
 
 
-@check("values", "metrics", "a dict of named floats (not tensors), defined where there is something to measure")
+@check(
+    "values", "metrics", "a dict of named floats (not tensors), defined where there is something to measure"
+)
 def _values(subject: MetricSubject) -> str:
     found = subject.metric(*truth_and_detections())
     if not isinstance(found, dict) or not found:
@@ -141,7 +146,9 @@ def _clusters(subject: MetricSubject) -> str:
     return "renumbered, the same"
 
 
-@check("edges", "metrics", "no detections, no objects, or no clusters are no error: floats, NaN where undefined")
+@check(
+    "edges", "metrics", "no detections, no objects, or no clusters are no error: floats, NaN where undefined"
+)
 def _edges(subject: MetricSubject) -> str:
     found, truth = truth_and_detections()
     none = torch.zeros(0, dtype=torch.int64)
@@ -163,5 +170,7 @@ def _edges(subject: MetricSubject) -> str:
 
 def rearranged(found: Detections, order: Tensor) -> Detections:
     """The detections at `order` [k]."""
-    moved = {name: value[order] for name, value in vars(found).items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {
+        name: value[order] for name, value in vars(found).items() if isinstance(value, Tensor)
+    }
     return replace(found, **moved)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from objbench import checkpoint
 from objbench.conformance import registration
 from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
 from objbench.conformance.scenes import SIDE, Shapes, ShapesConfig
@@ -236,7 +235,9 @@ def _gradients(subject: ModelSubject) -> str:
     of = {name: [g for done in subject.schedule if (g := done.gradients[name]) is not None] for name in names}
     if without := [name for name in names if not of[name]]:
         raise Wrong(f"none for {some(without)}")
-    still = [name for name in names if not any(g.any() for g in of[name])]  # may be right: a gate that is shut
+    still = [
+        name for name in names if not any(g.any() for g in of[name])
+    ]  # may be right: a gate that is shut
     return f"{len(names)} parameters" + (f"; only zeros for {some(still)}" if still else "")
 
 
@@ -434,7 +435,7 @@ def _resume(subject: ModelSubject) -> str:
 
 def _trained_to_end(subject: ModelSubject, folder: Path, stop_at: int | None) -> Detector:
     """Four steps of the harness's own loop on small batches; raises Interrupted when told to stop before."""
-    detector = subject.built(seed=0 if stop_at is None else 0, steps=4, batch_size=2)
+    detector = subject.built(steps=4, batch_size=2)
     asked = iter(range(1, 5))
     train(
         detector,
@@ -517,7 +518,8 @@ def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[st
 def of_image(found: Detections, image: int) -> Detections:
     """The detections of one image that stand out."""
     keep = (found.image == image) & (found.scores >= STANDS_OUT)
-    return replace(found, **{name: value[keep] for name, value in fields(found).items()})
+    kept: dict[str, Any] = {name: value[keep] for name, value in fields(found).items()}
+    return replace(found, **kept)
 
 
 def disagreement(one: Detections, other: Detections, pixels: float = 0.05) -> str:
@@ -526,15 +528,14 @@ def disagreement(one: Detections, other: Detections, pixels: float = 0.05) -> st
         return f"{len(one.scores)} detections, then {len(other.scores)}"
     if not len(one.scores):
         return ""
-    sides = [torch.cat([d.boxes, 100 * d.scores[:, None]], 1) for d in (one, other)]  # a percent is a pixel
-    apart, match = torch.cdist(*sides, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    mine, theirs = (torch.cat([d.boxes, 100 * d.scores[:, None]], 1) for d in (one, other))  # 1 % is 1 pixel
+    apart, match = torch.cdist(mine, theirs, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     if apart.max() > pixels:
         i = int(apart.argmax())
-        mine, theirs = sides[0][i], sides[1][match[i]]
-        return f"box and score {rounded(mine)}, then {rounded(theirs)} (the score in percent)"
-    if one.clusters is not None and not torch.equal(one.clusters, other.clusters[match]):  # type: ignore[index]
-        return "other clusters"
-    return ""
+        return f"box and percent {rounded(mine[i])}, then {rounded(theirs[match[i]])}"
+    if one.clusters is None or other.clusters is None:
+        return ""
+    return "" if torch.equal(one.clusters, other.clusters[match]) else "other clusters"
 
 
 def rounded(values: Tensor) -> list[float]:
