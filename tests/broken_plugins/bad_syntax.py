@@ -1,0 +1,1 @@
+def objbench_models(:

@@ -1,0 +1,5 @@
+"""Leaves the interpreter when it is imported."""
+
+import sys
+
+sys.exit(3)

@@ -1,0 +1,3 @@
+"""Raises when it is imported."""
+
+raise RuntimeError("the plugin broke\nover two lines")
