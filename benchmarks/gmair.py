@@ -1,7 +1,7 @@
 """What a training step of GMAIR costs, beside a plain version of the same model.
 
-Each version runs in a process of its own, so that its peak memory is its own. The plain version crops from copies of
-the image and paints every object on a canvas of its own with `grid_sample`, as the published code does.
+Each version runs in a process of its own, as a cell does, so that its peak memory is its own. The plain version crops
+from copies of the image and paints every object on a canvas of its own with `grid_sample`, as the published code does.
 
     python -m benchmarks.gmair [--threads N]
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
+
+from objbench.runner import ALLOCATOR
 
 CASES = {
     "paper, all cells": ("paper", {"gate_cells": 0}),
@@ -45,7 +48,9 @@ def rows(threads: int = 2) -> list[dict[str, Any]]:
 def _measure(case: str, threads: int, plain: bool, steps: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.gmair", "--case", case, "--threads", str(threads)]
     command += ["--steps", str(steps)] + (["--plain"] if plain else [])
-    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    answer: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | ALLOCATOR).stdout
+    )
     return answer
 
 

@@ -31,6 +31,8 @@ LOAD_LIMIT_S = 10.0
 FILE_LIMIT_S = 60.0
 """The same for a file that the user named, which may well import torch."""
 
+OWN = "objbench"
+"""The distribution whose plugins are loaded first, and whose names nobody else may take."""
 HOOKS = {name for name in vars(hookspecs) if name.startswith("objbench_")}
 
 Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec)
@@ -87,15 +89,15 @@ class Registry:
 def load_plugins(files: tuple[str, ...] = ()) -> Registry:
     """Loads every plugin that is installed, and those in `files`.
 
-    A broken installed plugin is recorded in `Registry.plugins`; a broken file, which the user named, raises
-    UsageError.
+    A broken installed plugin is recorded in `Registry.plugins`, and so is one that takes a name of objbench's own;
+    a broken file, which the user named, raises UsageError.
     """
     manager = pluggy.PluginManager("objbench")
     manager.add_hookspecs(hookspecs)
     registry = Registry()
     allowed = os.environ.get("OBJBENCH_PLUGINS")
-    wanted = None if allowed is None else {"objbench", *(w.strip() for w in allowed.split(",") if w.strip())}
-    for entry in entry_points(group="objbench"):
+    wanted = None if allowed is None else {OWN, *(w.strip() for w in allowed.split(",") if w.strip())}
+    for entry in sorted(entry_points(group="objbench"), key=lambda e: e.dist is None or e.dist.name != OWN):
         dist = entry.dist
         if wanted is not None and (dist is None or dist.name not in wanted):
             continue
@@ -171,8 +173,15 @@ def _register(
                 for spec in answers.get(hook, ()):
                     if not isinstance(spec, type_):
                         raise TypeError(f"{hook} must return {type_.__name__} objects, got {spec!r}")
+                    owner = registry.owners.get((kind, spec.name), [""])[0]
+                    if owner.startswith(f"{OWN} ") and owner != source:
+                        raise ValueError(
+                            f"a {kind} named '{spec.name}' exists already (from {owner}); rename one"
+                        )
                     found.append((kind, table, spec))
             published = answers.get("objbench_published", [])
+            if wrong := [row for row in published if not isinstance(row, Published)]:
+                raise TypeError(f"objbench_published must return Published objects, got {wrong[0]!r}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may even call sys.exit

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from objbench.conformance import Subject, find_subjects, registration, run_check
 from objbench.conformance.models import STANDS_OUT, ModelSubject, disagreement, fallen
 from objbench.detector import Detections
 from objbench.errors import UsageError
 from objbench.plugins import Registry, load_plugins
-
 from running import objbench
+
+pytest_plugins = ["pytester"]
 
 BROKEN = Path(__file__).with_name("broken_plugins")
 FILES = {name: str(BROKEN / f"{name}.py") for name in ("detectors", "sources", "measures")}
@@ -76,7 +78,9 @@ def test_what_a_failure_says_to_read_is_a_heading_of_the_guide(kind: str) -> Non
 
 
 OPTIONS = {
-    "spair": {"size_prior": "0.39"},  # of unknown data it expects objects of a tenth of its anchor, 3.6 pixels
+    "spair": {
+        "size_prior": "0.39"
+    },  # of unknown data it expects objects of a tenth of its anchor, 3.6 pixels
     "space": {"components": "2"},  # with one, the chain of masks has nothing to follow and gets no gradient
 }
 """What first-party models need to be told of the kit's scenes."""
@@ -147,7 +151,7 @@ def test_a_plugin_that_did_not_load_is_told_with_its_error() -> None:
     registry = load_plugins()
     broken = dataclasses.replace(registry.plugins[0], name="mine", source="mine 1.0", error="ValueError: no")
     registry.plugins.append(broken)
-    with pytest.raises(UsageError, match="plugin 'mine' of mine 1.0 did not load: ValueError: no"):
+    with pytest.raises(UsageError, match=r"plugin 'mine' of mine 1\.0 did not load: ValueError: no"):
         find_subjects(registry, "mine")
 
 
@@ -182,7 +186,9 @@ def test_the_kit_is_a_pytest_plugin(pytester: pytest.Pytester, kind: str, says: 
     ran = pytester.runpytest("-k", f"{kind}-settings or {kind}-loss", "-p", "no:cacheprovider")
     ran.stdout.fnmatch_lines([f"*{says}*"])
     if kind == "bad-loss":
-        ran.stdout.fnmatch_lines(["*expected: every term of the loss is a scalar and finite*", "*the term 'log' is nan*"])
+        ran.stdout.fnmatch_lines(
+            ["*expected: every term of the loss is a scalar and finite*", "*the term 'log' is nan*"]
+        )
 
 
 def test_models_are_built_on_scenes_they_have_never_heard_of() -> None:

@@ -39,7 +39,7 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return tall.reshape(n, channels, k, size, size).transpose(1, 2)
 
 
-CACHED = 8_000_000
+CACHED = 4_000_000
 """How many floats between the two products of a painting are worked on at once, on a CPU."""
 
 

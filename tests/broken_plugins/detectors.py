@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
+
 from objbench import ModelSpec, hookimpl
 from objbench.detector import Detections, Detector, DetectorConfig
 from objbench.options import option
-from torch import nn
 
 SIDE = 8
 

@@ -1,6 +1,7 @@
 """A sound metric, and one for each check of the kit that breaks what the check looks for."""
 
 import torch
+
 from objbench import MetricSpec, hookimpl
 
 

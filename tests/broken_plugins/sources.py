@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
+
 from objbench import DataSpec, hookimpl
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource
 

@@ -1,1 +1,0 @@
-def objbench_models(:

@@ -1,0 +1,122 @@
+"""docs/plugins.md: its code is run, its twenty lines are twenty, and no hook is left out."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from objbench import hookspecs
+from objbench.detector import Detections, Detector
+from objbench.scenes import SceneSource
+from running import objbench, rows_of
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "plugins.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+DETECTOR, CONFIG, FIT, DATA, METRIC, TESTS = BLOCKS
+
+
+def code_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Iterator[Path]:
+    """The guide's detector in a file of its own, as a reader would save it."""
+    file = tmp_path / "blobs.py"
+    file.write_text(DETECTOR)
+    yield file
+    sys.modules.pop("blobs", None)
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> Iterator[Path]:
+    """All of the guide's code in one file, the later detectors registered too."""
+    file = tmp_path / "blobs.py"
+    more = (
+        'objbench_models = hookimpl(lambda: [ModelSpec(n, n, f"blobs:{c}", clusters=False) for n, c in ['
+        + ('("options", "BlobsWithOptions"), ("fitted", "FittedBlobs")]])\n')
+    )
+    file.write_text("\n".join([DETECTOR, CONFIG, FIT, DATA, METRIC, more]))
+    yield file
+    sys.modules.pop("blobs", None)
+
+
+def test_the_twenty_lines_are_twenty() -> None:
+    lines = code_lines(DETECTOR)
+    assert len(lines) == 20
+    assert not [line for line in lines if len(line) > 110 or ";" in line]
+
+
+def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path) -> None:
+    ran = objbench(
+        "run", "--plugin", str(blobs), "--models", "blobs", "--data", "multimnist", "--out", str(tmp_path / "runs"),
+        "-o", "blobs.steps=20", "-o", "blobs.lr=0.01", "-o", "gmm.restarts=1", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    (row,) = rows_of(ran)
+    assert row["train_steps"] == 20
+    assert row["metrics"]["ap50"] > 0.9
+    assert row["metrics"]["nmi"] > 0.1
+
+
+def test_the_twenty_lines_pass_the_kit(blobs: Path) -> None:
+    ran = objbench("check", str(blobs), "-o", "blobs.lr=0.003")
+    assert ran.code == 0, ran.out
+
+
+@pytest.mark.parametrize("name", ["options", "fitted", "one-square", "boxes"])
+def test_the_other_plugins_of_the_guide_pass_the_kit(name: str, grown: Path) -> None:
+    ran = objbench("check", name, "--plugin", str(grown))
+    assert ran.code == 0, ran.out
+
+
+def test_the_options_of_the_guide_are_checked_and_told(grown: Path) -> None:
+    assert "-o options.threshold=0.1" in objbench("info", "options", "--plugin", str(grown)).out
+    words = ["run", "--models", "options", "--data", "one-square", "--plugin", str(grown), "--plan"]
+    assert "out of range: above 0, at most 1" in objbench(*words, "-o", "options.threshold=2").err
+    assert "not one of: small, large" in objbench(*words, "-o", "options.backbone=huge").err
+
+
+def test_every_hook_is_in_the_guide() -> None:
+    hooks = [name for name in vars(hookspecs) if name.startswith("objbench_")]
+    assert len(hooks) >= 4
+    missing = [hook for hook in hooks if f"| `{hook}` |" not in GUIDE]
+    assert not missing, f"docs/plugins.md does not tell of {missing}"
+
+
+def test_every_method_and_field_of_the_contract_is_in_the_guide() -> None:
+    own = [n for n, f in vars(Detector).items() if inspect.isfunction(f) and not n.startswith("__")]
+    own += ["settings", "Config", "oracle", *Detections.__dataclass_fields__]
+    own += [name for name in SceneSource.__abstractmethods__ if not name.startswith("__")]
+    missing = [name for name in own if not re.search(rf"\b{name}\b", GUIDE)]
+    assert not missing, f"docs/plugins.md does not tell of {missing}"
+
+
+def test_every_command_in_the_guide_exists_with_its_options() -> None:
+    consoles = "\n".join(re.findall(r"```console\n(.*?)```", GUIDE, re.DOTALL))
+    lines = [line.split() for line in consoles.splitlines() if line.startswith("objbench ")]
+    assert len(lines) >= 6
+    for words in lines:
+        command = words[1:3] if words[1] == "data" else words[1:2]
+        told = objbench(*command, "--help").out
+        assert told, words
+        for word in words:
+            assert not word.startswith("--") or word in told, f"{words}: {word}"
+
+
+def test_the_example_is_the_guide_word_for_word() -> None:
+    example = (ROOT / "examples" / "blobs" / "src" / "objbench_blobs" / "model.py").read_text()
+
+    def detector(text: str) -> str:
+        (found,) = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)]
+        return ast.dump(found)
+
+    assert detector(example) == detector(DETECTOR)
+    assert code_lines(TESTS)[0] == "import pytest"

@@ -1,0 +1,136 @@
+"""`objbench new`: what it writes works as it is, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from running import objbench
+
+KINDS = {"model": "my-det", "data": "my-scenes", "metric": "my_metric"}
+ROOT = Path(__file__).parents[1]
+
+
+def python_with(folder: Path, *wheels: Path) -> str:
+    """A fresh virtual environment that sees what this one has, with these packages installed besides."""
+    venv.create(folder, with_pip=False)
+    python = str(folder / "bin" / "python")
+    site = next(folder.glob("lib/python*/site-packages"))
+    packages = Path(pytest.__file__).parents[1]
+    (site / "outer.pth").write_text(f"import site; site.addsitedir({str(packages)!r})\n")
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    for wheel in wheels:
+        subprocess.run([*words, "--disable-pip-version-check", str(wheel)], check=True, capture_output=True)
+    return python
+
+
+def run_in(python: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`objbench WORDS` in that environment."""
+    code = "import sys; sys.path.remove(''); from objbench.cli import main; main()"
+    return subprocess.run([python, "-c", code, *words], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_writes_registers_and_passes_the_kit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = KINDS[kind]
+    module = name.replace("-", "_")
+    ran = objbench("new", kind, name, "--to", str(tmp_path / "here"))
+    assert (ran.code, ran.err) == (0, "")
+    written = {str(p.relative_to(tmp_path / "here")) for p in (tmp_path / "here").rglob("*") if p.is_file()}
+    assert {"pyproject.toml", "README.md", f"src/{module}/__init__.py", f"tests/test_{module}.py"} < written
+    text = "".join((tmp_path / "here" / file).read_text() for file in written)
+    assert not re.search("new.plugin", text, re.IGNORECASE)
+    info = tmp_path / f"{module}-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(f"[objbench]\n{name} = {module}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "here" / "src"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checked = objbench("check", name)
+    assert checked.code == 0, checked.out
+    assert f"passed  registration: {module}" in checked.out
+    assert ", 0 failed, " in checked.out
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("My-Det", "cannot name a plugin"),
+        ("1det", "cannot name a plugin"),
+        ("det/../x", "cannot name a plugin"),
+        ("class", "cannot name a plugin"),
+        ("json", "a Python module named 'json' is installed already"),
+        ("count_error", "there is a plugin named 'count_error' already"),
+    ],
+)
+def test_a_bad_name_is_refused_in_one_line(name: str, says: str, tmp_path: Path) -> None:
+    ran = objbench("new", "model", name, "--to", str(tmp_path / "x"))
+    assert (ran.code, ran.out) == (2, "")
+    assert says in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    assert objbench("new", "metric", "mine", "--to", str(tmp_path / "x")).code == 0  # an empty folder is fine
+    before = (tmp_path / "x" / "README.md").read_bytes()
+    ran = objbench("new", "model", "mine", "--to", str(tmp_path / "x"))
+    assert ran.code == 2
+    assert "is there already and not an empty folder" in ran.err
+    assert (tmp_path / "x" / "README.md").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.slow
+def test_the_example_installs_as_a_wheel_into_a_fresh_environment_and_runs(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples" / "blobs", tmp_path / "blobs")
+    build = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run(
+        [sys.executable, *build, "-w", str(tmp_path), str(tmp_path / "blobs")],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    python = python_with(tmp_path / "venv", wheel)
+    listed = run_in(python, "plugins", cwd=tmp_path)
+    assert "blobs           objbench-blobs 0.1.0  (objbench_blobs)" in listed.stdout
+    ran = run_in(
+        python, "run", "--models", "blobs", "--data", "multimnist", "--out", "runs",
+        "-o", "blobs.steps=40", "-o", "blobs.lr=0.01", "-o", "gmm.restarts=1", cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    ap50 = float(re.search(r"ap50 (\S+)", ran.stdout)[1])
+    assert ap50 > 0.9
+    table = run_in(python, "report", "--out", "runs", "--format", "md", cwd=tmp_path)
+    assert "blobs + GMM" in table.stdout
+
+
+@pytest.mark.slow
+def test_a_new_model_installs_and_its_own_tests_pass(tmp_path: Path) -> None:
+    assert objbench("new", "model", "mydet", "--to", str(tmp_path / "mydet")).code == 0
+    python = python_with(tmp_path / "venv", tmp_path / "mydet")
+    ran = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        capture_output=True, text=True, cwd=tmp_path / "mydet",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout
+    assert re.search(r"1[5-9] passed", ran.stdout)

@@ -1,0 +1,178 @@
+"""A plugin may raise, exit, print, hang, clash or be nonsense: every other command goes on working, and
+`objbench plugins` says what happened and to which file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from objbench import plugins
+from objbench.plugins import Registry, load_plugins
+from running import objbench
+
+BROKEN = Path(__file__).with_name("broken_plugins")
+SUBJECTS = {"detectors", "sources", "measures", "heavy"}  # of the conformance kit's tests
+BAD_SYNTAX = "def objbench_models(:\n"
+NAMES = sorted(path.stem for path in BROKEN.glob("*.py") if path.stem not in SUBJECTS) + ["bad_syntax"]
+EXPECTED = {
+    "raises": "RuntimeError: the plugin broke over two lines",
+    "exits": "SystemExit: 3",
+    "prints": "",
+    "hangs": "TimeoutError: took longer than 0.3 s to import",
+    "clashes": "",
+    "misnames": "AttributeError: there is no hook named objbench_modles",
+    "returns_text": "TypeError: objbench_metrics must return MetricSpec objects, got 'my-metric'",
+    "publishes_text": "TypeError: objbench_published must return Published objects, got '97 %'",
+    "steals": "ValueError: a metric named 'count_error' exists already (from objbench 0.1.0); rename one",
+    "not_there": "ModuleNotFoundError: No module named 'not_there'",
+}
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All of the broken plugins are installed, each as a distribution of its own, as pip would have it."""
+    for name in (*NAMES, "not_there"):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[objbench]\n{name} = {name}\n")
+    (tmp_path / "bad_syntax.py").write_text(BAD_SYNTAX)
+    monkeypatch.syspath_prepend(str(BROKEN))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(plugins, "LOAD_LIMIT_S", 0.3)
+    yield
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def errors(registry: Registry) -> dict[str, str]:
+    return {p.name: p.error for p in registry.plugins if p.source == f"{p.name} 1.0"}
+
+
+@pytest.mark.usefixtures("installed")
+def test_each_broken_plugin_is_recorded_and_none_breaks_another() -> None:
+    began = time.monotonic()
+    found = errors(load_plugins())
+    assert time.monotonic() - began < 5
+    assert found.pop("bad_syntax").startswith("SyntaxError: ")
+    assert found == EXPECTED
+
+
+@pytest.mark.usefixtures("installed")
+def test_our_own_are_as_they_were() -> None:
+    broken = load_plugins()
+    assert {"prints"} == broken.models.keys() - own().models.keys()
+    assert (broken.data, broken.metrics) == (own().data, own().metrics)
+
+
+def own() -> Registry:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OBJBENCH_PLUGINS", "")
+        return load_plugins()
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    "words", [["list", "data"], ["list", "metrics", "--json"], ["info", "count_error"]], ids=" ".join
+)
+def test_every_other_command_goes_on_working(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    among_broken = objbench(*words)
+    monkeypatch.setenv("OBJBENCH_PLUGINS", "")
+    alone = objbench(*words)
+    assert (among_broken.code, among_broken.out) == (0, alone.out)  # nothing that a plugin prints is data
+    assert among_broken.out
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_a_plugin_prints_is_no_data() -> None:
+    ran = objbench("list", "models", "--json")
+    assert "prints" in {row["name"] for row in json.loads(ran.out)}
+
+
+@pytest.mark.usefixtures("installed")
+def test_objbench_plugins_says_what_happened_and_where_from() -> None:
+    ran = objbench("plugins")
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    for name, error in EXPECTED.items():
+        (i,) = [i for i, line in enumerate(lines) if line.startswith(f"{name:<14}  {name} 1.0  ({name})")]
+        assert not error or lines[i + 1].strip() == f"NOT LOADED: {error}"
+    assert any(line.startswith("prints") and "CLASH: 2 plugins register this model" in line for line in lines)
+    rows = {row["name"]: row for row in json.loads(objbench("plugins", "--json").out)}
+    assert rows["hangs"]["error"] == EXPECTED["hangs"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_name_that_two_plugins_have_is_refused_only_when_it_is_used() -> None:
+    ran = objbench("info", "prints")
+    assert ran.code == 2
+    assert "2 plugins register a model named 'prints': " in ran.err
+    assert "clashes 1.0" in ran.err
+
+
+@pytest.mark.usefixtures("installed")
+def test_third_parties_are_left_out_or_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJBENCH_PLUGINS", "")
+    assert errors(load_plugins()) == {}
+    assert load_plugins().models
+    monkeypatch.setenv("OBJBENCH_PLUGINS", "prints, raises")
+    assert errors(load_plugins()) == {"prints": "", "raises": EXPECTED["raises"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("bad_syntax", "SyntaxError: "),
+        ("raises", "RuntimeError: the plugin broke over two lines"),
+        ("exits", "SystemExit: 3"),
+        ("misnames", "there is no hook named objbench_modles"),
+        ("hangs", "took longer than 0.3 s to import"),
+    ],
+)
+def test_a_broken_file_that_the_user_names_is_one_line(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "FILE_LIMIT_S", 0.3)
+    file = BROKEN / f"{name}.py"
+    if name == "bad_syntax":
+        file = tmp_path / "bad_syntax.py"
+        file.write_text(BAD_SYNTAX)
+    ran = objbench("list", "models", "--plugin", str(file))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"objbench: --plugin {file}: ")
+    assert says in ran.err
+    assert len(ran.err.splitlines()) == 1
+    sys.modules.pop(name, None)
+
+
+def test_a_file_that_is_not_there_or_is_no_plugin(tmp_path: Path) -> None:
+    assert "there is no such file" in objbench("plugins", "--plugin", str(tmp_path / "none.py")).err
+    (tmp_path / "json.py").write_text("")
+    ran = objbench("plugins", "--plugin", str(tmp_path / "json.py"))
+    assert "a module named 'json' already exists; rename the file" in ran.err
+
+
+def test_a_file_may_not_take_a_name_that_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "takes_a_name.py"
+    taken = next(iter(own().metrics))
+    file.write_text(
+        "from objbench import MetricSpec, hookimpl\n"
+        f"objbench_metrics = hookimpl(lambda: [MetricSpec({taken!r}, 'mine', 'takes_a_name:f')])\n"
+    )
+    ran = objbench("list", "metrics", "--plugin", str(file))
+    assert ran.code == 2
+    assert f"a metric named '{taken}' exists already (from objbench " in ran.err
+    sys.modules.pop("takes_a_name")
+
+
+def test_a_model_whose_class_does_not_load_is_told_in_one_line() -> None:
+    ran = objbench("run", "--models", "prints", "--data", "squares", "--plugin", str(BROKEN / "prints.py"),
+                   "--plugin", str(Path(__file__).with_name("toy_plugin.py")), "--plan")  # fmt: skip
+    assert ran.code == 2
+    assert "'prints' does not load: AttributeError: " in ran.err
+    sys.modules.pop("prints", None)
