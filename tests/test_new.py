@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -134,3 +135,12 @@ def test_a_new_model_installs_and_its_own_tests_pass(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout
     assert re.search(r"1[5-9] passed", ran.stdout)
+
+
+def test_every_package_of_the_harness_is_in_the_wheel() -> None:
+    told = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    for folder, name in (("objbench", "objbench"), ("plugins", "objbench_plugins")):
+        inits = (
+            path.parent.relative_to(ROOT / folder).parts for path in (ROOT / folder).rglob("__init__.py")
+        )
+        assert {".".join((name, *parts)) for parts in inits if "templates" not in parts} <= told

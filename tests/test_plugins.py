@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from objbench import plugins
+from objbench import __version__, plugins
 from objbench.plugins import Registry, load_plugins
 from running import objbench
 
@@ -28,7 +28,7 @@ EXPECTED = {
     "misnames": "AttributeError: there is no hook named objbench_modles",
     "returns_text": "TypeError: objbench_metrics must return MetricSpec objects, got 'my-metric'",
     "publishes_text": "TypeError: objbench_published must return Published objects, got '97 %'",
-    "steals": "ValueError: a metric named 'count_error' exists already (from objbench 0.1.0); rename one",
+    "steals": f"ValueError: a metric named 'count_error' exists already (from objbench {__version__}); rename one",
     "not_there": "ModuleNotFoundError: No module named 'not_there'",
 }
 
