@@ -9,20 +9,20 @@ import importlib
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from objbench.clustering import MixtureConfig
-from objbench.detector import Detector
 from objbench.errors import UsageError, unknown
 from objbench.options import build
 from objbench.overrides import Overrides, build_model_config, build_source_config
 from objbench.plugins import Registry, load_target
 from objbench.protocols import Protocol
 from objbench.results import CellResult, Status
-from objbench.scenes import SceneShape
 from objbench.store import canonical
+
+if TYPE_CHECKING:
+    from objbench.detector import Detector
+    from objbench.scenes import SceneShape
 
 MIXTURE = "gmm"
 """The name that the options of the mixture go by: `-o gmm.components=10`."""
@@ -114,6 +114,8 @@ def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: s
 
     It is built without memory for its parameters; what does not work without is left for the cell to meet.
     """
+    import torch  # here, because tables, which are to be quick, need this module too
+
     try:
         with torch.device("meta"):
             detector(config, shape)
