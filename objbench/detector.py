@@ -56,8 +56,13 @@ class Detections:
         what: Tensor | None = None,  # [n, k, A]
         min_score: float = 0.01,
     ) -> Detections:
-        """From k candidates an image; those with a score below `min_score` are dropped."""
-        image, slot = torch.nonzero(scores >= min_score, as_tuple=True)
+        """From k candidates an image; dropped are scores below `min_score` and boxes of no width or no height.
+
+        That is what is left of a box outside the image when it is clamped to it. Boxes that are inside out or
+        not finite stay: they are mistakes, and are to be told.
+        """
+        sized = (boxes[..., 2:] != boxes[..., :2]).all(-1)
+        image, slot = torch.nonzero((scores >= min_score) & sized, as_tuple=True)
         return Detections(
             images=len(boxes),
             image=image,

@@ -67,6 +67,8 @@ class Background(nn.Module):
             )
         self.mask_posterior = MaskChain(c.mask_dim + w, w, c.mask_dim)
         self.mask_prior = MaskChain(c.mask_dim, w, c.mask_dim)
+        for parameter in (*self.mask_prior.cell.parameters(), self.mask_prior.c):
+            parameter.requires_grad_(not lone)  # read only from the second mask on
         self.first_mask = nn.Parameter(torch.zeros(c.mask_dim))  # before any
         self.component_prior = networks.mlp(c.mask_dim, w, 2 * c.component_dim)
 
