@@ -7,7 +7,7 @@ metrics, pictures and tables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -113,6 +113,8 @@ class Detector(nn.Module):
 
     Config: ClassVar[type] = DetectorConfig
     """A frozen dataclass of options; its defaults are the `paper` protocol's."""
+    capturable: ClassVar[bool] = False
+    """True where a training step can be captured and replayed on a GPU: see `schedule` and `phase`."""
     oracle: ClassVar[bool] = False
     """True for a floor or a ceiling that is given the true boxes; tables say so. See `detect_scenes`."""
 
@@ -129,6 +131,8 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
+        self.held: Mapping[str, Tensor] | None = None
+        """While steps are captured: where the harness writes the values of `schedule`, each a 0-dim float64."""
 
     def training_step(self, images: Tensor, step: int) -> Tensor | Mapping[str, Tensor]:
         """The loss of a batch: a scalar, or named scalars that are added up.
@@ -164,6 +168,24 @@ class Detector(nn.Module):
 
         images: the first `fit_scenes` of the protocol's training images [n, channels, height, width].
         """
+
+    # A detector with `capturable = True` says what differs between steps, and its `training_step` reads `step`
+    # in no other way. On a GPU a step is then captured once a phase and replayed, with new values each time.
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """The numbers that `training_step` reads and that change with the step: a prior, a temperature.
+
+        Always the same names. Arithmetic on them is best done here, not in `training_step`.
+        """
+        return {}
+
+    def phase(self, step: int) -> Hashable:
+        """Whatever else differs between steps: which terms and cells count. It should seldom change."""
+        return None
+
+    def annealed(self, step: int) -> Mapping[str, Tensor | float]:
+        """What `training_step` takes its `schedule` from: plain numbers, or under capture 0-dim tensors."""
+        return self.schedule(step) if self.held is None else self.held
 
     def reconstruct(self, images: Tensor) -> Tensor | None:
         """The model's own picture of `images`, same shape, for `objbench show`; None when it has none."""

@@ -25,13 +25,13 @@ def categorical_kl(logits: Tensor) -> Tensor:
     return (log_chance.exp() * log_chance).sum(-1) + math.log(logits.shape[-1])
 
 
-def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
+def relaxed_bernoulli(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """A sample of the relaxed Bernoulli (Maddison et al. 2017), in 0..1."""
     uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
     return torch.sigmoid((logits + torch.logit(uniform)) / temperature)
 
 
-def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
+def gumbel_softmax(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """A soft sample of a categorical (Jang et al. 2016); [..., C] on the simplex."""
     gumbel = -torch.empty_like(logits).exponential_().clamp(min=1e-20).log()
     return ((logits + gumbel) / temperature).softmax(-1)

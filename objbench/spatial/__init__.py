@@ -6,7 +6,7 @@ differentiable in pixels and boxes, runs on CPU and GPU, and equals a plain `gri
 (`objbench.spatial.reference`) to rounding.
 """
 
-from objbench.spatial.boxes import boxes_around, trim_boxes
+from objbench.spatial.boxes import boxes_around, trim_boxes, vector
 from objbench.spatial.glimpses import Painter, crop, overlap, paint
 
-__all__ = ["Painter", "boxes_around", "crop", "overlap", "paint", "trim_boxes"]
+__all__ = ["Painter", "boxes_around", "crop", "overlap", "paint", "trim_boxes", "vector"]

@@ -15,13 +15,21 @@ def boxes_around(
     """The box of each cell, from its centre relative to the cell and its size (SPAIR, section 3.1)."""
     rows, columns = grid
     height, width = image
-    cell = centre.new_tensor([width / columns, height / rows])
+    cell = vector(centre, width / columns, height / rows)
     ys, xs = torch.meshgrid(
         torch.arange(rows, device=centre.device), torch.arange(columns, device=centre.device), indexing="ij"
     )
     corner = torch.stack([xs.flatten(), ys.flatten()], -1).to(centre.dtype)  # [cells, 2]
     middle = (corner + centre) * cell
     return torch.cat([middle - size / 2, middle + size / 2], -1)
+
+
+def vector(like: Tensor, *values: float) -> Tensor:
+    """The values as a tensor [len(values)] of the type of `like`, made where `like` is.
+
+    Nothing is copied from the host, unlike with `new_tensor`: a step that is to be captured must not.
+    """
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def trim_boxes(boxes: Tensor, brightness: Tensor, threshold: float = 0.2) -> Tensor:

@@ -59,11 +59,21 @@ class Objects(NamedTuple):
     what: Tensor  # [n, k, A]
 
 
+class Phase(NamedTuple):
+    """What differs between training steps, but for annealed numbers."""
+
+    part_of_batch: bool  # only `first_batch` images are used
+    gated: bool  # only the `gate_cells` of highest presence are looked at
+    overlapping: bool  # the overlap loss lasts
+    mixture: str  # the prior of what: "none", "detached" (without gradient) or "learning"
+
+
 class Gmair(Detector):
     """Gaussian Mixture Attend, Infer, Repeat: a grid of cells, each with presence, where, depth, cat and what."""
 
     Config = GmairConfig
     config: GmairConfig
+    capturable = True
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
@@ -119,8 +129,8 @@ class Gmair(Detector):
 
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """The weighted terms of Eq. 11, each summed over cells or pixels and averaged over the batch."""
-        c = self.config
-        if step < c.gate_step and c.first_batch:
+        c, now = self.config, self.phase(step)
+        if now.part_of_batch:
             images = images[: c.first_batch]
         cells = self.infer_cells(images)
         keep = self.chosen_cells(cells.presence, step)  # [n, k]
@@ -135,17 +145,15 @@ class Gmair(Detector):
             sample=True,
         )
         colour, alpha = self.decode(objects.what)
-        overlapping = c.overlap > 0 and step < c.overlap_steps
-        painted, over = self.render(objects, colour, alpha, overlapping)
+        painted, over = self.render(objects, colour, alpha, now.overlapping)
 
-        prior = max(math.exp(-c.prior_decay * step), c.prior_floor)
         what_prior = self.what_prior(objects.cat, step)
         chance = cells.presence
         chosen_chance = chance.gather(1, keep)
         terms = {
             "recon": c.recon
             * F.binary_cross_entropy(painted, images, reduction="none").sum((1, 2, 3)),  # Eq. 4
-            "pres": c.pres * bernoulli_kl(chance, prior).sum(1),  # Eq. 6
+            "pres": c.pres * bernoulli_kl(chance, **self.annealed(step)).sum(1),  # Eq. 6
             "where": c.where * (chance * normal_kl(cells.where_mean, cells.where_std).sum(2)).sum(1),  # Eq. 7
             "depth": c.depth * (chance * normal_kl(cells.depth_mean, cells.depth_std)).sum(1),  # Eq. 8
             "cat": c.cat * (chosen_chance * categorical_kl(objects.cat_logits)).sum(1),  # Eq. 9
@@ -154,7 +162,7 @@ class Gmair(Detector):
                 1
             ),  # Eq. 10
         }
-        if overlapping:
+        if now.overlapping:
             terms["overlap"] = c.overlap * (over.mean((1, 2)) if c.overlap_mean else over.sum((1, 2)))
         self._watch = {
             "presence": chance.detach(),
@@ -162,6 +170,21 @@ class Gmair(Detector):
             "cat": objects.cat_logits.detach(),
         }
         return {name: term.mean() for name, term in terms.items()}
+
+    def phase(self, step: int) -> Phase:
+        """What is switched on or off at this step."""
+        c = self.config
+        return Phase(
+            part_of_batch=step < c.gate_step and c.first_batch > 0,
+            gated=0 < c.gate_cells < self.cells and step >= c.gate_step,
+            overlapping=c.overlap > 0 and step < c.overlap_steps,
+            mixture="none" if step < c.mixture_start else "detached" if step < c.detach_steps else "learning",
+        )
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Logarithms of the prior of presence and of absence."""
+        prior = max(math.exp(-self.config.prior_decay * step), self.config.prior_floor)
+        return {"log_prior": math.log(prior + EPS), "log_absent": math.log(1 - prior + EPS)}
 
     def watch(self) -> dict[str, float]:
         """Objects an image, and how evenly clusters are used (entropy over log C: 0 is one cluster, 1 all alike)."""
@@ -187,10 +210,9 @@ class Gmair(Detector):
         All of them until `gate_step`, then the `gate_cells` of highest presence.
         """
         n, cells = presence.shape
-        k = self.config.gate_cells if self.config.gate_cells and step >= self.config.gate_step else cells
-        if k >= cells:
+        if not self.phase(step).gated:
             return torch.arange(cells, device=presence.device).expand(n, cells)
-        return presence.topk(k, dim=1, sorted=False).indices
+        return presence.topk(self.config.gate_cells, dim=1, sorted=False).indices
 
     # Inference (Eq. 3)
 
@@ -239,9 +261,10 @@ class Gmair(Detector):
     def what_prior(self, cat: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of p(what | cat), [n, k, A] each (Eq. 2); a standard normal before `mixture_start`."""
         mean, std = self.prior_mean(cat), positive(self.prior_std(cat))
-        if step < self.config.mixture_start:
+        mixture = self.phase(step).mixture
+        if mixture == "none":
             return torch.zeros_like(mean), torch.ones_like(std)
-        return (mean.detach(), std.detach()) if step < self.config.detach_steps else (mean, std)
+        return (mean, std) if mixture == "learning" else (mean.detach(), std.detach())
 
     # Generation
 
@@ -358,8 +381,8 @@ def positive(raw: Tensor) -> Tensor:
     return F.softplus(raw.clamp(-10, 10))
 
 
-def bernoulli_kl(chance: Tensor, prior: float) -> Tensor:
-    """KL(Bernoulli(chance) || Bernoulli(prior)) (Eq. 6), element by element."""
-    yes = chance * ((chance + EPS).log() - math.log(prior + EPS))
-    no = (1 - chance) * ((1 - chance + EPS).log() - math.log(1 - prior + EPS))
+def bernoulli_kl(chance: Tensor, log_prior: Tensor | float, log_absent: Tensor | float) -> Tensor:
+    """KL(Bernoulli(chance) || Bernoulli(prior)) (Eq. 6), element by element, given log(prior) and log(1 - prior)."""
+    yes = chance * ((chance + EPS).log() - log_prior)
+    no = (1 - chance) * ((1 - chance + EPS).log() - log_absent)
     return yes + no

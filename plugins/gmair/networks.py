@@ -95,11 +95,14 @@ class ConvDecoder(nn.Module):
     def forward(self, what: Tensor) -> Tensor:
         first = torch.relu(self.first(what))[:, :, None, None].contiguous(memory_format=torch.channels_last)
         small = self.layers(first)  # [m, 32, 16, 16]
-        if len(what) <= self.AT_ONCE:
+        if len(what) <= self.AT_ONCE or what.is_cuda:  # a GPU has the memory
             large: Tensor = self.last(small)
             return large
         # The last layers hold most of the numbers and a fifth of the work: done again in the backward pass, not kept.
-        parts = [checkpoint(self.last, s, use_reentrant=False) for s in small.split(self.AT_ONCE)]
+        parts = [
+            checkpoint(self.last, s, use_reentrant=False, preserve_rng_state=False)
+            for s in small.split(self.AT_ONCE)
+        ]
         return torch.cat(parts)
 
 
