@@ -134,8 +134,9 @@ def test_count_prior_equals_its_loop(log_odds):
     gen = torch.Generator().manual_seed(4)
     share = torch.tensor([0.0, 0.02, 0.2, 0.5, 0.9, 1.0])[:, None]
     present = (torch.rand(6, 121, generator=gen) < share).double()
+    log_p = losses.log_one_more(log_odds)
     torch.testing.assert_close(
-        losses.count_prior(present, log_odds), count_prior_plain(present, log_odds), rtol=1e-9, atol=0
+        losses.count_prior(present, log_p), count_prior_plain(present, log_p), rtol=1e-9, atol=0
     )
 
 
@@ -148,7 +149,7 @@ def test_count_prior_by_enumeration():
     ways = torch.tensor([math.comb(cells, int(c)) for c in count])
     joint = chance**count / ways
     joint = joint / joint.sum()
-    found = losses.count_prior(outcomes, math.log(odds))
+    found = losses.count_prior(outcomes, losses.log_one_more(math.log(odds)))
     for outcome, row in zip(outcomes, found, strict=True):
         for i in range(cells):
             same = (outcomes[:, :i] == outcome[:i]).all(1)
@@ -157,7 +158,7 @@ def test_count_prior_by_enumeration():
 
 
 def test_count_prior_stays_finite_where_odds_underflow():
-    prior = losses.count_prior(torch.ones(1, 1024), math.log(1e-6))
+    prior = losses.count_prior(torch.ones(1, 1024), losses.log_one_more(math.log(1e-6)))
     assert ((prior > 0) & (prior < 1)).all()
 
 
@@ -203,7 +204,8 @@ def test_the_terms_are_those_of_torch_distributions():
     depth = kl_divergence(Normal(cells.depth_mean, cells.depth_std), Normal(0.0, 1.0))
     for name, kl in (("where", where), ("what", what), ("depth", depth)):
         torch.testing.assert_close(terms[name], (cells.presence * kl).sum((1, 2)).mean())
-    prior = count_prior_plain(cells.presence[..., 0].detach().round(), math.log(0.1 ** (7 / 1000) + 1))
+    log_p = losses.log_one_more(math.log(0.1 ** (7 / 1000) + 1))
+    prior = count_prior_plain(cells.presence[..., 0].detach().round(), log_p)
     presence = kl_divergence(Bernoulli(logits=cells.presence_logit[..., 0]), Bernoulli(prior.float()))
     torch.testing.assert_close(terms["pres"], presence.sum(1).mean())
 

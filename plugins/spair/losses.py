@@ -21,11 +21,16 @@ def count_log_odds(step: int, start: float, floor: float, decay_steps: float) ->
     return math.log((start - floor) * 0.1 ** (step / decay_steps) + floor)
 
 
+def log_one_more(log_odds: float) -> float:
+    """Log of p = sigmoid(log_odds): how much less likely the geometric prior holds one object more."""
+    return -math.log1p(math.exp(-log_odds))
+
+
 @torch.no_grad()
-def count_prior(present: Tensor, log_odds: float) -> Tensor:
+def count_prior(present: Tensor, log_p: Tensor | float) -> Tensor:
     """p(cell i holds an object | what cells 0..i-1 hold), [n, cells] float64 (SPAIR, appendix).
 
-    The count C of an image's objects has the prior p^C, p = sigmoid(log_odds), cut off at C = cells; given C,
+    The count C of an image's objects has the prior p^C, cut off at C = cells; given C,
     all places are alike. So after k objects in i cells the posterior of C is, exactly,
 
         p(C | k, i) ~ p^C binom(cells - i, C - k) / binom(cells, C),
@@ -45,6 +50,6 @@ def count_prior(present: Tensor, log_odds: float) -> Tensor:
     coming = coming.clamp(min=0).minimum(left)
     log_ways = log_factorial[left] - log_factorial[coming] - log_factorial[left - coming]
     log_all = log_factorial[cells] - log_factorial - log_factorial.flip(0)
-    log_chance = count.double() * -math.log1p(math.exp(-log_odds)) + log_ways - log_all
+    log_chance = count.double() * log_p + log_ways - log_all
     posterior = log_chance.masked_fill(~possible, -math.inf).softmax(-1)
     return (posterior * coming).sum(-1) / left[:, 0]

@@ -11,6 +11,7 @@ hence fast.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -63,11 +64,20 @@ class Cells(NamedTuple):
     context: Tensor  # [n, m, 4 + A + 2] what neighbours read: box in cells and anchors, what, depth, presence
 
 
+class Phase(NamedTuple):
+    """What differs between training steps, but for annealed numbers."""
+
+    part_of_batch: bool  # only `first_batch` images are used
+    wheels: bool  # no gradient to where, depth and presence
+    gated: bool  # only the `gate_cells` of highest presence are decoded and painted
+
+
 class Spair(Detector):
     """Spatially Invariant Attend, Infer, Repeat."""
 
     Config = SpairConfig
     config: SpairConfig
+    capturable = True
     count_prior = staticmethod(losses.count_prior)
 
     @classmethod
@@ -107,26 +117,25 @@ class Spair(Detector):
         self.register_buffer("neighbours", torch.cat(front.neighbours), persistent=False)
         corners = torch.stack([at % self.columns, at // self.columns], -1)
         self.register_buffer("corners", corners.float(), persistent=False)
+        size = math.log(c.size_prior / (1 - c.size_prior))
+        where_prior = torch.tensor([[0, 0, size, size], [1, 1, c.size_prior_std, c.size_prior_std]])
+        self.register_buffer("where_prior", where_prior, persistent=False)  # mean and deviation
         self._watch: Tensor | None = None
 
     # Training
 
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """The terms of the negative ELBO, each summed over cells or pixels and averaged over the batch."""
-        c = self.config
-        if step < c.gate_step and c.first_batch:
+        c, now = self.config, self.phase(step)
+        if now.part_of_batch:
             images = images[: c.first_batch]
-        cells = self.infer(images, self.noise(images), wheels=step < c.wheels_steps)
+        cells = self.infer(images, self.noise(images), wheels=now.wheels)
         presence, logit = cells.presence[..., 0], cells.presence_logit[..., 0]
         painted = self.render(self.chosen(cells, step))
 
-        log_odds = losses.count_log_odds(step, c.count_start, c.count_floor, c.count_decay_steps)
-        prior = self.count_prior(presence.detach().round(), log_odds).to(logit.dtype)
-        size_mean = math.log(c.size_prior / (1 - c.size_prior))
-        where_mean = images.new_tensor([0, 0, size_mean, size_mean])
-        where_std = images.new_tensor([1, 1, c.size_prior_std, c.size_prior_std])
+        prior = self.count_prior(presence.detach().round(), self.annealed(step)["log_p"]).to(logit.dtype)
         in_kl = cells.noisy_logit[..., 0] if c.presence_kl == "noisy" else logit
-        where_kl = normal_kl(cells.where_mean, cells.where_std, where_mean, where_std).sum(2)
+        where_kl = normal_kl(cells.where_mean, cells.where_std, *self.where_prior).sum(2)
         what_kl = normal_kl(cells.what_mean, cells.what_std).sum(2)
         depth_kl = normal_kl(cells.depth_mean, cells.depth_std).sum(2)
         self._watch = logit.detach()
@@ -138,6 +147,21 @@ class Spair(Detector):
             "depth": (presence * depth_kl).sum(1),
         }
         return {name: term.mean() for name, term in terms.items()}
+
+    def phase(self, step: int) -> Phase:
+        """What is switched on or off at this step."""
+        c = self.config
+        return Phase(
+            part_of_batch=step < c.gate_step and c.first_batch > 0,
+            wheels=step < c.wheels_steps,
+            gated=0 < c.gate_cells < self.cells and step >= c.gate_step,
+        )
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """How much less likely than a number of objects the next larger one is, as a logarithm."""
+        c = self.config
+        log_odds = losses.count_log_odds(step, c.count_start, c.count_floor, c.count_decay_steps)
+        return {"log_p": losses.log_one_more(log_odds)}
 
     def watch(self) -> dict[str, float]:
         """Objects an image."""
@@ -152,9 +176,9 @@ class Spair(Detector):
 
     def chosen(self, cells: Cells, step: int) -> Cells:
         """The cells to decode and paint: all until `gate_step`, then the `gate_cells` of highest presence."""
-        k = self.config.gate_cells
-        if not 0 < k < self.cells or step < self.config.gate_step:
+        if not self.phase(step).gated:
             return cells
+        k = self.config.gate_cells
         return pick(cells, cells.presence[..., 0].topk(k, dim=1, sorted=False).indices)
 
     # Inference
@@ -162,12 +186,12 @@ class Spair(Detector):
     def infer(self, images: Tensor, noise: Noise | None = None, wheels: bool = False) -> Cells:
         """The cells of images [n, channels, height, width], numbered row by row. Without noise: modes."""
         n = len(images)
-        features = self.cell_features(images)[:, self.order].split(self.sizes, 1)
+        features = self.cell_features(images).index_select(1, self.order).split(self.sizes, 1)
         corners = self.corners[self.order].split(self.sizes)
         neighbours = self.neighbours.split([len(NEIGHBOURS) * size for size in self.sizes])
         noises: list[Noise | None] = [None] * len(self.sizes)
         if noise is not None:
-            parts = [part[:, self.order].split(self.sizes, 1) for part in noise]
+            parts = [part.index_select(1, self.order).split(self.sizes, 1) for part in noise]
             noises = [Noise(*of_front) for of_front in zip(*parts, strict=True)]
         edge = self.edge_context().expand(n, 1, -1)
         done: list[Cells] = []
@@ -251,15 +275,16 @@ class Spair(Detector):
         """The image p(x | z) expects on a black background, [n, channels, height, width] in 0..1.
 
         What painting keeps for its gradient grows with objects x glimpse x image. Where that is much, a few
-        images are painted at a time, and once more when their gradient is due.
+        images are painted at a time, and once more when their gradient is due; on a GPU it is not much.
         """
         n, k = cells.presence.shape[:2]
         rows = k * self.config.glimpse * (self.shape.channels + 1)  # of an image's glimpses
         at_once = max(1, PAINTED_VALUES // (rows * self.shape.width))
-        if at_once >= n:
+        if at_once >= n or cells.what.is_cuda:
             return self.render_at_once(cells)
         parts = [Cells(*part) for part in zip(*(part.split(at_once) for part in cells), strict=True)]
-        return torch.cat([checkpoint(self.render_at_once, part, use_reentrant=False) for part in parts])
+        again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(self.render_at_once, part) for part in parts])
 
     def render_at_once(self, cells: Cells) -> Tensor:
         """At each pixel the average over objects, weighted by importance: alpha x presence x depth."""

@@ -14,12 +14,11 @@ from objbench.spatial.reference import canvases
 from objbench_plugins.spair.model import MIN_IMPORTANCE, Cells, Noise, Spair
 
 
-def count_prior_plain(present: Tensor, log_odds: float) -> Tensor:
+def count_prior_plain(present: Tensor, log_p: float) -> Tensor:
     """As `losses.count_prior`: after each cell, Bayes' rule on the distribution of the count."""
     n, cells = present.shape
     count = torch.arange(cells + 1, dtype=torch.float64)
-    chance = 1 / (1 + math.exp(-log_odds))
-    belief = ((1 - chance) * chance**count).expand(n, -1)
+    belief = (math.exp(log_p) ** count).expand(n, -1)
     belief = belief / belief.sum(1, keepdim=True)
     seen = torch.zeros(n, 1, dtype=torch.float64)
     priors = []
