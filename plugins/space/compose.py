@@ -7,7 +7,8 @@ of cell i,
 
 and only the pixels inside boxes are ever looked at: each box has a window of the canvas, big enough to hold
 it, and windows are added into the canvas. The published code makes a whole canvas for every cell;
-`reference.py` does so too.
+`reference.py` does so too. Sizes of windows must be read back from where boxes are worked out, though, and a GPU
+would stand still meanwhile: there, each box has the whole canvas for its window (`Canvases`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Windows:
         painted, logits = [], []
         highest = self.canvas()  # the softmax's largest logit, for stability; an absent cell has 0
         for bucket in self.buckets:
-            layers = _resample(glimpses[bucket.members], bucket)  # channels + 1 of [b, v, u]
+            layers = _resample(
+                glimpses[bucket.members], bucket.along_y, bucket.along_x
+            )  # channels + 1 of [b, v, u]
             logit = sharpness[bucket.members, None, None] * layers[-1]
             highest.scatter_reduce_(0, bucket.place.flatten(), logit.detach().flatten(), "amax")
             painted.append(layers)
@@ -109,12 +112,57 @@ class Windows:
         return canvas.view(self.n, 1, self.height, self.width)
 
 
-def _resample(glimpses: Tensor, bucket: Bucket) -> tuple[Tensor, ...]:
-    """Each of the layers of glimpses [b, layers, g, g] in its window, [b, v, u] each."""
+class Canvases:
+    """As `Windows`, but the window of every box is the whole canvas.
+
+    More arithmetic, in few and large pieces whose sizes do not depend on where boxes lie: nothing is read back
+    from a GPU, and a training step can be captured. [n, k, height, width] is made for every layer.
+    """
+
+    def __init__(self, boxes: Tensor, glimpse: int, height: int, width: int) -> None:
+        """As `Windows`."""
+        self.n, self.k = boxes.shape[:2]
+        self.height, self.width = height, width
+        x0, y0, x1, y1 = boxes.flatten(0, 1)[..., None].unbind(1)  # [n * k, 1]
+        ys = torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5
+        xs = torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5
+        self.along_y = hat((ys - y0) * (glimpse / (y1 - y0)), glimpse)  # [n * k, height, g]
+        self.along_x = hat((xs - x0) * (glimpse / (x1 - x0)), glimpse)
+
+    def compose(self, colour: Tensor, alpha: Tensor, sharpness: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+        """As `Windows.compose`."""
+        glimpses = torch.cat([colour, alpha], 2).flatten(0, 1)
+        layers = [
+            layer.unflatten(0, (self.n, self.k)) for layer in _resample(glimpses, self.along_y, self.along_x)
+        ]  # channels + 1 of [n, k, height, width]
+        logit = sharpness[:, :, None, None] * layers[-1]
+        highest = logit.detach().amax(1).clamp(min=0)  # [n, height, width]
+        absent = (-highest).exp()
+        weight = (logit - highest[:, None]).exp()
+        total = cells * absent + (weight - absent[:, None]).sum(1)
+        mean = torch.stack([(weight * layer).sum(1) / total for layer in layers], 1)
+        return mean[:, :-1], mean[:, -1:]
+
+    def frames(self, presence: Tensor, border: int) -> Tensor:
+        """As `Windows.frames`; the sum over objects is that of a product of matrices."""
+        inner = slice(border, self.along_y.shape[-1] - border)
+        sums = [
+            weights.sum(-1).unflatten(0, (self.n, self.k))
+            for along in (self.along_y, self.along_x)
+            for weights in (along, along[..., inner])
+        ]
+        whole_y, middle_y, whole_x, middle_x = sums  # [n, k, height] and [n, k, width]
+        shown = presence[..., None]
+        whole = (shown * whole_y).transpose(1, 2) @ whole_x
+        return (whole - (shown * middle_y).transpose(1, 2) @ middle_x)[:, None]
+
+
+def _resample(glimpses: Tensor, along_y: Tensor, along_x: Tensor) -> tuple[Tensor, ...]:
+    """Each of the layers of glimpses [b, layers, g, g] in its window, [b, v, u] each; weights as in `Bucket`."""
     b, layers, g, _ = glimpses.shape
-    v, u = bucket.place.shape[1:]
-    rows = torch.bmm(glimpses.transpose(1, 2).reshape(b, g * layers, g), bucket.along_x.transpose(1, 2))
-    return torch.bmm(bucket.along_y, rows.reshape(b, g, layers * u)).view(b, v, layers, u).unbind(2)
+    v, u = along_y.shape[1], along_x.shape[1]
+    rows = torch.bmm(glimpses.transpose(1, 2).reshape(b, g * layers, g), along_x.transpose(1, 2))
+    return torch.bmm(along_y, rows.reshape(b, g, layers * u)).view(b, v, layers, u).unbind(2)
 
 
 def _span(first: Tensor, last: Tensor, glimpse: int, length: int) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,11 @@ def normal_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:
     return -0.5 * ((x - mean) / std).square() - math.log(std * math.sqrt(2 * math.pi))
 
 
-def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
-    """KL(Bernoulli(sigmoid(logits)) || Bernoulli(prior))."""
+def bernoulli_kl(logits: Tensor, log_prior: Tensor | float, log_absent: Tensor | float) -> Tensor:
+    """KL(Bernoulli(sigmoid(logits)) || Bernoulli(prior)), given log(prior) and log(1 - prior)."""
     chance = torch.sigmoid(logits)
     log_yes, log_no = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
-    return chance * (log_yes - math.log(prior)) + (1 - chance) * (log_no - math.log1p(-prior))
+    return chance * (log_yes - log_prior) + (1 - chance) * (log_no - log_absent)
 
 
 def mixture_log_prob(log_probs: Tensor, weights: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ from objbench.errors import UsageError
 from objbench.latents import normal_kl, relaxed_bernoulli
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
-from objbench.spatial import boxes_around, crop, trim_boxes
+from objbench.spatial import boxes_around, crop, trim_boxes, vector
 from objbench_plugins.space import losses, networks
 from objbench_plugins.space.background import Background
-from objbench_plugins.space.compose import Windows
+from objbench_plugins.space.compose import Canvases, Windows
 from objbench_plugins.space.config import SETTINGS, SpaceConfig
 
 SHARPNESS = 100.0
@@ -65,11 +65,21 @@ class Objects(NamedTuple):
     alpha: Tensor  # [n, k, 1, g, g] in 0..1
 
 
+class Phase(NamedTuple):
+    """What differs between training steps, but for annealed numbers."""
+
+    part_of_batch: bool  # only `first_batch` images are used
+    gated: bool  # only the `gate_cells` of highest presence are looked at
+    fixed_alpha: bool  # the foreground's weight is fixed
+    boundary: bool  # the boundary loss lasts
+
+
 class Space(Detector):
     """Spatially Parallel Attention and Component Extraction: a grid of cells over a scene mixture."""
 
     Config = SpaceConfig
     config: SpaceConfig
+    capturable = True
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
@@ -132,40 +142,56 @@ class Space(Detector):
 
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """The negative ELBO and the boundary loss, each term averaged over the batch."""
-        c, when = self.config, step / self.config.steps
-        if c.gate_cells and when < c.gate_from and c.first_batch:
+        c, now, annealed = self.config, self.phase(step), self.annealed(step)
+        if now.part_of_batch:
             images = images[: c.first_batch]
         scene = self.background(images, sample=True)
         cells = self.infer_cells(images)
-        temperature = losses.annealed(
-            when, c.temperature_from, c.temperature_until, c.temperature_start, c.temperature_end
-        )
-        presence = relaxed_bernoulli(cells.presence, temperature)
-        keep = self.chosen_cells(cells.presence, when)
+        presence = relaxed_bernoulli(cells.presence, annealed["temperature"])
+        keep = self.chosen_cells(cells.presence, now.gated)
         objects = self.infer_objects(images, cells, presence, keep, sample=True)
-        windows = Windows(objects.boxes, c.glimpse, self.shape.height, self.shape.width)
+        windows = self.windows(objects.boxes)
         foreground, weight = self.compose(objects, windows)
 
-        shown = torch.full_like(weight, c.fixed_alpha) if when < c.fixed_alpha_until else weight
-        scale_prior = losses.annealed(when, c.scale_from, c.scale_until, c.scale_start, c.scale_end)
-        presence_prior = losses.annealed(
-            when, c.presence_from, c.presence_until, c.presence_start, c.presence_end
-        )
-        kl = normal_kl
+        shown = torch.full_like(weight, c.fixed_alpha) if now.fixed_alpha else weight
+        kl, pres_kl = normal_kl, losses.bernoulli_kl
         terms = {
             "recon": -self.log_likelihood(images, scene.masks, scene.pictures, foreground, shown),
-            "pres": losses.bernoulli_kl(cells.presence, presence_prior).sum(1),
+            "pres": pres_kl(cells.presence, annealed["log_prior"], annealed["log_absent"]).sum(1),
             "depth": kl(cells.depth_mean, cells.depth_std).sum(1),
-            "scale": kl(cells.scale_mean, cells.scale_std, scale_prior, c.scale_std).sum((1, 2)),
+            "scale": kl(cells.scale_mean, cells.scale_std, annealed["scale"], c.scale_std).sum((1, 2)),
             "shift": kl(cells.shift_mean, cells.shift_std).sum((1, 2)),
             "what": kl(objects.what_mean, objects.what_std).sum((1, 2)),
             "background": scene.mask_kl + scene.component_kl,
         }
-        if c.boundary and c.boundary_from <= when < c.boundary_until:
+        if now.boundary:
             frames = windows.frames(objects.presence, c.boundary_width) * BOUNDARY_WEIGHT
             terms["boundary"] = c.boundary * 0.5 * (frames * weight / BOUNDARY_STD).square().sum((1, 2, 3))
         self._watch = {"presence": cells.presence.detach(), "weight": weight.detach()}
         return {name: term.mean() for name, term in terms.items()}
+
+    def phase(self, step: int) -> Phase:
+        """What is switched on or off at this step."""
+        c, when = self.config, step / self.config.steps
+        return Phase(
+            part_of_batch=c.gate_cells > 0 and when < c.gate_from and c.first_batch > 0,
+            gated=0 < c.gate_cells < self.cells and when >= c.gate_from,
+            fixed_alpha=when < c.fixed_alpha_until,
+            boundary=c.boundary > 0 and c.boundary_from <= when < c.boundary_until,
+        )
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Temperature, prior mean of scale, and logarithms of the prior of presence and of absence."""
+        c, when = self.config, step / self.config.steps
+        prior = losses.annealed(when, c.presence_from, c.presence_until, c.presence_start, c.presence_end)
+        return {
+            "temperature": losses.annealed(
+                when, c.temperature_from, c.temperature_until, c.temperature_start, c.temperature_end
+            ),
+            "scale": losses.annealed(when, c.scale_from, c.scale_until, c.scale_start, c.scale_end),
+            "log_prior": math.log(prior),
+            "log_absent": math.log1p(-prior),
+        }
 
     def watch(self) -> dict[str, float]:
         """Objects an image, and the share of the image that the foreground explains."""
@@ -183,16 +209,14 @@ class Space(Detector):
         both = torch.stack([log_prob(images, foreground, self.config.fg_sigma), behind], 1)
         return losses.mixture_log_prob(both, torch.stack([weight, 1 - weight], 1)).sum((1, 2, 3))
 
-    def chosen_cells(self, presence: Tensor, when: float) -> Tensor:
+    def chosen_cells(self, presence: Tensor, gated: bool) -> Tensor:
         """Which cells of each image are encoded, decoded and painted: [n, k] indices.
 
-        All of them until `gate_from`, then the `gate_cells` of highest presence.
+        All of them, or, once `gated`, the `gate_cells` of highest presence.
         """
-        n, cells = presence.shape
-        k = self.config.gate_cells if self.config.gate_cells and when >= self.config.gate_from else cells
-        if k >= cells:
-            return torch.arange(cells, device=presence.device).expand(n, cells)
-        return presence.topk(k, dim=1, sorted=False).indices
+        if not gated:
+            return torch.arange(self.cells, device=presence.device).expand(len(presence), -1)
+        return presence.topk(self.config.gate_cells, dim=1, sorted=False).indices
 
     # Inference
 
@@ -258,12 +282,17 @@ class Space(Detector):
     def boxes(self, scale: Tensor, shift: Tensor) -> Tensor:
         """Boxes [n, cells, 4] of where-latents [n, cells, 2]: centres up to a cell from the own cell's."""
         height, width = self.shape[1:]
-        size = torch.sigmoid(scale) * scale.new_tensor([width, height])
+        size = torch.sigmoid(scale) * vector(scale, width, height)
         return boxes_around(0.5 + torch.tanh(shift), size, self.grid, (height, width))
 
     # Generation
 
-    def compose(self, objects: Objects, windows: Windows) -> tuple[Tensor, Tensor]:
+    def windows(self, boxes: Tensor) -> Windows | Canvases:
+        """Where to paint objects with these boxes [n, k, 4]. Sizes that hang on boxes cannot be captured."""
+        kind = Canvases if boxes.is_cuda or self.held is not None else Windows
+        return kind(boxes, self.config.glimpse, self.shape.height, self.shape.width)
+
+    def compose(self, objects: Objects, windows: Windows | Canvases) -> tuple[Tensor, Tensor]:
         """The foreground [n, channels, height, width] and its weight [n, 1, height, width] in 0..1."""
         alpha = objects.alpha * objects.presence[:, :, None, None, None]
         sharpness = SHARPNESS * torch.sigmoid(-objects.depth)
@@ -285,8 +314,7 @@ class Space(Detector):
     def reconstruct(self, images: Tensor) -> Tensor:
         """The foreground over the background, every latent at its mode."""
         objects = self.look(images)
-        windows = Windows(objects.boxes, self.config.glimpse, self.shape.height, self.shape.width)
-        foreground, weight = self.compose(objects, windows)
+        foreground, weight = self.compose(objects, self.windows(objects.boxes))
         scene = self.background(images, sample=False)
         return (weight * foreground + (1 - weight) * scene.image).clamp(0, 1)
 
