@@ -74,6 +74,8 @@ SMALL: dict[str, Any] = {
     "glimpse": 16,
     "backbone_width": 32,
     "encoder_widths": "256-256",
+    # The middle of the sizes a box can have. A tenth of this anchor is 4 pixels: boxes would leave the scene bare.
+    "size_prior": 0.5,
     "presence_bias": 2.0,
     "colour_bias": -2.0,
     "recon": 3.0,

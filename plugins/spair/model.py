@@ -33,6 +33,12 @@ MIN_IMPORTANCE = 0.01
 """An absent object still counts this much in a pixel's average, so that it can come back."""
 PAINTED_VALUES = 2**21
 """Above so many values of an intermediate, a batch is painted in parts. So few fit a processor's cache."""
+LEAST = 1e-6
+"""What a pixel is expected to be at least, and short of 1 by, when the loss is taken; as in the original.
+
+A bright pixel that no box covers then costs 14 nats, where the logarithm's own limit is 100. No gradient tells a
+box of such pixels: at 100 the loss is little but the luck of where boxes lie.
+"""
 CENTRE_RANGE = (-0.5, 1.5)
 """Where a box's centre may lie, in cells from the cell's corner: up to half a cell outside it."""
 
@@ -131,7 +137,7 @@ class Spair(Detector):
             images = images[: c.first_batch]
         cells = self.infer(images, self.noise(images), wheels=now.wheels)
         presence, logit = cells.presence[..., 0], cells.presence_logit[..., 0]
-        painted = self.render(self.chosen(cells, step))
+        expected = self.render(self.chosen(cells, step)).clamp(LEAST, 1 - LEAST)
 
         prior = self.count_prior(presence.detach().round(), self.annealed(step)["log_p"]).to(logit.dtype)
         in_kl = cells.noisy_logit[..., 0] if c.presence_kl == "noisy" else logit
@@ -140,7 +146,7 @@ class Spair(Detector):
         depth_kl = normal_kl(cells.depth_mean, cells.depth_std).sum(2)
         self._watch = logit.detach()
         terms = {
-            "recon": c.recon * F.binary_cross_entropy(painted, images, reduction="none").sum((1, 2, 3)),
+            "recon": c.recon * F.binary_cross_entropy(expected, images, reduction="none").sum((1, 2, 3)),
             "pres": losses.bernoulli_kl(in_kl, prior).sum(1),
             "where": (presence * where_kl).sum(1),
             "what": (presence * what_kl).sum(1),
