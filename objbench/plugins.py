@@ -30,6 +30,9 @@ LOAD_LIMIT_S = 10.0
 """An installed plugin that takes longer than this to import is given up."""
 FILE_LIMIT_S = 60.0
 """The same for a file that the user named, which may well import torch."""
+GRACE_S = 1.0
+"""A plugin that went on when it was told to give up is told again this often, and at last the program ends."""
+TELLINGS = 5
 
 OWN = "objbench"
 """The distribution whose plugins are loaded first, and whose names nobody else may take."""
@@ -60,7 +63,11 @@ class Registry:
     metrics: dict[str, MetricSpec] = field(default_factory=dict)
     published: list[Published] = field(default_factory=list)
     owners: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """(kind, name) -> the plugins that claim it; more than one is a clash, told when the name is used."""
+    """(kind, name) -> the plugins that claim it; more than one is a clash, told when the name is used.
+
+    Metrics are used without being named, so one that clashes is in `owners` alone: which of the two was
+    loaded first is chance, and no figure may depend on it.
+    """
 
     def model(self, name: str) -> ModelSpec:
         """The detector of that name. UsageError when there is none, or two."""
@@ -74,15 +81,18 @@ class Registry:
         """The metric of that name. UsageError when there is none, or two."""
         return self._find("metric", name, self.metrics)
 
+    def clashes(self, kind: str) -> dict[str, list[str]]:
+        """The names of a kind that several plugins claim, and which do."""
+        return {name: o for (k, name), o in self.owners.items() if k == kind and len(o) > 1}
+
     def _find(self, kind: str, name: str, known: dict[str, Spec]) -> Spec:
-        if name not in known:
-            raise unknown(kind, name, known)
-        owners = self.owners[kind, name]
-        if len(owners) > 1:
+        if owners := self.clashes(kind).get(name):
             raise UsageError(
                 f"{len(owners)} plugins register a {kind} named '{name}': {', '.join(owners)}; "
                 "remove one, or choose with OBJBENCH_PLUGINS"
             )
+        if name not in known:
+            raise unknown(kind, name, known)
         return known[name]
 
 
@@ -97,7 +107,9 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
     registry = Registry()
     allowed = os.environ.get("OBJBENCH_PLUGINS")
     wanted = None if allowed is None else {OWN, *(w.strip() for w in allowed.split(",") if w.strip())}
-    for entry in sorted(entry_points(group="objbench"), key=lambda e: e.dist is None or e.dist.name != OWN):
+    # Our own first, in the order in which they are listed; then distributions by name, not as a disk has them.
+    names = {e: e.dist.name if e.dist is not None else "" for e in entry_points(group="objbench")}
+    for entry in sorted(names, key=lambda e: (names[e] != OWN, names[e])):
         dist = entry.dist
         if wanted is not None and (dist is None or dist.name not in wanted):
             continue
@@ -117,6 +129,8 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
                 raise UsageError(
                     f"--plugin {file}: a {kind} named '{name}' exists already (from {owners[0]}); rename one"
                 )
+    for name in registry.clashes("metric"):
+        del registry.metrics[name]
     return registry
 
 
@@ -156,7 +170,7 @@ def _register(
 ) -> str:
     """Loads one plugin and takes its specs into the registry, all or none; returns the error, or ""."""
     try:
-        with _patience(limit_s), contextlib.redirect_stdout(sys.stderr):
+        with _patience(f"the plugin '{name}' of {source}", limit_s), contextlib.redirect_stdout(sys.stderr):
             module = load()
             manager.register(module, name=f"{source}:{name}")
             answers = {
@@ -199,20 +213,41 @@ def _answer(caller: pluggy.HookCaller, module: Any) -> list[Any]:
     return [spec for answer in answers for spec in answer]
 
 
+class TooSlow(BaseException):
+    """A plugin was told to give up. Not an Exception: it could go on, having caught that."""
+
+    def __str__(self) -> str:
+        return f"took longer than {self.args[0]:g} s to import"
+
+
 @contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block after `seconds`, where that can be done (POSIX, main thread)."""
+def _patience(who: str, seconds: float) -> Iterator[None]:
+    """Raises TooSlow in the block after `seconds`, where that can be done (POSIX, main thread).
+
+    Code that catches even that is told again every GRACE_S. When it still goes on after so many TELLINGS,
+    nothing is left but to end the program, with one line that names the plugin.
+    """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    told = 0
 
     def give_up(*_: object) -> None:
-        raise TimeoutError(f"took longer than {seconds:g} s to import")
+        nonlocal told
+        told += 1
+        if told > TELLINGS:
+            os.write(2, f"objbench: {who} does not end its import; remove it, or leave it out with "
+                        "OBJBENCH_PLUGINS (set to nothing: no plugins but objbench's own)\n".encode())  # fmt: skip
+            os._exit(2)
+        raise TooSlow(seconds)
 
     previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, GRACE_S)
     try:
         yield
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if told:  # it caught that, and ended all the same: what it registered may be half of it
+            raise TooSlow(seconds)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -37,12 +37,11 @@ def score_each(
 
     A metric that raises, or returns what it should not, is left out, and `complain` is called with one line
     that names it; the others are not touched by it. What a metric prints goes to stderr. Raises
-    ValueError when the detections break their contract, UsageError when two plugins register one name.
+    ValueError when the detections break their contract.
     """
     check(detections, truth)
     owner: dict[str, str] = {}
-    for name in registry.metrics:
-        spec = registry.metric(name)
+    for name, spec in registry.metrics.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 found = load_target(spec.target)(detections, truth)
@@ -60,7 +59,7 @@ def score_each(
 
 def metric_versions(registry: Registry) -> dict[str, int]:
     """The version of each metric's definition, by the metric's name; figures of another are out of date."""
-    return {name: registry.metric(name).version for name in registry.metrics}
+    return {name: spec.version for name, spec in registry.metrics.items()}
 
 
 def check(detections: Detections, truth: GroundTruth) -> None:

@@ -77,21 +77,12 @@ def test_what_a_failure_says_to_read_is_a_heading_of_the_guide(kind: str) -> Non
         assert check.section in anchors
 
 
-OPTIONS = {
-    "spair": {
-        "size_prior": "0.39"
-    },  # of unknown data it expects objects of a tenth of its anchor, 3.6 pixels
-    "space": {"components": "2"},  # with one, the chain of masks has nothing to follow and gets no gradient
-}
-"""What first-party models need to be told of the kit's scenes."""
-
-
 def first_party() -> list[object]:
     registry, cases = load_plugins(), []
     for (_, name), owners in registry.owners.items():
         if not owners[0].startswith("objbench ") or name == "fruit2d":  # fruit2d has to be downloaded
             continue
-        for subject in find_subjects(registry, name, {name: OPTIONS.get(name, {})}):
+        for subject in find_subjects(registry, name):
             cases += [pytest.param(subject, check, id=f"{name}-{check.name}") for check in subject.checks]
     return cases
 

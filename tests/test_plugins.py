@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,18 +15,22 @@ import pytest
 
 from objbench import __version__, plugins
 from objbench.plugins import Registry, load_plugins
-from running import objbench
+from running import TOY, objbench, rows_of
 
 BROKEN = Path(__file__).with_name("broken_plugins")
 SUBJECTS = {"detectors", "sources", "measures", "heavy"}  # of the conformance kit's tests
 BAD_SYNTAX = "def objbench_models(:\n"
-NAMES = sorted(path.stem for path in BROKEN.glob("*.py") if path.stem not in SUBJECTS) + ["bad_syntax"]
+ALONE = {"deaf"}  # ends the program that loads it
+NAMES = sorted(p.stem for p in BROKEN.glob("*.py") if p.stem not in SUBJECTS | ALONE) + ["bad_syntax"]
 EXPECTED = {
     "raises": "RuntimeError: the plugin broke over two lines",
     "exits": "SystemExit: 3",
     "prints": "",
-    "hangs": "TimeoutError: took longer than 0.3 s to import",
+    "hangs": "TooSlow: took longer than 0.3 s to import",
+    "catches": "TooSlow: took longer than 0.3 s to import",
     "clashes": "",
+    "twins": "",
+    "rivals": "",
     "misnames": "AttributeError: there is no hook named objbench_modles",
     "returns_text": "TypeError: objbench_metrics must return MetricSpec objects, got 'my-metric'",
     "publishes_text": "TypeError: objbench_published must return Published objects, got '97 %'",
@@ -37,17 +43,23 @@ EXPECTED = {
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All of the broken plugins are installed, each as a distribution of its own, as pip would have it."""
     for name in (*NAMES, "not_there"):
-        info = tmp_path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[objbench]\n{name} = {name}\n")
+        install(name, tmp_path)
     (tmp_path / "bad_syntax.py").write_text(BAD_SYNTAX)
     monkeypatch.syspath_prepend(str(BROKEN))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(plugins, "LOAD_LIMIT_S", 0.3)
+    monkeypatch.setattr(plugins, "GRACE_S", 0.05)
     yield
     for name in NAMES:
         sys.modules.pop(name, None)
+
+
+def install(name: str, place: Path) -> None:
+    """Tells Python of a distribution with that plugin, as pip does."""
+    info = place / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[objbench]\n{name} = {name}\n")
 
 
 def errors(registry: Registry) -> dict[str, str]:
@@ -66,8 +78,9 @@ def test_each_broken_plugin_is_recorded_and_none_breaks_another() -> None:
 @pytest.mark.usefixtures("installed")
 def test_our_own_are_as_they_were() -> None:
     broken = load_plugins()
-    assert {"prints"} == broken.models.keys() - own().models.keys()
-    assert (broken.data, broken.metrics) == (own().data, own().metrics)
+    assert {"prints", "twin-model"} == broken.models.keys() - own().models.keys()
+    assert {"twin-data"} == broken.data.keys() - own().data.keys()
+    assert broken.metrics == own().metrics
 
 
 def own() -> Registry:
@@ -78,7 +91,9 @@ def own() -> Registry:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
-    "words", [["list", "data"], ["list", "metrics", "--json"], ["info", "count_error"]], ids=" ".join
+    "words",
+    [["list", "metrics", "--json"], ["info", "count_error"], ["info", "pca-gmm"], ["check", "count_error"]],
+    ids=" ".join,
 )
 def test_every_other_command_goes_on_working(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     among_broken = objbench(*words)
@@ -103,6 +118,9 @@ def test_objbench_plugins_says_what_happened_and_where_from() -> None:
         (i,) = [i for i, line in enumerate(lines) if line.startswith(f"{name:<14}  {name} 1.0  ({name})")]
         assert not error or lines[i + 1].strip() == f"NOT LOADED: {error}"
     assert any(line.startswith("prints") and "CLASH: 2 plugins register this model" in line for line in lines)
+    for kind, name in (("model", "twin-model"), ("data set", "twin-data"), ("metric", "twin-metric")):
+        clash = f"{name:<14}  CLASH: 2 plugins register this {kind}: rivals 1.0, twins 1.0"
+        assert clash in lines
     rows = {row["name"]: row for row in json.loads(objbench("plugins", "--json").out)}
     assert rows["hangs"]["error"] == EXPECTED["hangs"]
 
@@ -113,6 +131,56 @@ def test_a_name_that_two_plugins_have_is_refused_only_when_it_is_used() -> None:
     assert ran.code == 2
     assert "2 plugins register a model named 'prints': " in ran.err
     assert "clashes 1.0" in ran.err
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["info", "twin-model"], "model"),
+        (["check", "twin-data"], "data set"),
+        (["info", "twin-metric"], "metric"),
+        (["run", "--models", "twin-model", "--data", "multimnist", "--plan"], "model"),
+        (["run", "--models", "pca-gmm", "--data", "twin-data", "--plan"], "data set"),
+    ],
+)
+def test_of_two_with_one_name_neither_is_taken(words: list[str], kind: str) -> None:
+    ran = objbench(*words)
+    assert ran.code == 2
+    assert f"2 plugins register a {kind} named 'twin-" in ran.err
+    assert "rivals 1.0, twins 1.0; remove one, or choose with OBJBENCH_PLUGINS" in ran.err
+
+
+@pytest.mark.usefixtures("installed")
+def test_metrics_of_one_name_are_left_out_of_figures_and_said(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    ran = objbench(
+        "run", "--models", "toy", "--data", "squares", "--plugin", TOY, "--out", str(out), "--json"
+    )
+    warning = "warning: metric 'twin-metric' is left out: 2 plugins register it (rivals 1.0, twins 1.0)"
+    assert warning in ran.err
+    (row,) = rows_of(ran)
+    assert row["status"] == "done"
+    assert row["metrics"]["ap50"] >= 0
+    report = objbench("report", "--out", str(out), "--plugin", TOY)
+    assert (report.code, "Twin" in report.out) == (0, False)
+    assert warning in report.err
+
+
+def test_a_plugin_that_is_deaf_to_all_ends_the_program_in_one_line(tmp_path: Path) -> None:
+    install("deaf", tmp_path)
+    program = "import objbench.plugins as p; p.LOAD_LIMIT_S = p.GRACE_S = 0.1; p.load_plugins()"
+    path = os.pathsep.join([str(tmp_path), str(BROKEN), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("objbench: the plugin 'deaf' of deaf 1.0 does not end its import; remove it")
+    assert len(ran.stderr.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("installed")

@@ -229,6 +229,17 @@ def test_reconstruction_is_averaged_over_the_batch():
         torch.testing.assert_close(one[name], two[name])
 
 
+def test_a_bright_pixel_that_no_box_covers_costs_14_nats(monkeypatch):
+    """The smallest expectation is 1e-6, not the 1e-43 of torch's clipped logarithm; and so at the other end."""
+    m = model(recon=2)
+    images = torch.zeros(1, *SHAPE)
+    images[:, :, 3:5, 7] = 1
+    for painted, pixels in ((0.0, 2), (1.0, images.numel() - 2)):
+        monkeypatch.setattr(m, "render", lambda cells, p=painted: torch.full_like(images, p))
+        terms = m.training_step(images, 0)
+        assert float(terms["recon"]) == pytest.approx(2 * pixels * math.log(1e6), rel=0.02)
+
+
 def test_training_wheels_block_where_depth_and_presence_until_their_step():
     for step, blocked in ((TINY.wheels_steps - 1, True), (TINY.wheels_steps, False)):
         m = model()
@@ -322,8 +333,10 @@ def test_trimming_is_an_option():
     with torch.no_grad():
         m.decoder[-1].bias.fill_(-5)  # dark everywhere
         m.decoder[-1].bias.view(2, 8, 8)[0, 3:5, 2:7] = 5
-        trimmed = m.detect(some_images(m.shape)).boxes
-        whole = model(presence_bias=1.0, trim=0.0).detect(some_images(m.shape)).boxes
+        cut = m.detect(some_images(m.shape))
+        uncut = model(presence_bias=1.0, trim=0.0).detect(some_images(m.shape))
+    same = torch.cdist(cut.what, uncut.what).argmin(1)  # what is left of a box may lie outside the image
+    trimmed, whole = cut.boxes, uncut.boxes[same]
     inside = (whole[:, 0] > 0) & (whole[:, 1] > 0) & (whole[:, 2] < 52) & (whole[:, 3] < 40)
     assert inside.any()
     ratio = (trimmed[:, 2:] - trimmed[:, :2])[inside] / (whole[:, 2:] - whole[:, :2])[inside]

@@ -18,6 +18,16 @@ plugin_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
+def warn_of_clashes(registry: Registry) -> None:
+    """A line on stderr for each metric that figures will be without, as several plugins claim its name."""
+    for name, owners in registry.clashes("metric").items():
+        click.echo(
+            f"warning: metric '{name}' is left out: {len(owners)} plugins register it ({', '.join(owners)}); "
+            "remove one, or choose with OBJBENCH_PLUGINS",
+            err=True,
+        )
+
+
 @click.command("list")
 @click.argument("kind", type=click.Choice(["models", "data", "metrics"]))
 @json_option
@@ -94,7 +104,7 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
         "data set": (registry.data, registry.source),
         "metric": (registry.metrics, registry.metric),
     }
-    kind = next((kind for kind, (known, _) in kinds.items() if name in known), None)
+    kind = next((kind for kind, taken in registry.owners if name == taken), None)
     if kind is None:
         raise unknown("plugin", name, [*(n for known, _ in kinds.values() for n in known), "gmm"])
     spec = kinds[kind][1](name)

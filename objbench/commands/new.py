@@ -54,7 +54,7 @@ def module_name(name: str) -> str:
             f"'{name}' cannot name a plugin; take lower-case letters, digits and hyphens, such as my-detector"
         )
     registry = load_plugins()
-    if name in registry.models | registry.data | registry.metrics:
+    if name in {taken for _, taken in registry.owners}:
         raise UsageError(
             f"there is a plugin named '{name}' already (objbench plugins lists them); choose another"
         )

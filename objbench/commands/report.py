@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from objbench.commands.catalog import plugin_option
+from objbench.commands.catalog import plugin_option, warn_of_clashes
 from objbench.commands.run import out_option
 from objbench.errors import UsageError
 from objbench.plugins import Registry, load_plugins, load_target
@@ -63,6 +63,7 @@ def report(
     if protocol_name is not None:
         protocol(protocol_name)
     registry = load_plugins(plugin_files)
+    warn_of_clashes(registry)
 
     from objbench.report import tables, text
     from objbench.store import Store

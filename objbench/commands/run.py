@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from objbench.commands.catalog import json_option, plugin_option
+from objbench.commands.catalog import json_option, plugin_option, warn_of_clashes
 from objbench.errors import UsageError
 from objbench.overrides import overrides_option, parse_overrides
 from objbench.plugins import Registry, load_plugins
@@ -94,6 +94,7 @@ def run(
     overrides = parse_overrides(options)
     scale = protocol(protocol_name)
     registry = load_plugins(plugin_files)
+    warn_of_clashes(registry)
 
     from objbench.evaluation import columns  # these are heavy
     from objbench.matrix import matrix

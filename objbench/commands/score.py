@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from objbench.commands.catalog import json_option, plugin_option
+from objbench.commands.catalog import json_option, plugin_option, warn_of_clashes
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -40,6 +40,7 @@ def score(
     if present is not None and not math.isfinite(present):
         raise UsageError(f"--present {present} is not a finite number")
     registry = load_plugins(plugin_files)
+    warn_of_clashes(registry)
     from objbench.coco import read_detections, read_truth
     from objbench.detector import PRESENT
     from objbench.scoring import score_each, to_stderr

@@ -20,9 +20,8 @@ def find_subjects(registry: Registry, what: str, overrides: Overrides | None = N
     plugin that did not load.
     """
     overrides = overrides or {}
-    if what in registry.models | registry.data | registry.metrics:
-        names = [(kind, name) for kind, name in registry.owners if name == what]
-    else:
+    names = [(kind, name) for kind, name in registry.owners if name == what]
+    if not names:
         path = str(Path(what).resolve())
         names = [
             key for key, owners in registry.owners.items() if path in owners or what in map(_package, owners)
