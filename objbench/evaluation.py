@@ -36,7 +36,7 @@ def detect(
             scenes = source.scenes(split, indices)
             truths.append(scenes.truth)
             found.append(checked(detector.detect_scenes(shown(scenes, detector)).to("cpu"), len(scenes)))
-    return Detections.concatenate(found), concatenate(truths)
+    return Detections.concatenate(found), GroundTruth.concatenate(truths)
 
 
 def shown(scenes: Scenes, detector: Detector) -> Scenes:
@@ -75,16 +75,6 @@ def checked(found: Detections, images: int) -> Detections:
     if found.what is not None and not found.what.isfinite().all():
         raise ValueError("detect returned what-latents that are NaN or infinite")
     return found
-
-
-def concatenate(parts: list[GroundTruth]) -> GroundTruth:
-    """The truth of consecutive batches as one."""
-    offset, images = 0, []
-    for part in parts:
-        images.append(part.image + offset)
-        offset += part.images
-    boxes, labels = torch.cat([p.boxes for p in parts]), torch.cat([p.labels for p in parts])
-    return GroundTruth(offset, torch.cat(images), boxes, labels)
 
 
 def device_of(detector: Detector) -> torch.device:

@@ -54,6 +54,16 @@ class GroundTruth:
             labels=torch.cat([l.long() for l in labels] or [empty_labels]),
         )
 
+    @staticmethod
+    def concatenate(parts: list[GroundTruth]) -> GroundTruth:
+        """The truth of consecutive batches as one."""
+        offset, images = 0, []
+        for part in parts:
+            images.append(part.image + offset)
+            offset += part.images
+        boxes, labels = torch.cat([p.boxes for p in parts]), torch.cat([p.labels for p in parts])
+        return GroundTruth(offset, torch.cat(images), boxes, labels)
+
 
 @dataclass(frozen=True)
 class Scenes:

@@ -80,6 +80,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except FileNotFoundError:
         raise Damaged(f"{path.name} is missing") from None
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
     rest = data[len(_seal(b"")) :]
     if data != _seal(rest) + rest:
         raise Damaged(f"{path.name} was cut short or edited (its checksum differs)")
@@ -112,6 +114,8 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
                 raise Damaged(f"{name} was cut short or edited (its checksum differs)")
         except FileNotFoundError:
             raise Damaged(f"{name} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read ({error.strerror})") from None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -194,7 +198,7 @@ class Store:
         results, warnings = [], []
         names = sorted(os.listdir(self.cells)) if self.cells.is_dir() else []
         for name in names:
-            if "." in name:  # set aside, or a probe
+            if name.startswith(".") or ".broken-" in name:  # a probe, or set aside
                 continue
             try:
                 results.append(self.result(name))

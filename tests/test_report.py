@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from objbench import store
 from objbench.commands.report import report
 from objbench.detector import Detections
 from objbench.errors import UsageError
 from objbench.evaluation import flat
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
+from objbench.matrix import Cell
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
 from objbench.report.statistics import Comparison
-from objbench.results import CellResult
+from objbench.results import CellResult, Status
 from objbench.scenes import GroundTruth
 from objbench.scoring import metric_versions, score
-from objbench.store import save_tensors, write_json, write_record
+from objbench.store import read_json, read_record, save_tensors, write_json, write_record
 from objbench_plugins.published import objbench_published
 
 NEW = ModelSpec("new", "", "", label="NEW")
@@ -341,20 +345,25 @@ def test_csv_and_json_are_numbers(registry: Registry) -> None:
 # The command
 
 
-def stored(out: Path, model: str, seed: int, found_share: float, **facts: Any) -> str:
-    """Writes a cell as `objbench run` does; 30 scenes of one object, of which a share is found."""
-    registry = load_plugins()
+def cell_of(model: str, seed: int) -> Cell:
+    """A cell as the matrix makes it, without settings."""
     identity = {
         "model": model,
         "seed": seed,
+        "data": "multimnist",
         "model_config": {},
         "data_config": {},
         "protocol": {"name": "demo"},
     }
-    name = f"{model}{seed}" + "".join(facts.values())
-    folder = out / "cells" / name
+    return Cell(identity, {}, {})
+
+
+def stored(out: Path, model: str, seed: int, found_share: float, status: Status = "done") -> Path:
+    """Writes a cell as `objbench run` does; 30 scenes of one object, of which a share is found."""
+    registry, cell = load_plugins(), cell_of(model, seed)
+    folder = folder_of(out, model, seed)
     folder.mkdir(parents=True)
-    write_json(folder / "cell.json", {"identity": identity, "data_config": {}})
+    write_json(folder / "cell.json", vars(cell))
     image = torch.arange(30)
     boxes = torch.tensor([[4.0, 4, 12, 12]]).repeat(30, 1)
     truth = GroundTruth(30, image, boxes, image % 3)
@@ -362,37 +371,36 @@ def stored(out: Path, model: str, seed: int, found_share: float, **facts: Any) -
     found = Detections(
         30, image, torch.where(hit[:, None], boxes, boxes + 20), torch.full((30,), 0.9), image % 3
     )
-    files = []
-    if facts.get("status", "done") == "done":
+    if status == "done":
         save_tensors(folder / "detections.safetensors", flat(found))
         save_tensors(folder / "truth.safetensors", flat(truth))
-        files = ["detections.safetensors", "truth.safetensors"]
-    result = CellResult(
-        **(
-            {
-                "cell": name,
-                "model": model,
-                "data": "multimnist",
-                "protocol": "demo",
-                "seed": seed,
-                "status": "done",
-            }
-            | facts
-        ),
-        metrics=score(registry, found, truth) if files else {},
+    result = cell.result(
+        status,
+        metrics=score(registry, found, truth) if status == "done" else {},
         provenance={"metric_versions": metric_versions(registry)},
     )
-    write_record(folder, result, files)
-    return name
+    write_record(folder, result, FILES if status == "done" else [])
+    return folder
+
+
+AP = 0.81
+"""Of detections that find 0.9, all with one score: precision 0.9 up to recall 0.9."""
+FILES = ["detections.safetensors", "truth.safetensors"]
+
+
+def folder_of(out: Path, model: str, seed: int) -> Path:
+    """Where that cell lies."""
+    return out / "cells" / cell_of(model, seed).key
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Three seeds of GMAIR, one of which failed, and two of another model that finds less."""
+    """Three seeds of GMAIR, one of which failed, and of another model that finds less."""
     for seed in (0, 1):
         stored(tmp_path, "gmair", seed, 0.9)
         stored(tmp_path, "other", seed, 0.4)
     stored(tmp_path, "gmair", 2, 0.9, status="failed")
+    stored(tmp_path, "other", 2, 0.9, status="failed")
     return tmp_path
 
 
@@ -431,36 +439,123 @@ def test_intervals_set_the_better_model_in_bold(out: Path) -> None:
 
 
 def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
-    from objbench.store import read_record
-
-    folder = out / "cells" / "gmair0"
+    folder = folder_of(out, "gmair", 0)
     result, _ = read_record(folder)
     result.metrics["ap50"] = 0.123
     result.provenance["metric_versions"]["ap50"] = 0
-    write_record(folder, result, ["detections.safetensors", "truth.safetensors"])
+    write_record(folder, result, FILES)
     rows = json.loads(run("--out", str(out), "--format", "json")[0])["rows"]
     assert rows[0]["ap50_std"] == 0
 
 
-def test_damaged_cells_are_left_out_with_a_line_each(out: Path) -> None:
-    (out / "cells" / "gmair0" / "record.json").write_text("{")
-    (out / "cells" / "gmair1" / "cell.json").unlink()
+def edited(folder: Path, **changes: Any) -> None:
+    """Changes a record, and makes its checksum fit: whoever edits a file can do that."""
+    result, _ = read_record(folder)
+    write_record(folder, replace(result, **changes), FILES)
+
+
+def cut(path: Path) -> None:
+    """As a copy that was broken off."""
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def add_of_the_future(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "FORMAT", store.FORMAT + 1)
+        write_record(folder, cell_of("gmair", 0).result("done"), FILES)
+
+
+def another_seed(folder: Path) -> None:
+    """A second of the same training, passed off as a run of its own."""
+    write_json(folder / "cell.json", vars(cell_of("gmair", 7)))
+    edited(folder, seed=7)
+
+
+BAD = {
+    "a record cut short": (lambda f: cut(f / "record.json"), "record.json was cut short or edited"),
+    "a record edited": (
+        lambda f: (f / "record.json").write_text((f / "record.json").read_text().replace('"ap50": 0', '"ap50": 1')),
+        "record.json was cut short or edited",
+    ),
+    "no record": (lambda f: (f / "record.json").unlink(), "record.json is missing"),
+    "an unreadable record": (
+        lambda f: ((f / "record.json").unlink(), (f / "record.json").mkdir()),
+        "record.json cannot be read",
+    ),
+    "no identity": (lambda f: (f / "cell.json").unlink(), "cell.json is missing"),
+    "detections cut short": (
+        lambda f: cut(f / "detections.safetensors"),
+        "detections.safetensors was cut short or edited",
+    ),
+    "half a copy": (lambda f: (f / "truth.safetensors").unlink(), "truth.safetensors is missing"),
+    "a future format": (add_of_the_future, "record.json was written by another version of objbench"),
+    "a future field": (
+        lambda f: write_json(f / "record.json", read_json(f / "record.json") | {"more": 1}),
+        "record.json was written by another version of objbench",
+    ),
+    "another identity": (another_seed, f"cell.json is that of cell {cell_of('gmair', 7).key}: a copy, or edited"),
+    "another seed": (lambda f: edited(f, seed=7), "record.json was edited: its seed is 7, the cell's 0"),
+    "another model": (
+        lambda f: edited(f, model="other"),
+        "record.json was edited: its model is other, the cell's gmair",
+    ),
+    "another config": (
+        lambda f: edited(f, model_config={"lr": 1}),
+        "record.json was edited: its model_config is {'lr': 1}, the cell's {}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_cell_is_left_out_and_said_in_one_line(out: Path, how: str) -> None:
+    """Never silently averaged: what is left is the other seed's figure alone."""
+    spoil, says = BAD[how]
+    folder = folder_of(out, "gmair", 0)
+    edited(folder, metrics=read_record(folder)[0].metrics | {"ap50": 0.5})
+    before = json.loads(run("--out", str(out), "--format", "json")[0])["rows"][0]
+    assert (before["done"], before["ap50"]) == (2, pytest.approx((0.5 + AP) / 2))
+    spoil(folder)
     printed, complaints = run("--out", str(out), "--format", "json")
-    assert [line.split(" is left out")[0] for line in complaints.splitlines()] == [
-        "warning: cell gmair0",
-        "warning: cell gmair1",
+    row = json.loads(printed)["rows"][0]
+    assert (row["model"], row["done"], row["ap50"]) == ("gmair", 1, pytest.approx(AP))
+    line, lacking = complaints.splitlines()
+    assert line.startswith(f"warning: cell {folder.name} is left out: {says}")
+    assert lacking == "warning: gmair on multimnist (demo): there is no cell of seed 0"
+
+
+def test_a_cell_that_is_there_twice_counts_once(out: Path) -> None:
+    folder = folder_of(out, "gmair", 0)
+    names = {f"{folder.name} (copy)", f"{folder.name}.bak", cell_of("gmair", 9).key}
+    for name in names:
+        shutil.copytree(folder, out / "cells" / name)
+    printed, complaints = run("--out", str(out), "--format", "json")
+    assert json.loads(printed)["rows"][0]["done"] == 2
+    assert {line.split(" is left out: ")[0] for line in complaints.splitlines()} == {
+        f"warning: cell {name}" for name in names
+    }
+    assert all(
+        f"it holds the record of cell {folder.name}: a copy" in line for line in complaints.splitlines()
+    )
+
+
+def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_read(out: Path) -> None:
+    folder = folder_of(out, "gmair", 0)
+    edited(folder, metrics=read_record(folder)[0].metrics | {"ap50": 0.99})
+    words = ("--out", str(out), "--format", "json", "--intervals", "--resamples", "100")
+    printed, complaints = run(*words)
+    assert json.loads(printed)["rows"][0]["done"] == 1
+    assert (
+        f"warning: cell {folder.name} is left out: record.json was edited: its ap50 is 0.9900, its detections "
+        "score 0.8100"
+    ) in complaints
+
+
+def test_seeds_that_a_row_lacks_are_said(out: Path) -> None:
+    for seed in (0, 2):
+        shutil.rmtree(folder_of(out, "other", seed))
+    assert run("--out", str(out))[1].splitlines() == [
+        "warning: other on multimnist (demo): there is no cell of seeds 0, 2"
     ]
-    assert json.loads(printed)["rows"][0]["done"] == 0
-
-
-def test_a_row_whose_raw_detections_are_damaged_has_no_interval(out: Path) -> None:
-    (out / "cells" / "gmair0" / "detections.safetensors").write_bytes(b"short")
-    printed, complaints = run("--out", str(out), "--format", "json", "--intervals", "--resamples", "100")
-    ours, other = json.loads(printed)["rows"]
-    assert ours["ap50"] > 0.5
-    assert ours["ap50_low"] is None
-    assert other["ap50_low"] is not None
-    assert "no intervals for the row of cell gmair0" in complaints
 
 
 def test_the_table_goes_to_a_file(out: Path) -> None:

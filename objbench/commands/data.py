@@ -72,6 +72,7 @@ def export(
     source = _source(name, protocol_name, seed, options, plugin_files)
     from objbench.coco import write_truth
     from objbench.report.contact_sheet import as_pictures
+    from objbench.scenes import GroundTruth
 
     files = [f"images/{i:06}.png" for i in range(n)]
     truths = []
@@ -81,7 +82,7 @@ def export(
             for i, picture in enumerate(as_pictures(batch), start):
                 picture.save(beside / files[i])
             truths.append(batch.truth)
-        truth = _joined(truths)
+        truth = GroundTruth.concatenate(truths)
         sizes = [(source.shape.width, source.shape.height)] * n
         write_truth(beside / "annotations.json", truth, sizes, files, source.classes)
     click.echo(f"{n} scenes with {len(truth.labels)} objects: {target / 'annotations.json'}")
@@ -110,11 +111,12 @@ def show(
 ) -> None:
     """Draw scenes with their true boxes on one picture, and count what is in them."""
     source = _source(name, protocol_name, seed, options, plugin_files)
-    truth = _joined([batch.truth for _, batch in _batches(name, source, split, n)])
     import torch
 
     from objbench.report.contact_sheet import contact_sheet
+    from objbench.scenes import GroundTruth
 
+    truth = GroundTruth.concatenate([batch.truth for _, batch in _batches(name, source, split, n)])
     title = f"{name}: {split} scenes, seed {seed}, {protocol_name} protocol"
     drawn = source.scenes(split, torch.arange(min(n, _ON_SHEET)))
     target = Path(file or f"{name}-{split}.png")
@@ -158,20 +160,6 @@ def _batches(name: str, source: SceneSource, split: Split, n: int) -> Iterator[t
         raise UsageError(f"--n {n}: the {split} split of {name} has {size} scenes")
     for start in range(0, n, _BATCH):
         yield start, source.scenes(split, torch.arange(start, min(n, start + _BATCH)))
-
-
-def _joined(truths: list[GroundTruth]) -> GroundTruth:
-    """The truth of consecutive batches as one."""
-    import torch
-
-    from objbench.scenes import GroundTruth
-
-    first, images = 0, []
-    for truth in truths:
-        images.append(truth.image + first)
-        first += truth.images
-    boxes, labels = torch.cat([t.boxes for t in truths]), torch.cat([t.labels for t in truths])
-    return GroundTruth(first, torch.cat(images), boxes, labels)
 
 
 def _summary(truth: GroundTruth, classes: tuple[str, ...]) -> str:

@@ -65,12 +65,14 @@ def report(
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
 
-    from objbench.report import tables, text
+    from objbench.report import cells, tables, text
     from objbench.store import Store
 
-    results, identities = read_cells(Store(out), registry, protocol_name)
+    results, identities = read_cells(Store(out), registry, protocol_name, recheck=intervals)
     published = registry.published if paper else []
     rows = tables.rows_of(results, identities, registry, published)
+    for line in cells.seeds_that_lack(rows):
+        click.echo(f"warning: {line}", err=True)
     comparison = compare_rows(rows, registry, resamples) if intervals else None
     table = tables.build(rows, tables.columns_of(registry, published), registry, comparison)
     on_screen = target is None and sys.stdout.isatty()
@@ -83,13 +85,15 @@ def report(
 
 
 def read_cells(
-    store: Store, registry: Registry, protocol_name: str | None
+    store: Store, registry: Registry, protocol_name: str | None, recheck: bool
 ) -> tuple[list[CellResult], dict[str, dict[str, Any]]]:
     """Cells that can be believed, by the metrics as they are now, and their identities.
 
-    A line on stderr for each of the others. UsageError when nothing is left.
+    A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
+    finished cells are held against their raw detections, which takes torch and time.
     """
-    from objbench.store import Damaged, read_json
+    from objbench.report.cells import check_figures, identity_of
+    from objbench.store import Damaged
 
     found, warnings = store.results()
     results, identities = [], {}
@@ -98,11 +102,13 @@ def read_cells(
         if protocol_name not in (None, result.protocol):
             continue
         try:
-            identities[result.cell] = read_json(store.folder(result.cell) / "cell.json")["identity"]
+            identities[result.cell] = identity_of(result)
             if result.status == "done" and result.provenance.get("metric_versions") != versions:
                 from objbench.evaluation import rescore  # heavy, and seldom needed
 
                 result = rescore(registry, result)
+            elif result.status == "done" and recheck:
+                check_figures(registry, result)
         except Damaged as error:
             warnings.append(f"cell {result.cell} is left out: {error}")
             continue
@@ -116,15 +122,11 @@ def read_cells(
 
 
 def compare_rows(rows: list[Row], registry: Registry, resamples: int) -> Comparison:
-    """Intervals and paired comparisons, from the raw detections of all finished cells.
-
-    A row with a cell whose detections cannot be read gets neither; a line on stderr says so.
-    """
+    """Intervals and paired comparisons, from the raw detections of all finished cells."""
     import torch
 
     from objbench.evaluation import load_detections, load_truth
     from objbench.report.statistics import Run, compare, resample, scenes_digest
-    from objbench.store import Damaged, check_files, read_record
 
     torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
     metrics = [load_target(spec.target) for spec in registry.metrics.values() if spec.columns]
@@ -133,14 +135,7 @@ def compare_rows(rows: list[Row], registry: Registry, resamples: int) -> Compari
     with click.progressbar(length=total, label="drawing test scenes again", file=sys.stderr) as bar:
         for row, of_row in zip(rows, runs, strict=True):
             for result in row.done:
-                folder = Path(result.path)
-                try:
-                    check_files(folder, read_record(folder)[1])
-                    found, truth = load_detections(folder), load_truth(folder)
-                except Damaged as error:
-                    click.echo(f"warning: no intervals for the row of cell {result.cell}: {error}", err=True)
-                    of_row.clear()  # else they would be of other seeds than the mean they stand below
-                    break
+                found, truth = load_detections(Path(result.path)), load_truth(Path(result.path))
                 key = (result.seed, scenes_digest(truth))
                 of_row[key] = resample(found, truth, metrics, resamples, lambda: bar.update(1))
     contenders = [not row.oracle for row in rows]
