@@ -207,6 +207,18 @@ def test_collapsed_runs_are_counted(registry: Registry) -> None:
     assert "Collapsed: 1 of 3 runs (ap outside 0.3..1)." in table.notes
 
 
+def test_a_run_has_collapsed_when_it_finds_little_or_puts_nearly_all_in_one_cluster() -> None:
+    """By the metrics as they are registered; what is at the limit has not, and both at once is one run."""
+    figures = [(0.29, 0.5), (0.30, 0.90), (0.99, 0.91), (0.1, 1.0), (0.99, math.nan)]
+    runs = [
+        cell("gmair", "multimnist", seed, metrics={"ap50": ap, "largest_cluster": share})
+        for seed, (ap, share) in enumerate(figures)
+    ]
+    table = build(runs, load_plugins())
+    assert lines(table)[0][-1] == "5, collapsed (3 of 5)"
+    assert "Collapsed: 3 of 5 runs (ap50 outside 0.3..1 or largest_cluster outside 0..0.9)." in table.notes
+
+
 # The paper's figures
 
 

@@ -171,6 +171,25 @@ def test_pairing_tells_apart_what_separate_intervals_do_not() -> None:
     assert best_and_tied([better, unpaired]) == [True, True]
 
 
+@pytest.mark.parametrize("truly", [0.0, 0.1])
+def test_the_paired_interval_holds_the_true_difference_as_often_as_it_says(truly: float) -> None:
+    """Scenes are much harder or easier than one another, for both rows alike; 3 seeds each."""
+    random, held, ties = np.random.default_rng(4), [], []
+    for _ in range(300):
+        scene = random.normal(0, 0.4, 60)
+        weights = random.multinomial(60, [1 / 60] * 60, 150) / 60
+        rows = []
+        for mean in (0.5 + truly, 0.5):
+            values = mean + random.normal(0, 0.02, (3, 1)) + scene + random.normal(0, 0.1, (3, 60))
+            rows.append({seed: Run(v.mean(), weights @ v) for seed, v in enumerate(values)})
+        _, low, high = difference(*rows)
+        held.append(low <= truly <= high)
+        ties.append(best_and_tied(rows)[1])
+    assert 0.89 <= np.mean(held) <= 0.99
+    # Alike, the second is the best itself half of the time, else tied with it; 0.1 apart it is neither.
+    assert np.mean(ties) > 0.93 if truly == 0 else np.mean(ties) < 0.2
+
+
 def test_rows_that_differ_only_by_their_seeds_tie() -> None:
     a, b = row([0.90, 0.80, 0.95], NOISE), row([0.85, 0.91, 0.84], NOISE)
     assert best_and_tied([a, b]) == [True, True]

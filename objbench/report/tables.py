@@ -272,8 +272,8 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _has_collapsed(result: CellResult, healthy: Mapping[str, tuple[float, float]]) -> bool:
-    """Whether a figure lies outside what a sound run gives; one that was not measured says nothing."""
-    known = {k: result.metrics[k] for k in healthy if k in result.metrics}
+    """Whether a figure lies outside what a sound run gives; one that is not defined says nothing."""
+    known = {k: result.metrics[k] for k in healthy if not math.isnan(result.metrics.get(k, math.nan))}
     return any(not healthy[k][0] <= v <= healthy[k][1] for k, v in known.items())
 
 
