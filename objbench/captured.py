@@ -1,0 +1,228 @@
+"""Training steps on a GPU: captured once a phase and replayed, on batches that are made meanwhile.
+
+A step of many small kernels costs a GPU less than it costs a processor to ask for them one by one. So the whole
+step, forward, backward, clipping and optimisers, is captured into a CUDA graph, which is launched as one. What
+changes from step to step lies in tensors that are written before each launch: the batch, the values of the
+detector's `schedule`, learning rates. `Detector.phase` says when it takes another graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from objbench.detector import Detector
+from objbench.training import Losses, Start, Steps, rate_left
+
+WARM_STEPS = 3
+"""Steps of each phase that are taken uncaptured. They are part of the training, and they have cuDNN and cuBLAS choose
+their ways and optimisers make their state, none of which a capture may do."""
+AHEAD = 8
+"""Batches that wait to be used."""
+
+
+class Recorder(Protocol):
+    """Captures and replays. `CudaGraph` does; tests have one that runs on a CPU."""
+
+    def prepare(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Has the optimisers do nothing in a step that a capture does not allow."""
+
+    def record(self, work: Callable[[], None]) -> None:
+        """Captures `work` in the place of what was captured before."""
+
+    def replay(self) -> None:
+        """Does what was captured last once more."""
+
+
+class CudaGraph:
+    """Captures work on a stream of its own, which training as a whole must run on: `with graph.stream():`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Makes the stream the current one, after what is queued now and before what will be queued then."""
+        before = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(before)
+        with torch.cuda.stream(self._stream):
+            yield
+        before.wait_stream(self._stream)
+
+    def prepare(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Sets `capturable`, and moves what counts the steps to the GPU; TypeError if an optimiser has no such flag."""
+        for optimizer in optimizers:
+            # It would warn about the steps that come before a capture.
+            optimizer._warned_capturable_if_run_uncaptured = True
+            for group in optimizer.param_groups:
+                if "capturable" not in group:
+                    raise TypeError(
+                        f"{type(optimizer).__name__} cannot be captured; "
+                        "set the detector's capturable to False, or use Adam or RMSprop"
+                    )
+                group["capturable"] = True
+            for state in optimizer.state.values():
+                if isinstance(count := state.get("step"), Tensor):
+                    state["step"] = count.to(self.device)
+
+    def record(self, work: Callable[[], None]) -> None:
+        """Captures `work`, which is not done by that. No other thread may allocate pinned memory meanwhile."""
+        self._stream.synchronize()  # the graph that goes now may still be running
+        self._graph = None
+        graph = torch.cuda.CUDAGraph()
+        # Other threads are not this one's business: only what this thread asks for can spoil the capture.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        self._graph = graph
+
+    def replay(self) -> None:
+        """Launches the graph; does not wait for it."""
+        assert self._graph is not None
+        self._graph.replay()
+
+
+class CapturedSteps(Steps):
+    """As `Steps`, but each phase is captured after its first `WARM_STEPS` and then replayed."""
+
+    how = ", steps captured"
+
+    def __init__(
+        self,
+        detector: Detector,
+        optimizers: Sequence[torch.optim.Optimizer],
+        starts: Sequence[Start],
+        recorder: Recorder,
+        quiet: contextlib.AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """As `Steps`. quiet: held while capturing; other threads leave the GPU alone meanwhile.
+
+        Until `close`, the detector reads its schedule from tensors.
+        """
+        super().__init__(detector, optimizers, starts)
+        recorder.prepare(optimizers)
+        self._recorder, self._quiet = recorder, quiet or contextlib.nullcontext()
+        device = next(detector.parameters()).device
+        names = list(detector.schedule(0))
+        self._values = torch.zeros(len(names) + len(self.groups), dtype=torch.float64, device=device)
+        detector.held = dict(zip(names, self._values[: len(names)].unbind(), strict=True))
+        self._rates = self._values[len(names) :].unbind()
+        if self.rates_fall():
+            for group in self.groups:  # single precision is what optimisers read
+                group["lr"] = torch.zeros((), device=device)
+        self._images: Tensor | None = None
+        self._losses: Losses | None = None
+        self._phase: Hashable = object()  # that of no step
+        self._taken = 0  # steps of this phase
+
+    def close(self) -> None:
+        """Gives the detector back its plain schedule."""
+        self.detector.held = None
+
+    def __call__(self, images: Tensor, step: int) -> Losses:
+        """As `Steps`; images: on the CPU, pinned if they are not to be waited for."""
+        self._write(images, step)
+        assert self._images is not None
+        phase = self.detector.phase(step)
+        if phase != self._phase:
+            self._phase, self._taken = phase, 0
+        self._taken += 1
+        if self._taken <= WARM_STEPS:
+            return self.compute(self._images, step)
+        if self._taken == WARM_STEPS + 1:
+            self._capture(step)
+        self._recorder.replay()
+        assert self._losses is not None
+        names, losses = self._losses
+        return names, losses.clone()  # the next replay writes there
+
+    def set_rates(self, step: int) -> None:
+        """Within what is captured: takes the rates from where `_write` has put them."""
+        if self.rates_fall():
+            for group, rate in zip(self.groups, self._rates, strict=True):
+                group["lr"].copy_(rate)
+
+    def _write(self, images: Tensor, step: int) -> None:
+        """Queues the copies of what differs from step to step."""
+        scheduled = list(self.detector.schedule(step).values())
+        share = rate_left(step / self.detector.config.steps, self.detector.config.lr_end)
+        values = [*scheduled, *(float(start.rate) * share for start in self.starts)]
+        pinned = self._values.is_cuda  # kept by the allocator until the copy is done, so new ones each time
+        self._values.copy_(torch.tensor(values, dtype=torch.float64, pin_memory=pinned), non_blocking=True)
+        if self._images is None:
+            self._images = torch.empty(images.shape, dtype=images.dtype, device=self._values.device)
+        self._images.copy_(images, non_blocking=True)
+
+    def _capture(self, step: int) -> None:
+        images = self._images
+        assert images is not None
+
+        def work() -> None:
+            self._losses = self.compute(images, step)
+
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)  # gradients are to lie in the graph's own memory
+        try:
+            with self._quiet:
+                self._recorder.record(work)
+        except Exception as error:
+            phase = f"{type(self.detector).__name__}'s training step, phase {self._phase}"
+            error.add_note(f"while capturing {phase}; OBJBENCH_EAGER=1 trains without")
+            raise
+
+
+class Ahead:
+    """Makes the images of coming steps on a thread of its own, in pinned memory where they go to a GPU."""
+
+    def __init__(self, make: Callable[[int], Tensor], steps: Iterable[int], device: torch.device) -> None:
+        """make: the images of a step, a pure function; steps: which, in the order in which they will be used."""
+        self.lock = threading.Lock()
+        """Held while a batch is made. Whoever holds it knows that the thread does nothing."""
+        self._make, self._steps, self._device = make, iter(steps), device
+        self._made: queue.Queue[tuple[int, Tensor | BaseException]] = queue.Queue(AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="objbench-batches", daemon=True)
+        self._thread.start()
+
+    def __call__(self, step: int) -> Tensor:
+        """The images of the next step, which must be `step`; raises what making them raised."""
+        made, images = self._made.get()
+        if isinstance(images, BaseException):
+            raise images
+        assert made == step, f"the next batch is that of step {made}, not of {step}"
+        return images
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # each thread has its own
+        for step in self._steps:
+            images: Tensor | BaseException
+            with self.lock:
+                try:
+                    images = self._make(step)
+                    if self._device.type == "cuda":
+                        images = images.pin_memory()
+                except BaseException as error:  # whatever it is, it is for the training to raise
+                    images = error
+            if not self._put(step, images) or isinstance(images, BaseException):
+                return
+
+    def _put(self, step: int, images: Tensor | BaseException) -> bool:
+        """Waits for a place; False when there is nobody to use it any more."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._made.put((step, images), timeout=0.1)
+                return True
+        return False
