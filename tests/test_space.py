@@ -5,14 +5,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import distributions as D
+from torch import nn
 
 from objbench.errors import UsageError
 from objbench.latents import normal_kl, relaxed_bernoulli
 from objbench.options import build
 from objbench.scenes import SceneShape
 from objbench.spatial import boxes_around
-from objbench_plugins.space import losses
+from objbench_plugins.space import losses, networks
+from objbench_plugins.space import model as space_model
 from objbench_plugins.space.background import Background
 from objbench_plugins.space.compose import Canvases, Windows
 from objbench_plugins.space.config import SMALL
@@ -373,3 +376,70 @@ def test_settings_are_of_known_options(protocol, data):
     if (protocol, data) == ("paper", "multimnist"):
         assert dataclasses.asdict(config) == dataclasses.asdict(Space.Config())
     assert config.cell == 8
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs", "size"),
+    [
+        (lambda: networks.Tiles(6, 8, 2), nn.ConvTranspose2d(6, 8, 2, 2), (3, 6, 4, 5)),
+        (lambda: networks.Tiles(6, 8, (4, 2)), nn.ConvTranspose2d(6, 8, (4, 2), (4, 2)), (3, 6, 1, 1)),
+        (lambda: networks.Whole(6, 8, 4), nn.Conv2d(6, 8, 4), (3, 6, 4, 4)),
+    ],
+    ids=["tiles", "oblong tiles", "whole"],
+)
+def test_layers_as_products_equal_torchs(ours, torchs, size):
+    """Values and gradients, with a nonlinearity in place after them."""
+    layer = ours()
+    layer.load_state_dict(torchs.state_dict())
+
+    def run(net):
+        x = torch.linspace(-1, 1, math.prod(size)).view(size).contiguous(memory_format=torch.channels_last)
+        x.requires_grad_()
+        y = F.celu(net(x), inplace=True)
+        y.square().sum().backward()
+        return [y, x.grad, net.weight.grad, net.bias.grad]
+
+    for found, expected in zip(run(layer), run(torchs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_norm_of_half_precision_is_worked_out_in_single():
+    x = torch.randn(4, 16, 6, 6).bfloat16().requires_grad_()
+    norm = networks.GroupNorm(4, 16)
+    nn.init.normal_(norm.weight)
+    norm(x).float().square().sum().backward()
+    found = [norm(x).float(), x.grad.float(), norm.weight.grad.clone()]
+    norm.zero_grad()
+    exact = x.detach().float().requires_grad_()
+    norm(exact).bfloat16().float().square().sum().backward()
+    for ours, plain in zip(found, [norm(exact), exact.grad, norm.weight.grad], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0.01, atol=0.01 * float(plain.detach().abs().max()))
+
+
+def test_painting_in_parts_is_painting_at_once(monkeypatch):
+    torch.manual_seed(0)
+    config = build(Space.Config, "space", {**Space.settings("demo", "multimnist"), "gate_cells": 0})
+    model = Space(config, SceneShape(1, 64, 64))
+    images = torch.rand(5, 1, 64, 64)
+
+    def run():
+        torch.manual_seed(1)
+        model.zero_grad()
+        terms = model.training_step(images, 1_000)  # the boundary loss among them
+        torch.stack(list(terms.values())).sum().backward()
+        return terms, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    terms, gradients = run()
+    assert "boundary" in terms
+    calls = []
+    whole = model.paint_at_once
+    monkeypatch.setattr(
+        model, "paint_at_once", lambda part, framed: (calls.append(1), whole(part, framed))[1]
+    )
+    monkeypatch.setattr(space_model, "PAINTED_AT_ONCE", 128)  # 64 cells: two images
+    parted_terms, parted_gradients = run()
+    assert len(calls) == 6  # three parts, there and back
+    for name, term in terms.items():
+        torch.testing.assert_close(parted_terms[name], term, rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(parted_gradients[name], gradient, rtol=1e-4, atol=1e-5)

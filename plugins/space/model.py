@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from objbench.detector import PRESENT, Detections, Detector
 from objbench.errors import UsageError
@@ -34,6 +35,8 @@ from objbench_plugins.space.config import SETTINGS, SpaceConfig
 SHARPNESS = 100.0
 """What alpha x sigmoid(-depth) is multiplied by in the softmax over cells."""
 GLIMPSES_AT_ONCE = 128
+PAINTED_AT_ONCE = 1024
+"""Above so many objects, a batch is painted in parts."""
 PRESENCE_LIMIT = 8.8
 """Presence logits lie within plus or minus this."""
 BOUNDARY_WEIGHT = 1000 / 32**2
@@ -150,8 +153,7 @@ class Space(Detector):
         presence = relaxed_bernoulli(cells.presence, annealed["temperature"])
         keep = self.chosen_cells(cells.presence, now.gated)
         objects = self.infer_objects(images, cells, presence, keep, sample=True)
-        windows = self.windows(objects.boxes)
-        foreground, weight = self.compose(objects, windows)
+        foreground, weight, frames = self.paint(objects, now.boundary)
 
         shown = torch.full_like(weight, c.fixed_alpha) if now.fixed_alpha else weight
         kl, pres_kl = normal_kl, losses.bernoulli_kl
@@ -165,8 +167,8 @@ class Space(Detector):
             "background": scene.mask_kl + scene.component_kl,
         }
         if now.boundary:
-            frames = windows.frames(objects.presence, c.boundary_width) * BOUNDARY_WEIGHT
-            terms["boundary"] = c.boundary * 0.5 * (frames * weight / BOUNDARY_STD).square().sum((1, 2, 3))
+            crossed = frames * weight * (BOUNDARY_WEIGHT / BOUNDARY_STD)
+            terms["boundary"] = c.boundary * 0.5 * crossed.square().sum((1, 2, 3))
         self._watch = {"presence": cells.presence.detach(), "weight": weight.detach()}
         return {name: term.mean() for name, term in terms.items()}
 
@@ -286,6 +288,34 @@ class Space(Detector):
         return boxes_around(0.5 + torch.tanh(shift), size, self.grid, (height, width))
 
     # Generation
+
+    def paint(self, objects: Objects, framed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Foreground and weight as `compose` has them, and the frames of the boundary loss, if `framed`: else 0.
+
+        What this keeps for its gradient grows with the area of all boxes, at first half an image each. Where they
+        are many, a few images are painted at a time, and once more when their gradient is due.
+        """
+        n, k = objects.presence.shape
+        at_once = max(1, PAINTED_AT_ONCE // k)
+        if at_once >= n or objects.boxes.is_cuda or self.held is not None:
+            return self.paint_at_once(objects, framed)
+        parts = zip(*(of_all.split(at_once) for of_all in objects), strict=True)
+        painted = [
+            checkpoint(
+                self.paint_at_once, Objects(*part), framed, use_reentrant=False, preserve_rng_state=False
+            )
+            for part in parts
+        ]
+        foreground, weight, frames = (torch.cat(of_all) for of_all in zip(*painted, strict=True))
+        return foreground, weight, frames
+
+    def paint_at_once(self, objects: Objects, framed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `paint`."""
+        windows = self.windows(objects.boxes)
+        foreground, weight = self.compose(objects, windows)
+        if not framed:
+            return foreground, weight, torch.zeros_like(weight)
+        return foreground, weight, windows.frames(objects.presence, self.config.boundary_width)
 
     def windows(self, boxes: Tensor) -> Windows | Canvases:
         """Where to paint objects with these boxes [n, k, 4]. Sizes that hang on boxes cannot be captured."""

@@ -1,10 +1,13 @@
 """The networks of SPACE, as published (appendix D, and the code where it says more), and small ones.
 
 Non-overlapping deconvolutions stand for the published 1x1 convolutions with pixel shuffle: the same map.
-Small nets are the published ones at another width.
+Small nets are the published ones at another width. `GroupNorm`, `Tiles` and `Whole` are torch's layers, worked
+out in ways that are faster on a processor.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +16,96 @@ from torch.utils.checkpoint import checkpoint
 
 COARSE = 8
 """Image pixels for one of the small background nets, on each axis."""
+LARGE = 2**14
+"""Values of an image's features that are run again rather than kept, when they are of half precision."""
 BACKGROUND_STRIDE = 32
 """What an image side must be a multiple of: the background decoders start from a grid of side / 32."""
 
 
+class GroupNorm(nn.GroupNorm):
+    """In single precision whatever the features': torch's own with bfloat16 is up to ten times slower on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        y: Tensor = _Normed.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Normed(torch.autograd.Function):
+    """Group normalisation of half-precision features that keeps no single-precision copy of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        ctx.size = (*x.shape[:2], x.shape[2] * x.shape[3], groups)
+        y, mean, rstd = torch.native_group_norm(x.float(), weight, bias, *ctx.size, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mean, rstd = ctx.saved_tensors
+        to_x, to_weight, to_bias = torch.ops.aten.native_group_norm_backward(
+            gradient.float(), x.float(), mean, rstd, weight, *ctx.size, [True, True, True]
+        )
+        return to_x.to(x.dtype), to_weight, to_bias, None, None
+
+
+class Tiles(nn.ConvTranspose2d):
+    """A deconvolution whose stride is its kernel: every pixel becomes a tile, so it is a product of matrices."""
+
+    def __init__(self, before: int, after: int, tile: int | tuple[int, int]) -> None:
+        super().__init__(before, after, tile, tile)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        n, before, h, w = x.shape
+        v, u = self.kernel_size
+        pixels = x.permute(0, 2, 3, 1).reshape(-1, before)
+        weight = self.weight.permute(0, 2, 3, 1).reshape(before, -1)  # [before, v u after]
+        assert self.bias is not None
+        tiles = torch.addmm(self.bias.repeat(v * u), pixels, weight)
+        picture: Tensor = _Laid.apply(tiles.view(n, h, w, v, u, -1))  # type: ignore[no-untyped-call]
+        return picture
+
+
+class _Laid(torch.autograd.Function):
+    """Tiles [n, h, w, v, u, after] side by side: [n, after, h v, w u].
+
+    A function of its own so that what it returns is no view, and the nonlinearity may work in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tiles: Tensor) -> Tensor:
+        n, h, w, v, u, after = ctx.size = tiles.shape
+        picture = torch.empty(
+            (n, after, h * v, w * u),
+            dtype=tiles.dtype,
+            device=tiles.device,
+            memory_format=torch.channels_last,
+        )
+        picture.permute(0, 2, 3, 1).view(n, h, v, w, u, after).copy_(tiles.transpose(2, 3))
+        return picture
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        n, h, w, v, u, after = ctx.size
+        return gradient.permute(0, 2, 3, 1).reshape(n, h, v, w, u, after).transpose(2, 3)
+
+
+class Whole(nn.Conv2d):
+    """A convolution whose kernel covers all of its input: a product of matrices. -> [n, after, 1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1).reshape(len(x), -1)
+        weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)
+        found = F.linear(pixels, weight, self.bias)[:, None, None, None, None]
+        after: Tensor = _Laid.apply(found)  # type: ignore[no-untyped-call]
+        return after
+
+
 def block(layer: nn.Module, channels: int, groups: int) -> list[nn.Module]:
     """A layer, CELU, group normalisation: in SPACE the nonlinearity comes first."""
-    return [layer, nn.CELU(inplace=True), nn.GroupNorm(groups, channels)]
+    return [layer, nn.CELU(inplace=True), GroupNorm(groups, channels)]
 
 
 def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
@@ -41,11 +127,13 @@ def run(net: nn.Module, x: Tensor, precision: str) -> Tensor:
 class Recomputed(nn.Sequential):
     """Layers that keep only their input for the backward pass, which runs them again.
 
-    All but the last, that is: a convolution needs its input there, not its output, so it is not run again.
+    All but the last, that is: a convolution needs its input there, not its output, so it is not run again. Of half
+    precision's features only the largest are worth it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        small = x.dtype != torch.float32 and x[0].numel() < LARGE
+        if small or not torch.is_grad_enabled():
             return super().forward(x)
         y: Tensor = checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
         return y
@@ -97,7 +185,7 @@ def glimpse_encoder(channels: int, out: int) -> nn.Sequential:
             *block(nn.Conv2d(32, 32, 3, 1, 1), 32, 4),
             *block(nn.Conv2d(32, 64, 4, 2, 1), 64, 8),
             *block(nn.Conv2d(64, 128, 4, 2, 1), 128, 8),
-            *block(nn.Conv2d(128, 256, 4), 256, 16),
+            *block(Whole(128, 256, 4), 256, 16),
             nn.Flatten(),
             nn.Linear(256, out),
         ]
@@ -108,11 +196,11 @@ def glimpse_decoder(what_dim: int, out: int) -> nn.Sequential:
     """[m, what_dim] -> [m, out, 32, 32]: five times a deconvolution and a 3x3 convolution."""
     layers: list[nn.Module] = [
         nn.Unflatten(1, (what_dim, 1, 1)),
-        *block(nn.Conv2d(what_dim, 256, 1), 256, 16),
+        *block(Whole(what_dim, 256, 1), 256, 16),
     ]
     before = 256
     for after, groups in ((128, 16), (128, 16), (64, 8), (32, 8), (16, 4)):
-        layers += block(nn.ConvTranspose2d(before, after, 2, 2), after, groups)
+        layers += block(Tiles(before, after, 2), after, groups)
         layers += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
         before = after
     return frugal([*layers, nn.Conv2d(16, out, 3, 1, 1)])
@@ -128,12 +216,12 @@ def picture_decoder(
     w, q = width, width // 4
     first = (size[0] // BACKGROUND_STRIDE, size[1] // BACKGROUND_STRIDE)
     widths, groups = (2 * w, w, q), (w // 4, w // 8, w // 16)
-    layers = [nn.Unflatten(1, (latent, 1, 1)), *block(nn.Conv2d(latent, 4 * w, 1), 4 * w, w // 4)]
-    layers += block(nn.ConvTranspose2d(4 * w, 4 * w, first, first), 4 * w, w // 4)
+    layers = [nn.Unflatten(1, (latent, 1, 1)), *block(Whole(latent, 4 * w, 1), 4 * w, w // 4)]
+    layers += block(Tiles(4 * w, 4 * w, first), 4 * w, w // 4)
     layers += block(nn.Conv2d(4 * w, 4 * w, 3, 1, 1), 4 * w, w // 4)
     before = 4 * w
     for after, group, factor in zip(widths, groups, factors, strict=True):
-        layers += block(nn.ConvTranspose2d(before, after, factor, factor), after, group)
+        layers += block(Tiles(before, after, factor), after, group)
         layers += block(nn.Conv2d(after, after, 3, 1, 1), after, group)
         before = after
     layers += block(nn.Conv2d(q, q, 3, 1, 1), q, groups[-1])
