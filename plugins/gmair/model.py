@@ -5,8 +5,10 @@ presence is its probability, never a sample (`presence`); the overlap is summed 
 (`overlap_mean`); the encoders are three layers of 512 (`encoder_widths`); where means pass through a batch
 normalisation of fixed scale (`where_norm`); ReLU precedes group normalisation in the decoder.
 
-One thing differs from both: what an object paints is colour x alpha x importance, interpolated as one picture, where
+Two things differ from both. What an object paints is colour x alpha x importance, interpolated as one picture, where
 the published renderer interpolates the three and then multiplies (`renderer`). It makes painting linear, hence fast.
+And in short trainings the mixture is started, once, from what the encoder knows by then (`mixture_start`, see
+`mixture.py`); under the `paper` protocol it never is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The plain SPAIR: one cell after another, one canvas an object, the count prior worked through cell by cell.
 
-Slow, obvious; the tests hold the fast one to it, and `benchmarks/spair.py` times them side by side.
+Slow, obvious; the tests hold the fast one to it, and `benchmarks/steps.py` times them side by side.
 """
 
 from __future__ import annotations
