@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UsageError(Exception):
@@ -16,3 +20,27 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return UsageError(f"no {kind} named '{name}'{hint} ({kind}s: {', '.join(names) or 'none'})")
+
+
+def told(error: BaseException) -> str:
+    """An error in one line, and the place in a plugin's own code where it came up.
+
+    The place is the last that lies neither in objbench nor in Python's import, pluggy or torch;
+    none when there is no such place, as for a plugin that returned what it should not.
+    """
+    text = " ".join(str(error).split())
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    others = [
+        str(Path(__file__).parent),
+        str(Path(traceback.__file__).parent / "importlib"),
+        contextlib.__file__,
+        "<frozen ",
+    ]
+    called = (sys.modules[name] for name in ("pluggy", "torch") if name in sys.modules)
+    others += [str(Path(str(module.__file__)).parent) for module in called]
+    places = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(tuple(others))
+    ]
+    return f"{line} ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else line

@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objbench.clustering import MixtureConfig
-from objbench.errors import UsageError, unknown
+from objbench.errors import UsageError, told, unknown
 from objbench.options import build
 from objbench.overrides import Overrides, build_model_config, build_source_config
 from objbench.plugins import Registry, load_target
@@ -135,9 +134,7 @@ def _blaming(name: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(at.filename).name}, line {at.lineno}"
-        raise UsageError(f"'{name}' does not load: {type(error).__name__}: {error} ({where})") from None
+        raise UsageError(f"'{name}' does not load: {told(error)}") from None
 
 
 def identity_of(config: Any) -> dict[str, Any]:

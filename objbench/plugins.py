@@ -1,7 +1,7 @@
 """Finds plugins: entry points of the group "objbench" and `--plugin FILE`. A broken one breaks nothing else.
 
-`OBJBENCH_PLUGINS` holds the names of the distributions whose plugins to load, comma-separated; when it is set
-to nothing, only objbench's own are loaded.
+`OBJBENCH_PLUGINS` holds the names of the plugins to load, or of their distributions, comma-separated; when it is
+set to nothing, only objbench's own are loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from objbench import hookspecs
-from objbench.errors import UsageError, unknown
+from objbench.errors import UsageError, told, unknown
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 
 LOAD_LIMIT_S = 10.0
@@ -92,7 +93,10 @@ class Registry:
                 "remove one, or choose with OBJBENCH_PLUGINS"
             )
         if name not in known:
-            raise unknown(kind, name, known)
+            hint = "; a plugin in a file needs --plugin FILE"
+            if broken := sum(bool(plugin.error) for plugin in self.plugins):
+                hint += f"; {broken} did not load, objbench plugins says why"
+            raise UsageError(f"{unknown(kind, name, known)}{hint}")
         return known[name]
 
 
@@ -106,16 +110,25 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
     manager.add_hookspecs(hookspecs)
     registry = Registry()
     allowed = os.environ.get("OBJBENCH_PLUGINS")
-    wanted = None if allowed is None else {OWN, *(w.strip() for w in allowed.split(",") if w.strip())}
+    wanted = None if allowed is None else {_normal(w) for w in allowed.split(",") if w.strip()}
+    missing = dict.fromkeys(wanted or ())
     # Our own first, in the order in which they are listed; then distributions by name, not as a disk has them.
     names = {e: e.dist.name if e.dist is not None else "" for e in entry_points(group="objbench")}
     for entry in sorted(names, key=lambda e: (names[e] != OWN, names[e])):
-        dist = entry.dist
-        if wanted is not None and (dist is None or dist.name not in wanted):
+        called = {_normal(names[entry]), _normal(entry.name)}
+        if wanted is not None and names[entry] != OWN and not called & wanted:
             continue
-        source = f"{dist.name} {dist.version}" if dist is not None else "unknown"
+        for name in called:
+            missing.pop(name, None)
+        source = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "unknown"
         error = _register(manager, registry, entry.name, source, entry.load, LOAD_LIMIT_S)
+        if error.startswith(TooSlow.__name__):  # every command waits for it: one should know for what
+            print(f"objbench: the plugin '{entry.name}' of {source} is left out: {error}", file=sys.stderr)
         registry.plugins.append(Plugin(entry.name, source, entry.value, error))
+    for name in missing:
+        registry.plugins.append(
+            Plugin(name, "OBJBENCH_PLUGINS", "", "no such plugin or package is installed")
+        )
     for file in files:
         path = Path(file).resolve()
         if not path.is_file():
@@ -132,6 +145,11 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
     for name in registry.clashes("metric"):
         del registry.metrics[name]
     return registry
+
+
+def _normal(name: str) -> str:
+    """As pip compares names: case, and which of - _ . it is, tell nothing apart."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def load_target(target: str) -> Any:
@@ -199,7 +217,7 @@ def _register(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may even call sys.exit
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return told(error)
     for kind, table, spec in found:
         table.setdefault(spec.name, spec)
         registry.owners.setdefault((kind, spec.name), []).append(source)

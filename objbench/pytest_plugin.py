@@ -37,10 +37,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     (what,) = mark.args
     options = mark.kwargs.get("options", {})
-    files = (what,) if what.endswith(".py") else ()
+    registry = load_plugins((what,) if what.endswith(".py") else ())
     pairs = [
         (subject, check)
-        for subject in find_subjects(load_plugins(files), what, {what: options})
+        for subject in find_subjects(registry, what, {name: options for _, name in registry.owners})
         for check in subject.checks
     ]
     ids = [f"{subject.name}-{check.name}" for subject, check in pairs]
@@ -50,11 +50,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def objbench_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Runs the check: fails with what was expected, what came and where to read; skips with the reason."""
+    import torch
+
     from objbench.conformance import run_check
 
     def run() -> None:
         __tracebackhide__ = True
-        finding = run_check(*request.param)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # batches are small: threads would only wait for one another
+        try:
+            finding = run_check(*request.param)
+        finally:
+            torch.set_num_threads(threads)
         if finding.outcome == "failed":
             pytest.fail(str(finding), pytrace=False)
         if finding.outcome == "skipped":

@@ -182,6 +182,52 @@ def test_the_kit_is_a_pytest_plugin(pytester: pytest.Pytester, kind: str, says: 
         )
 
 
+def test_the_marks_options_reach_what_a_file_registers(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.objbench({FILES["detectors"]!r}, options={{"steps": "80"}})
+        def test_contract(objbench_check):
+            objbench_check()
+        """
+    )
+    ran = pytester.runpytest("-k", "test_contract[sound-loss]", "-rA", "-p", "no:cacheprovider")
+    ran.assert_outcomes(passed=1)
+    subject = find_subjects(load("detectors"), "sound", {"sound": {"steps": "80"}})[0]
+    assert run_check(subject, subject.checks[2]).came == "finite at steps 0, 19, 39, 59, 79"
+
+
+def test_a_file_that_registers_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "only_a_class.py").write_text("class Detector: pass\n")
+    ran = objbench("check", str(tmp_path / "only_a_class.py"))
+    assert ran.code == 2
+    assert "registers no model, data set or metric; its hooks do that, see docs/plugins.md" in ran.err
+
+
+def test_an_error_is_told_with_the_plugins_own_line(tmp_path: Path) -> None:
+    """Not with torch's, in which it came up, nor with the harness's, which looked."""
+    file = tmp_path / "mismatched.py"
+    file.write_text(
+        "import torch\n"
+        "from objbench import ModelSpec, hookimpl\n"
+        "from objbench.detector import Detections, Detector\n"
+        "class Model(Detector):\n"
+        "    def __init__(self, config, shape):\n"
+        "        super().__init__(config, shape)\n"
+        "        self.layer = torch.nn.Linear(5, 3)\n"
+        "    def training_step(self, images, step): return self.layer(images).sum()\n"
+        "    def detect(self, images):\n"
+        "        return Detections(1, torch.zeros(1).long(), torch.zeros(1, 3), torch.zeros(1))\n"
+        "objbench_models = hookimpl(lambda: [ModelSpec('mismatched', '', 'mismatched:Model')])\n"
+    )
+    ran = objbench("check", str(file))
+    assert "shapes cannot be multiplied (640x64 and 5x3) (mismatched.py, line 8)" in ran.out
+    (subject,) = find_subjects(load_plugins((str(file),)), "mismatched")
+    (check,) = [check for check in subject.checks if check.name == "empty"]
+    assert run_check(subject, check).came.endswith("(mismatched.py, line 8)")
+
+
 def test_models_are_built_on_scenes_they_have_never_heard_of() -> None:
     subject = subject_of("detectors", "sound")
     assert isinstance(subject, ModelSubject)

@@ -54,6 +54,13 @@ def test_the_twenty_lines_are_twenty() -> None:
     assert not [line for line in lines if len(line) > 110 or ";" in line]
 
 
+def test_a_data_set_and_a_metric_are_ten_lines_each() -> None:
+    for block in (DATA, METRIC):
+        lines = [line for line in code_lines(block) if not line.startswith(("from ", "objbench_"))]
+        assert len(lines) <= 11  # the first is the class's or the function's name
+        assert not [line for line in lines if len(line) > 115]
+
+
 def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path) -> None:
     ran = objbench(
         "run", "--plugin", str(blobs), "--models", "blobs", "--data", "multimnist", "--out", str(tmp_path / "runs"),

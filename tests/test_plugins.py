@@ -23,10 +23,10 @@ BAD_SYNTAX = "def objbench_models(:\n"
 ALONE = {"deaf"}  # ends the program that loads it
 NAMES = sorted(p.stem for p in BROKEN.glob("*.py") if p.stem not in SUBJECTS | ALONE) + ["bad_syntax"]
 EXPECTED = {
-    "raises": "RuntimeError: the plugin broke over two lines",
-    "exits": "SystemExit: 3",
+    "raises": "RuntimeError: the plugin broke over two lines (raises.py, line 3)",
+    "exits": "SystemExit: 3 (exits.py, line 5)",
     "prints": "",
-    "hangs": "TooSlow: took longer than 0.3 s to import",
+    "hangs": "TooSlow: took longer than 0.3 s to import (hangs.py, line 5)",
     "catches": "TooSlow: took longer than 0.3 s to import",
     "clashes": "",
     "twins": "",
@@ -188,8 +188,30 @@ def test_third_parties_are_left_out_or_chosen_by_the_environment(monkeypatch: py
     monkeypatch.setenv("OBJBENCH_PLUGINS", "")
     assert errors(load_plugins()) == {}
     assert load_plugins().models
-    monkeypatch.setenv("OBJBENCH_PLUGINS", "prints, raises")
-    assert errors(load_plugins()) == {"prints": "", "raises": EXPECTED["raises"]}
+    monkeypatch.setenv("OBJBENCH_PLUGINS", "Prints, raises, not-there, prnits")
+    assert errors(load_plugins()) == {n: EXPECTED[n] for n in ("prints", "raises", "not_there")}
+    lines = objbench("plugins").out.splitlines()
+    unknown = lines.index("prnits          OBJBENCH_PLUGINS  ()")
+    assert lines[unknown + 1].strip() == "NOT LOADED: no such plugin or package is installed"
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_name_that_is_not_there_hints_at_what_did_not_load() -> None:
+    ran = objbench("info", "prnits")
+    assert "did you mean 'prints'?" in ran.err
+    sys.modules.pop("catches")  # imported at last, after it was given up
+    ran = objbench("run", "--models", "raises", "--data", "multimnist", "--plan")
+    assert ran.code == 2
+    broken = len([error for error in EXPECTED.values() if error]) + 1  # and bad_syntax
+    assert (
+        f"a plugin in a file needs --plugin FILE; {broken} did not load, objbench plugins says why" in ran.err
+    )
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_every_command_waited_for_is_said() -> None:
+    (line,) = [line for line in objbench("list", "models").err.splitlines() if "'hangs'" in line]
+    assert line == f"objbench: the plugin 'hangs' of hangs 1.0 is left out: {EXPECTED['hangs']}"
 
 
 @pytest.mark.parametrize(

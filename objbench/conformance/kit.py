@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from objbench.errors import told
 
 GUIDE = "docs/plugins.md"
 
@@ -93,13 +93,6 @@ def run_check(subject: Subject, check: Check) -> Finding:
         outcome, came = "failed", told(error)
     read = f"{GUIDE}#{check.section}"
     return Finding(subject.kind, subject.name, check.name, outcome, expected, came, read)
-
-
-def told(error: BaseException) -> str:
-    """An error in one line, with the place that raised it."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def collector(checks: list[Check]) -> Callable[[str, str, str], Callable[..., Callable[[Any], str]]]:

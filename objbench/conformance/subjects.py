@@ -20,16 +20,19 @@ def find_subjects(registry: Registry, what: str, overrides: Overrides | None = N
     plugin that did not load.
     """
     overrides = overrides or {}
+    path = str(Path(what).resolve())
     names = [(kind, name) for kind, name in registry.owners if name == what]
     if not names:
-        path = str(Path(what).resolve())
         names = [
             key for key, owners in registry.owners.items() if path in owners or what in map(_package, owners)
         ]
     if not names:
         for plugin in registry.plugins:
-            if what in (plugin.name, _package(plugin.source), plugin.module.partition(".")[0]):
-                reason = f"did not load: {plugin.error}" if plugin.error else "registers nothing"
+            if what in (plugin.name, _package(plugin.source), plugin.module.partition(".")[0]) or (
+                path == plugin.source
+            ):
+                nothing = "registers no model, data set or metric; its hooks do that, see docs/plugins.md"
+                reason = f"did not load: {plugin.error}" if plugin.error else nothing
                 raise UsageError(f"the plugin '{plugin.name}' of {plugin.source} {reason}")
         packages = {_package(plugin.source) for plugin in registry.plugins}
         raise unknown("plugin", what, {*registry.models, *registry.data, *registry.metrics, *packages})
