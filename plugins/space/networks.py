@@ -133,7 +133,7 @@ class Recomputed(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         small = x.dtype != torch.float32 and x[0].numel() < LARGE
-        if small or not torch.is_grad_enabled():
+        if small or x.is_cuda or not torch.is_grad_enabled():  # a GPU has the memory to keep all
             return super().forward(x)
         y: Tensor = checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
         return y
