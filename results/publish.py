@@ -14,9 +14,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from matplotlib.figure import Figure
+
+from objbench.cell import build_cell
 from objbench.evaluation import flat, load_detections
+from objbench.matrix import Cell
+from objbench.plugins import load_plugins
+from objbench.report.pictures import draw_found, draw_true
 from objbench.results import CellResult
-from objbench.store import Store, save_tensors, write_file, write_record
+from objbench.store import Store, read_json, save_tensors, write_file, write_record
 from objbench.training import read_curve
 
 README = Path(__file__).parents[1] / "README.md"
@@ -38,6 +45,7 @@ def main() -> None:
     for name, form in TABLES.items():
         write_file(folder / name, report(folder, form).encode())
     draw_curves(folder)
+    draw_scenes(folder)
     write_file(README, with_tables(README.read_text()).encode())
 
 
@@ -73,8 +81,6 @@ def with_tables(readme: str) -> str:
 
 def draw_curves(folder: Path) -> None:
     """AP, ACC and NMI on validation scenes over training, as the paper's Fig. 2a: a panel a data set and metric."""
-    from matplotlib.figure import Figure
-
     metrics = {"ap50": "AP at IoU 0.5", "acc": "ACC, one to one", "nmi": "NMI"}
     runs: dict[str, dict[str, list[Sequence[dict]]]] = defaultdict(lambda: defaultdict(list))
     for result in Store(folder).results()[0]:
@@ -95,6 +101,36 @@ def draw_curves(folder: Path) -> None:
             axes.grid(alpha=0.3)
     panels[0][0].legend()
     figure.savefig(folder / "curves.png", dpi=110)
+
+
+def draw_scenes(folder: Path, across: int = 5) -> None:
+    """The first test scenes of each data set: what is in them, then what the first seed of every model finds there."""
+    registry = load_plugins()
+    blocks: dict[str, dict[str, CellResult]] = defaultdict(dict)
+    for result in sorted(Store(folder).results()[0], key=lambda r: (r.data, r.model, r.seed)):
+        if result.status == "done":
+            blocks[result.data].setdefault(result.model, result)
+    lines = sum(1 + len(models) for models in blocks.values())
+    figure = Figure(figsize=(2.3 * across, 2.4 * lines), layout="constrained")
+    panels = iter(figure.subplots(lines, across, squeeze=False))
+    for data, models in sorted(blocks.items(), reverse=True):
+        cell = Cell(**read_json(Path(next(iter(models.values())).path) / "cell.json"))
+        source = build_cell(registry, cell, "cpu").evaluation
+        scenes = source.scenes("test", torch.arange(across))
+        for title, result in [(f"{data}, the truth", None), *models.items()]:
+            found = None if result is None else load_detections(Path(result.path))
+            for i, axes in enumerate(next(panels)):
+                picture = scenes.images[i].permute(1, 2, 0).expand(-1, -1, 3)
+                height, width = picture.shape[:2]
+                axes.imshow(picture, interpolation="nearest", extent=(0, width, height, 0))
+                axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+                if found is None:
+                    draw_true(axes, scenes, i, source.classes)
+                else:
+                    draw_found(axes, found, i)
+                if i == 0:
+                    axes.set_ylabel(title)
+    figure.savefig(folder / "scenes.png", dpi=90)
 
 
 if __name__ == "__main__":
