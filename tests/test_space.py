@@ -131,6 +131,15 @@ def test_the_broadcast_decoder_equals_convolving_the_broadcast_latent():
     assert plain.shape == (4, 3, 32, 64)
     torch.testing.assert_close(decoder(latent), plain)
 
+    def gradients(picture):
+        decoder.zero_grad()
+        picture.square().sum().backward()
+        return {name: p.grad.clone() for name, p in decoder.named_parameters()}
+
+    exact = gradients(plain)
+    for name, gradient in gradients(decoder(latent)).items():
+        torch.testing.assert_close(gradient, exact[name], msg=name)
+
 
 @pytest.mark.parametrize("nets", ["conv", "mlp"])
 @pytest.mark.parametrize("components", [1, 3])

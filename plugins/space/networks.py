@@ -282,6 +282,22 @@ class BroadcastDecoder(nn.Module):
             self.get_buffer("coordinates"), of_place, self.first.bias
         )  # [1, width, H + 6, W + 6]
         same = latent @ of_latent.sum((2, 3)).T  # [m, width]
-        features = (place + same[:, :, None, None]).contiguous(memory_format=torch.channels_last)
-        picture: Tensor = self.rest(features)
+        picture: Tensor = self.rest(_Spread.apply(place, same))  # type: ignore[no-untyped-call]
         return picture
+
+
+class _Spread(torch.autograd.Function):
+    """place [1, width, h, w] + same [m, width] at every pixel: [m, width, h, w], channels last.
+
+    Its gradients are sums, which torch takes several times as long for over this layout's pixels as over rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, place: Tensor, same: Tensor) -> Tensor:
+        return (place + same[:, :, None, None]).contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        pixels = gradient.permute(0, 2, 3, 1)  # [m, h, w, width]
+        to_place = pixels.reshape(len(gradient), -1).sum(0).view(1, *pixels.shape[1:]).permute(0, 3, 1, 2)
+        return to_place, pixels.flatten(1, 2).sum(1)
