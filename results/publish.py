@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("to", type=Path, nargs="?")
+    parser.add_argument("--ours-alone", action="store_true", help="no published figures in the tables")
     told = parser.parse_args()
     folder: Path = told.to or told.runs
     if told.to:
@@ -43,7 +44,7 @@ def main() -> None:
             if result.status == "done":
                 keep(result, Store(folder))
     for name, form in TABLES.items():
-        write_file(folder / name, report(folder, form).encode())
+        write_file(folder / name, report(folder, form, paper=not told.ours_alone).encode())
     draw_curves(folder)
     draw_scenes(folder)
     write_file(README, with_tables(README.read_text()).encode())
@@ -63,9 +64,10 @@ def keep(result: CellResult, store: Store) -> None:
     write_record(folder, result, kept)
 
 
-def report(folder: Path, form: str) -> str:
-    """What `objbench report --out FOLDER --paper --format FORM` prints."""
-    command = [sys.executable, "-m", "objbench", "report", "--out", str(folder), "--paper", "--format", form]
+def report(folder: Path, form: str, paper: bool = True) -> str:
+    """What `objbench report --out FOLDER --format FORM` prints, with `--paper` if wanted."""
+    command = [sys.executable, "-m", "objbench", "report", "--out", str(folder), "--format", form]
+    command += ["--paper"] if paper else []
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
