@@ -26,7 +26,7 @@ from objbench import checkpoint
 from objbench.checkpoint import Position
 from objbench.clustering import Mixture, MixtureConfig
 from objbench.detector import Detections, Detector, trains_by_steps
-from objbench.errors import UsageError
+from objbench.errors import UsageError, told
 from objbench.evaluation import (
     columns,
     detect,
@@ -291,8 +291,7 @@ def end_early(folder: Path, status: Status, error: str = "") -> CellResult:
 
 def one_line(error: BaseException) -> str:
     """An error as a table can show it; its traceback is in the log."""
-    kind = "" if isinstance(error, UsageError | Diverged) else f"{type(error).__name__}: "
-    return textwrap.shorten(f"{kind}{error}", 300)
+    return textwrap.shorten(str(error) if isinstance(error, Diverged) else told(error), 300)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

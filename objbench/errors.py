@@ -29,6 +29,8 @@ def told(error: BaseException) -> str:
     none when there is no such place, as for a plugin that returned what it should not.
     """
     text = " ".join(str(error).split())
+    if isinstance(error, UsageError):  # says all there is to say
+        return text
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     others = [
         str(Path(__file__).parent),

@@ -195,7 +195,7 @@ def _register(
                 caller.name: _answer(caller, module) for caller in manager.get_hookcallers(module) or ()
             }
             if strange := sorted(answers.keys() - HOOKS):
-                raise AttributeError(f"there is no hook named {strange[0]}")
+                raise unknown("hook", strange[0], HOOKS)
             found: list[tuple[str, dict[str, Any], Any]] = []
             for kind, hook, table, type_ in (
                 ("model", "objbench_models", registry.models, ModelSpec),

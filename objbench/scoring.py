@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from objbench.detector import Detections
+from objbench.errors import told
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
@@ -51,7 +52,7 @@ def score_each(
                     f"it returns '{twice[0]}', which metric '{owner[twice[0]]}' has returned already"
                 )
         except Exception as error:
-            complain(f"metric '{name}' failed: {type(error).__name__}: {' '.join(str(error).split())}")
+            complain(f"metric '{name}' failed: {told(error)}")
             continue
         owner.update(dict.fromkeys(values, name))
         yield spec, values

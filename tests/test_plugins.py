@@ -31,7 +31,8 @@ EXPECTED = {
     "clashes": "",
     "twins": "",
     "rivals": "",
-    "misnames": "AttributeError: there is no hook named objbench_modles",
+    "misnames": "no hook named 'objbench_modles'; did you mean 'objbench_models'? (hooks: objbench_data, "
+    "objbench_metrics, objbench_models, objbench_published)",
     "returns_text": "TypeError: objbench_metrics must return MetricSpec objects, got 'my-metric'",
     "publishes_text": "TypeError: objbench_published must return Published objects, got '97 %'",
     "steals": f"ValueError: a metric named 'count_error' exists already (from objbench {__version__}); rename one",
@@ -220,7 +221,7 @@ def test_what_every_command_waited_for_is_said() -> None:
         ("bad_syntax", "SyntaxError: "),
         ("raises", "RuntimeError: the plugin broke over two lines"),
         ("exits", "SystemExit: 3"),
-        ("misnames", "there is no hook named objbench_modles"),
+        ("misnames", "no hook named 'objbench_modles'; did you mean 'objbench_models'?"),
         ("hangs", "took longer than 0.3 s to import"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -340,7 +341,8 @@ def test_a_metric_that_fails_is_named_and_harms_no_other(capsys: pytest.CaptureF
     registry = registry_of("broken", "boxes", "not_numbers", "clash", "missing")
     complaints: list[str] = []
     assert scoring.score(registry, one(), ONE, complaints.append) == {"boxes": 1.0}
-    assert complaints[0] == "metric 'broken' failed: RuntimeError: two lines"
+    said = r"metric 'broken' failed: RuntimeError: two lines \(test_score\.py, line \d+\)"
+    assert re.fullmatch(said, complaints[0])
     assert complaints[1].startswith("metric 'not_numbers' failed: ValueError: could not convert")
     assert (
         complaints[2]
