@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ WARM_STEPS = 3
 their ways and optimisers make their state, none of which a capture may do."""
 AHEAD = 8
 """Batches that wait to be used."""
+QUEUED = 16
+"""Steps that wait for the GPU: enough that it never waits, and few enough that their batches stay few."""
 
 
 class Recorder(Protocol):
@@ -47,6 +50,7 @@ class CudaGraph:
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._queued: deque[torch.cuda.Event] = deque()
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
@@ -84,9 +88,15 @@ class CudaGraph:
         self._graph = graph
 
     def replay(self) -> None:
-        """Launches the graph; does not wait for it."""
+        """Launches the graph, and waits for the one of QUEUED steps ago at most."""
         assert self._graph is not None
         self._graph.replay()
+        # Blocking, so that whoever waits leaves the processor to whoever makes batches.
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record(self._stream)
+        self._queued.append(done)
+        if len(self._queued) > QUEUED:
+            self._queued.popleft().synchronize()
 
 
 class CapturedSteps(Steps):
@@ -205,19 +215,20 @@ class Ahead:
         self._thread.join()
 
     def _work(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # each thread has its own
-        for step in self._steps:
-            images: Tensor | BaseException
-            with self.lock:
-                try:
-                    images = self._make(step)
-                    if self._device.type == "cuda":
-                        images = images.pin_memory()
-                except BaseException as error:  # whatever it is, it is for the training to raise
-                    images = error
-            if not self._put(step, images) or isinstance(images, BaseException):
-                return
+        on_gpu = self._device.type == "cuda"
+        with (
+            torch.cuda.device(self._device) if on_gpu else contextlib.nullcontext()
+        ):  # each thread has its own
+            for step in self._steps:
+                images: Tensor | BaseException
+                with self.lock:
+                    try:
+                        images = self._make(step)
+                        images = images.pin_memory() if on_gpu else images
+                    except BaseException as error:  # whatever it is, it is for the training to raise
+                        images = error
+                if not self._put(step, images) or isinstance(images, BaseException):
+                    return
 
     def _put(self, step: int, images: Tensor | BaseException) -> bool:
         """Waits for a place; False when there is nobody to use it any more."""

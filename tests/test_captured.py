@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from capturing import PAPER, SMALL, Case, first_steps, hold, some, steps_of, what_waits
+from objbench import checkpoint
 from objbench.captured import AHEAD, WARM_STEPS, Ahead, CapturedSteps, CudaGraph
+from objbench.cell import build_cell
 from objbench.detector import Detector, DetectorConfig
 from objbench.scenes import SceneShape
-from objbench.training import Steps, terms_of
+from objbench.training import Steps, Way, terms_of
+from running import toy_cell, toys
+from test_resume import equal, train_here
 
 CPU = torch.device("cpu")
 
@@ -272,7 +278,7 @@ class InTensors(Steps):
     def set_rates(self, step: int) -> None:
         super().set_rates(step)
         for group in self.groups:
-            group["lr"] = torch.tensor(group["lr"])
+            group["lr"] = torch.as_tensor(group["lr"])
 
 
 def lengths(detector: Detector) -> list[int]:
@@ -362,6 +368,69 @@ def test_steps_after_captured_ones_have_optimisers_as_they_were_made() -> None:
     again = type(steps)(detector, steps.optimizers, steps.starts)
     again.compute(SMALL[2].images(0), 0)
     assert not any(group["capturable"] for group in again.groups)
+
+
+# The whole loop, as it is on a GPU but for the recorder
+
+
+@pytest.fixture
+def captured_way(monkeypatch: pytest.MonkeyPatch) -> list[Again]:
+    """Has `train` capture its steps and make batches ahead; the recorders it used."""
+    recorders: list[Again] = []
+
+    @contextlib.contextmanager
+    def way_of(detector: Detector, optimizers: Any, starts: Any, images_of: Any, first: int) -> Iterator[Way]:
+        recorders.append(Again())
+        ahead = Ahead(images_of, range(first, detector.config.steps), CPU)
+        take = CapturedSteps(detector, optimizers, starts, recorders[-1], ahead.lock)
+        try:
+            yield Way(take, ahead, ahead.lock)
+        finally:
+            take.close()
+            ahead.close()
+
+    monkeypatch.setattr("objbench.training.way_of", way_of)
+    return recorders
+
+
+def test_captured_training_stopped_anywhere_and_resumed_is_the_same(
+    tmp_path: Path, captured_way: list[Again], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = toy_cell("toy", "toy.steps=24", "toy.lr_end=0.1", "squares.size=20")
+    whole = train_here(tmp_path / "whole", cell)
+    assert [recorder.records for recorder in captured_way] == [1]
+    for stop_after in (0, 4, 11):
+        folder = tmp_path / f"after-{stop_after}"
+        train_here(folder, cell, stop_after)
+        torch.manual_seed(stop_after)
+        assert equal(train_here(folder, cell), whole), f"stopped after {stop_after}"
+    train_here(tmp_path / "mixed", cell, 11)
+    monkeypatch.undo()
+    train_here(tmp_path / "mixed", cell)
+    train_here(tmp_path / "plain", cell)
+    curves = [checkpoint.position(tmp_path / name).curve for name in ("plain", "whole", "mixed")]
+    assert len(curves[0]) == 24
+    for plain, *others in zip(*curves, strict=True):
+        for row in others:  # to rounding: rates are in single precision when captured
+            assert row["terms"] == pytest.approx(plain["terms"], rel=1e-5)
+
+
+def test_a_data_set_that_breaks_ends_captured_training(
+    tmp_path: Path, captured_way: list[Again], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = toy_cell("toy", "toy.steps=24")
+    built = build_cell(toys(), cell, "cpu")
+    scenes = type(built.training).scenes
+
+    def breaks(self: Any, split: Any, indices: Tensor) -> Any:
+        if int(indices[0]) >= 5 * built.detector.config.batch_size:
+            raise OSError("the disk is gone")
+        return scenes(self, split, indices)
+
+    monkeypatch.setattr(type(built.training), "scenes", breaks)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train_here(tmp_path / "cell", cell, evaluate=False)
+    assert not any(t.name == "objbench-batches" for t in threading.enumerate())
 
 
 # Batches made ahead
