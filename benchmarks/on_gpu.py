@@ -305,7 +305,7 @@ def keep(folder: Path, out: Path) -> None:
 
 
 def measure(models: Sequence[str], way: str, session_out: Path, device_name: str, tiny: bool) -> None:
-    """Appends a line to rows.jsonl for the first phase of each detector, and for the one in the middle of training."""
+    """Appends lines to rows.jsonl: of the first phase of each detector, and of the one in the middle of training."""
     for model in models:
         for row in measured(model, way, session_out, device_name, tiny):
             with (session_out / "rows.jsonl").open("a") as file:
@@ -327,10 +327,14 @@ def measured(model: str, way: str, out: Path, device_name: str, tiny: bool) -> l
     cls = load_target(load_plugins().model(model).target)
     batch = 2 if tiny else BATCH
     scale, side = ("demo", 64) if tiny else ("paper", 128)
-    config = build(cls.Config, model, cls.settings(scale, "multimnist"), {"batch_size": batch})
-    phases = {"first": 0, "middle": config.steps // 2}
+    settings = cls.settings(scale, "multimnist") | {"batch_size": batch}
+    config = build(cls.Config, model, settings, {})
+    phases = {"first": (config, 0), "middle": (config, config.steps // 2)}
+    if not config.gate_cells:  # as fast as it could be
+        gate = {"gate_cells": 16, "gate_from" if hasattr(config, "gate_from") else "gate_step": 0}
+        phases["gated to 16"] = (build(cls.Config, model, settings | gate, {}), config.steps // 2)
     rows = []
-    for name, start in phases.items():
+    for name, (config, start) in phases.items():
         seed_everything(0)
         detector = cls(config, SceneShape(1, side, side)).to(device).train()
         optimizers = detector.optimizers()
