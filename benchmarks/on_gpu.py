@@ -354,7 +354,7 @@ def measured(model: str, way: str, out: Path, device_name: str, tiny: bool) -> l
             losses = [take(batches[step % 4], start + step) for step in range(warm)]
             wait()
             began = time.perf_counter()
-            while not count or seconds < (0.0 if tiny else 4.0):
+            while not count or seconds < (0.0 if tiny else 2.5):
                 for _ in range(1 if tiny else 20):
                     losses.append(take(batches[count % 4], start + count % 50))  # of one phase, however many
                     count += 1

@@ -179,6 +179,7 @@ class CapturedSteps(Steps):
 
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)  # gradients are to lie in the graph's own memory
+        self._losses = None  # of the graph that goes, whose memory can then be used again
         try:
             with self._quiet:
                 self._recorder.record(work)
