@@ -313,69 +313,74 @@ def measure(models: Sequence[str], way: str, session_out: Path, device_name: str
 
 
 def measured(model: str, way: str, out: Path, device_name: str, tiny: bool) -> list[dict[str, Any]]:
-    """Steps a second on images that are there already, so that data costs nothing."""
-    import torch
-
-    from objbench.captured import WARM_STEPS, CapturedSteps, CudaGraph
+    """The rows of a detector."""
     from objbench.options import build
     from objbench.plugins import load_plugins, load_target
-    from objbench.provenance import peak_memory_mb
-    from objbench.scenes import SceneShape
-    from objbench.training import Start, Steps, check_finite, seed_everything
 
-    device = torch.device(device_name)
     cls = load_target(load_plugins().model(model).target)
-    batch = 2 if tiny else BATCH
-    scale, side = ("demo", 64) if tiny else ("paper", 128)
-    settings = cls.settings(scale, "multimnist") | {"batch_size": batch}
+    scale = "demo" if tiny else "paper"
+    settings = cls.settings(scale, "multimnist") | {"batch_size": 2 if tiny else BATCH}
     config = build(cls.Config, model, settings, {})
     phases = {"first": (config, 0), "middle": (config, config.steps // 2)}
     if not config.gate_cells:  # as fast as it could be
         gate = {"gate_cells": 16, "gate_from" if hasattr(config, "gate_from") else "gate_step": 0}
         phases["gated to 16"] = (build(cls.Config, model, settings | gate, {}), config.steps // 2)
     rows = []
-    for name, (config, start) in phases.items():
-        seed_everything(0)
-        detector = cls(config, SceneShape(1, side, side)).to(device).train()
-        optimizers = detector.optimizers()
-        starts = [Start.of(group) for optimizer in optimizers for group in optimizer.param_groups]
-        batches = [torch.rand(batch, 1, side, side).pow(4) for _ in range(4)]
-        with contextlib.ExitStack() as stack:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                batches = [images.pin_memory() for images in batches]
-            take = Steps(detector, optimizers, starts)
-            if way == "captured":
-                graph = CudaGraph(device)
-                stack.enter_context(graph.stream())
-                take = CapturedSteps(detector, optimizers, starts, graph)
-            wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-            warm, seconds, count = 1 if tiny else WARM_STEPS + 3, 0.0, 0
-            losses = [take(batches[step % 4], start + step) for step in range(warm)]
-            wait()
-            began = time.perf_counter()
-            while not count or seconds < (0.0 if tiny else 2.5):
-                for _ in range(1 if tiny else 20):
-                    losses.append(take(batches[count % 4], start + count % 50))  # of one phase, however many
-                    count += 1
-                wait()  # training does so twice a second
-                seconds = time.perf_counter() - began
-            check_finite(losses, len(losses) - 1)
-            found = {
-                "model": model,
-                "phase": name,
-                "way": way,
-                "batch": batch,
-                "step": start,
-                "protocol": scale,
-            }
-            found |= {"steps_per_second": count / seconds, "steps_measured": count}
-            rows.append(found | {"peak_memory_mb": peak_memory_mb(device), "device": str(device)})
-            if way == "captured" and name == "middle":
-                with contextlib.suppress(Exception):  # there may be a GPU and no right to look at it
-                    write(out / f"profile-{model}.txt", profile(functools.partial(take, batches[0], start)))
-        del detector, optimizers, take
+    for phase, (config, start) in phases.items():
+        kept = out / f"profile-{model}.txt" if way == "captured" and phase == "middle" else None
+        found = measured_phase(cls, config, start, way, device_name, tiny, kept)
+        rows.append({"model": model, "phase": phase, "way": way, "protocol": scale} | found)
     return rows
+
+
+def measured_phase(
+    cls: Any, config: Any, start: int, way: str, device_name: str, tiny: bool, kept: Path | None
+) -> dict[str, Any]:
+    """Steps a second from step `start` on, on images that are there already, so that data costs nothing.
+
+    kept: where to write a profile, if at all.
+    """
+    import torch
+
+    from objbench.captured import WARM_STEPS, CapturedSteps, CudaGraph
+    from objbench.provenance import peak_memory_mb
+    from objbench.scenes import SceneShape
+    from objbench.training import Start, Steps, check_finite, seed_everything
+
+    seed_everything(0)
+    device, side = torch.device(device_name), 64 if tiny else 128
+    detector = cls(config, SceneShape(1, side, side)).to(device).train()
+    optimizers = detector.optimizers()
+    starts = [Start.of(group) for optimizer in optimizers for group in optimizer.param_groups]
+    batches = [torch.rand(config.batch_size, 1, side, side).pow(4) for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            batches = [images.pin_memory() for images in batches]
+        take = Steps(detector, optimizers, starts)
+        if way == "captured":
+            graph = CudaGraph(device)
+            stack.enter_context(graph.stream())
+            take = CapturedSteps(detector, optimizers, starts, graph)
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        warm, seconds, count = 1 if tiny else WARM_STEPS + 3, 0.0, 0
+        losses = [take(batches[step % 4], start + step) for step in range(warm)]
+        wait()
+        began = time.perf_counter()
+        while not count or seconds < (0.0 if tiny else 2.5):
+            for _ in range(1 if tiny else 20):
+                losses.append(take(batches[count % 4], start + count % 50))  # of one phase, however many
+                count += 1
+            wait()  # training does so twice a second
+            seconds = time.perf_counter() - began
+        check_finite(losses, len(losses) - 1)
+        peak = peak_memory_mb(device)
+        if kept:
+            with contextlib.suppress(Exception):  # there may be a GPU and no right to look at it
+                write(kept, profile(functools.partial(take, batches[0], start)))
+    found = {"batch": config.batch_size, "step": start, "steps_per_second": count / seconds}
+    return found | {"steps_measured": count, "peak_memory_mb": peak, "device": str(device)}
 
 
 def profile(work: Callable[[], object]) -> str:
