@@ -460,6 +460,38 @@ def _trained_to_end(subject: ModelSubject, folder: Path, stop_at: int | None) ->
     return detector
 
 
+@check(
+    "capture",
+    "device",
+    "with capturable = True, a step is told by its `schedule` and `phase` alone, so that one may stand for another",
+)
+def _capture(subject: ModelSubject) -> str:
+    subject.needs_steps()
+    if not subject.cls.capturable:
+        raise DoesNotApply("it does not say capturable = True")
+    detector, last, pairs = subject.built(), subject.config.steps - 1, 0
+    milestones = list(detector.milestones())
+    for step in (0, last // 4, last // 2, 3 * last // 4):
+        while milestones and milestones[0] <= step:
+            detector.at_milestone(many().images, milestones.pop(0))
+        later = [s for s in range(step + 1, last + 1) if detector.phase(s) == detector.phase(step)]
+        if not later:
+            continue
+        values = detector.schedule(step)
+        detector.held = {name: torch.tensor(value).double() for name, value in values.items()}
+        losses = []
+        for told in (step, later[-1]):
+            seed_everything(5)
+            losses.append(float(terms_of(detector.training_step(ten().images, told))[1].sum().detach()))
+        detector.held = None
+        if losses[0] != losses[1]:
+            raise Wrong(
+                f"given what holds at step {step}, the loss is {losses[0]!r}, at {later[-1]} {losses[1]!r}"
+            )
+        pairs += 1
+    return f"{pairs} pairs of steps alike"
+
+
 @check("gpu", "device", "on a GPU it detects what it detects on a CPU")
 def _gpu(subject: ModelSubject) -> str:
     if not torch.cuda.is_available():

@@ -132,6 +132,13 @@ class Resume(Sound):
         return super().training_step(images / self.seen, step)
 
 
+class Capture(Sound):
+    capturable = True
+
+    def training_step(self, images, step):
+        return super().training_step(images * 0.9**step, step)
+
+
 BROKEN = {
     "settings": Settings,
     "loss": Loss,
@@ -147,6 +154,7 @@ BROKEN = {
     "empty": Empty,
     "state": State,
     "resume": Resume,
+    "capture": Capture,
 }
 """The check that each breaks."""
 
