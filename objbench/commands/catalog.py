@@ -53,7 +53,8 @@ def plugins(as_json: bool, plugin_files: tuple[str, ...]) -> None:
         click.echo(json.dumps([asdict(p) for p in registry.plugins], indent=2))
         return
     for plugin in registry.plugins:
-        click.echo(f"{plugin.name:<14}  {plugin.source}  ({plugin.module})")
+        module = f"  ({plugin.module})" if plugin.module else ""
+        click.echo(f"{plugin.name:<14}  {plugin.source}{module}")
         if plugin.error:
             click.echo(f"{'':<14}  NOT LOADED: {plugin.error}")
     for (kind, name), owners in registry.owners.items():
