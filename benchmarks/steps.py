@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from objbench.runner import ALLOCATOR
+from objbench.runner import ENVIRONMENT
 
 ALL = {"gate_cells": 0, "first_batch": 0}
 LATE = {"gmair": {"gate_step": 0}, "spair": {"gate_step": 0}, "space": {"gate_from": 0.0}}
@@ -88,7 +88,7 @@ def rows(threads: int = 2, names: list[str] | None = None) -> list[dict[str, Any
     for name in names or CASES:
         case = CASES[name]
         command = [sys.executable, "-m", "benchmarks.steps", "--threads", str(threads), "--one", name]
-        output = subprocess.run(command, check=True, capture_output=True, env=ALLOCATOR | os.environ).stdout
+        output = subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT | os.environ).stdout
         row: dict[str, Any] = json.loads(output)
         row |= {"name": name, "value": row["seconds"], "unit": "s"}
         row["note"] = (

@@ -24,9 +24,16 @@ from objbench.store import Damaged, Store, read_record, write_json, write_record
 GRACE_S = 30.0
 """A cell that was asked to stop and has not by then is killed."""
 
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""Environment in which glibc keeps freed memory for the next step instead of giving it back to the system: getting
-its pages anew, zeroed, took a fifth of a step of GMAIR at the paper's size. Other systems ignore it."""
+ENVIRONMENT = {
+    # glibc keeps freed memory for the next step instead of giving it back to the system: getting its pages anew,
+    # zeroed, took a fifth of a step of GMAIR at the paper's size.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    # Threads that wait for one another sleep instead of spinning. Beside other busy processes spinning threads hold
+    # up the one that all wait for: two of them took 4 s for a step of GMAIR (demo), asleep .26 s.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""What a cell's process is given unless the user's environment says otherwise. Other systems ignore it."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,7 @@ class Runner:
                 stderr=log,
                 pass_fds=(write_end, lock),  # the lock is held until both of us are gone
                 start_new_session=True,  # Ctrl-C reaches us alone, and we ask the cells
-                env=ALLOCATOR | os.environ | threads | {"PYTHONUNBUFFERED": "1"},
+                env=ENVIRONMENT | os.environ | threads | {"PYTHONUNBUFFERED": "1"},
             )
         os.close(write_end)
         self.workers.append(Worker(cell, slot, process, lock, read_end))

@@ -347,6 +347,33 @@ def test_a_plugin_whose_parts_break_is_named(tmp_path: Path, monkeypatch: pytest
     assert "'squares' does not load: AttributeError" in run(tmp_path, "toy").err
 
 
+def test_threads_of_a_cell_sleep_while_they_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spinning, they hold up one another wherever another process is busy; the user may say otherwise."""
+    plugin = tmp_path / "told.py"
+    plugin.write_text(
+        "import os, torch\n"
+        "from objbench import ModelSpec, hookimpl\n"
+        "from objbench.detector import Detections, Detector\n"
+        "class Told(Detector):\n"
+        "    def fit(self, scenes): print('threads that wait are', os.environ['OMP_WAIT_POLICY'])\n"
+        "    def detect(self, images):\n"
+        "        none = torch.zeros(len(images), 1)\n"
+        "        return Detections.from_padded(none[..., None].expand(-1, -1, 4), none, none)\n"
+        "@hookimpl\n"
+        "def objbench_models(): return [ModelSpec('told', 'tells its environment', 'told:Told')]\n"
+    )
+
+    def told(out: str) -> str:
+        ran = run(tmp_path / out, "told", "--plugin", str(plugin))
+        assert ran.code == 0, ran.err
+        (log,) = (tmp_path / out).glob("cells/*/log.txt")
+        return log.read_text()
+
+    assert "threads that wait are PASSIVE" in told("first")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert "threads that wait are ACTIVE" in told("second")
+
+
 def test_threads_are_divided_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS")
