@@ -29,9 +29,11 @@ ENVIRONMENT = {
     # zeroed, took a fifth of a step of GMAIR at the paper's size.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    # Threads that wait for one another sleep instead of spinning. Beside other busy processes spinning threads hold
-    # up the one that all wait for: two of them took 4 s for a step of GMAIR (demo), asleep .26 s.
+    # Threads that wait for one another spin a moment only, then sleep. Spinning, they can hold up the one that all
+    # wait for: beside two trainings of higher priority a step of GMAIR (demo) took two of them 4.0 s, asleep at once
+    # 0.26 s. Alone, asleep at once takes twice as long (0.13 s for 0.06 s), and this costs nothing.
     "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "30000",
 }
 """What a cell's process is given unless the user's environment says otherwise. Other systems ignore it."""
 

@@ -23,7 +23,7 @@ from objbench.matrix import Cell
 from objbench.plugins import load_plugins
 from objbench.report.pictures import draw_found, draw_true
 from objbench.results import CellResult
-from objbench.store import Store, read_json, save_tensors, write_file, write_record
+from objbench.store import Store, read_json, save_tensors, write_file, write_json, write_record
 from objbench.training import read_curve
 
 README = Path(__file__).parents[1] / "README.md"
@@ -56,7 +56,11 @@ def keep(result: CellResult, store: Store) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = ["detections.safetensors", "truth.safetensors"]
     save_tensors(folder / kept[0], flat(replace(load_detections(source), what=None)))
-    for name in ("truth.safetensors", "cell.json", "curve.jsonl"):
+    cell = read_json(source / "cell.json")
+    for name in ("model_config", "data_config"):  # what is no part of the identity is where files lay
+        cell[name] = cell["identity"][name]
+    write_json(folder / "cell.json", cell)
+    for name in ("truth.safetensors", "curve.jsonl"):
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
     if (folder / "curve.jsonl").exists():
@@ -118,6 +122,9 @@ def draw_scenes(folder: Path, across: int = 5) -> None:
     for data, models in sorted(blocks.items(), reverse=True):
         cell = Cell(**read_json(Path(next(iter(models.values())).path) / "cell.json"))
         source = build_cell(registry, cell, "cpu").evaluation
+        if source.fingerprint() != cell.identity["fingerprint"]:
+            print(f"{folder}: no pictures, for the data of {data} is not that of the cells", file=sys.stderr)
+            return
         scenes = source.scenes("test", torch.arange(across))
         for title, result in [(f"{data}, the truth", None), *models.items()]:
             found = None if result is None else load_detections(Path(result.path))

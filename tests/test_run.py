@@ -347,7 +347,7 @@ def test_a_plugin_whose_parts_break_is_named(tmp_path: Path, monkeypatch: pytest
     assert "'squares' does not load: AttributeError" in run(tmp_path, "toy").err
 
 
-def test_threads_of_a_cell_sleep_while_they_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_cell_do_not_spin_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spinning, they hold up one another wherever another process is busy; the user may say otherwise."""
     plugin = tmp_path / "told.py"
     plugin.write_text(
