@@ -37,9 +37,7 @@ def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tupl
 
     from objbench.conformance import Finding, examine, find_subjects
 
-    torch.set_num_threads(
-        1
-    )  # the batches are small, and two threads beside a busy process wait for each other
+    torch.set_num_threads(1)  # batches are small, and two threads beside a busy process hold each other up
     subjects = find_subjects(registry, what, overrides)
     if strange := sorted(overrides.keys() - {subject.name for subject in subjects}):
         raise UsageError(
