@@ -45,7 +45,7 @@ def main() -> int:
     if told.json:
         import torch
 
-        from objbench.provenance import provenance
+        from objbench.run.provenance import provenance
 
         record = {"rows": found, "provenance": provenance(torch.device("cpu"))}
         told.json.write_text(json.dumps(record, indent=2) + "\n")

@@ -159,7 +159,7 @@ def machine(session: Session) -> dict[str, Any]:
     """Versions, device and git state; the GPU must be there if it was asked for."""
     import torch
 
-    from objbench.provenance import provenance
+    from objbench.run.provenance import provenance
 
     if session.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("torch finds no GPU; --device cpu --tiny tries this program without")
@@ -286,7 +286,7 @@ def keep(folder: Path, out: Path) -> None:
     """Puts what is small of a cell beside the tables: its running figures, and its weights in half precision."""
     import torch
 
-    from objbench.store import load_tensors, save_tensors
+    from objbench.score.arrays import load_tensors, save_tensors
 
     if (folder / "curve.jsonl").exists():
         (out / "curve.jsonl").write_bytes((folder / "curve.jsonl").read_bytes())
@@ -342,10 +342,11 @@ def measured_phase(
     """
     import torch
 
-    from objbench.captured import WARM_STEPS, CapturedSteps, CudaGraph
-    from objbench.provenance import peak_memory_mb
     from objbench.scenes import SceneShape
-    from objbench.training import Start, Steps, check_finite, seed_everything
+    from objbench.score.random_state import seed_everything
+    from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
+    from objbench.train.machine import peak_memory_mb
+    from objbench.train.steps import Start, Steps, check_finite
 
     seed_everything(0)
     device, side = torch.device(device_name), 64 if tiny else 128

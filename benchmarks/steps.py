@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from objbench.runner import ENVIRONMENT
+from objbench.run.local import ENVIRONMENT
 
 ALL = {"gate_cells": 0, "first_batch": 0}
 LATE = {"gmair": {"gate_step": 0}, "spair": {"gate_step": 0}, "space": {"gate_from": 0.0}}
@@ -106,7 +106,7 @@ def _measure(case: Case, threads: int) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from objbench.provenance import peak_memory_mb
+    from objbench.train.machine import peak_memory_mb
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

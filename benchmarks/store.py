@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from objbench.results import CellResult
-from objbench.store import Store, write_record
+from objbench.cells.result import CellResult
+from objbench.cells.store import Store, write_record
 
 CELLS = 10_000
 

@@ -1,5 +1,5 @@
 """`python -m objbench` is `objbench`."""
 
-from objbench.cli import main
+from objbench.commands import main
 
 main()

@@ -46,3 +46,7 @@ def told(error: BaseException) -> str:
         if not frame.filename.startswith(tuple(others))
     ]
     return f"{line} ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else line
+
+
+class Interrupted(BaseException):
+    """The cell was asked to stop. Not an Exception: no plugin shall catch it."""

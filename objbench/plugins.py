@@ -82,6 +82,16 @@ class Registry:
         """The metric of that name. UsageError when there is none, or two."""
         return self._find("metric", name, self.metrics)
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Metric value -> heading: the columns of the main table, in the order of registration."""
+        return {name: heading for spec in self.metrics.values() for name, heading in spec.columns.items()}
+
+    @property
+    def metric_versions(self) -> dict[str, int]:
+        """The version of each metric's definition, by the metric's name; figures of another are out of date."""
+        return {name: spec.version for name, spec in self.metrics.items()}
+
     def clashes(self, kind: str) -> dict[str, list[str]]:
         """The names of a kind that several plugins claim, and which do."""
         return {name: o for (k, name), o in self.owners.items() if k == kind and len(o) > 1}

@@ -107,3 +107,8 @@ class SceneSource(ABC):
 
         Part of a cell's identity: two sources with equal config and fingerprint give equal scenes.
         """
+
+
+def first_indices(source: SceneSource, split: Split, count: int) -> Tensor:
+    """The first `count` scenes of a split, or all when it has fewer."""
+    return torch.arange(min(count, source.size(split) or count))

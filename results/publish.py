@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from objbench.cell import build_cell
-from objbench.evaluation import flat, load_detections
-from objbench.matrix import Cell
+from objbench.cells.files import read_json, write_file, write_json
+from objbench.cells.identity import Cell
+from objbench.cells.result import CellResult
+from objbench.cells.store import Store, read_curve, write_record
 from objbench.plugins import load_plugins
 from objbench.report.pictures import draw_found, draw_true
-from objbench.results import CellResult
-from objbench.store import Store, read_json, save_tensors, write_file, write_json, write_record
-from objbench.training import read_curve
+from objbench.score.arrays import flat, load_detections, save_tensors
+from objbench.score.trained import build_cell
 
 README = Path(__file__).parents[1] / "README.md"
 TABLES = {"table.md": "md", "table.csv": "csv", "table.tex": "latex"}

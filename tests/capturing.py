@@ -16,7 +16,8 @@ from objbench.detector import Detector
 from objbench.options import build
 from objbench.plugins import load_plugins, load_target
 from objbench.scenes import SceneShape
-from objbench.training import Start, Steps, seed_everything
+from objbench.score.random_state import seed_everything
+from objbench.train.steps import Start, Steps
 
 WAITS = {
     "_local_scalar_dense": "reads a value back (item, float, bool, if)",

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from objbench import cell as cell_module
-from objbench import cli
-from objbench.matrix import Cell, matrix
-from objbench.overrides import parse_overrides
+from objbench import commands
+from objbench.cells.files import write_json
+from objbench.cells.identity import Cell
+from objbench.cells.matrix import matrix
+from objbench.cells.overrides import parse_overrides
+from objbench.cells.protocols import protocol
+from objbench.cells.result import CellResult
+from objbench.cells.store import Store, read_record, write_record
 from objbench.plugins import Registry, load_plugins
-from objbench.protocols import protocol
-from objbench.results import CellResult
-from objbench.store import Store, read_record, write_json, write_record
+from objbench.run import worker as cell_module
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the cells' processes; results depend on the number of threads
 torch.set_num_threads(1)
@@ -42,7 +44,7 @@ def objbench(*words: str) -> Ran:
     before, sys.argv = sys.argv, ["objbench", *words]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
+            commands.main()
     except SystemExit as done:
         code = int(done.code or 0)
     finally:

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from capturing import PAPER, SMALL, Case, first_steps, hold, some, steps_of, what_waits
-from objbench import checkpoint
-from objbench.captured import AHEAD, WARM_STEPS, Ahead, CapturedSteps, CudaGraph
-from objbench.cell import build_cell
+from objbench.cells.store import position
 from objbench.detector import Detector, DetectorConfig
 from objbench.scenes import SceneShape
-from objbench.training import Steps, Way, terms_of
+from objbench.score.trained import build_cell
+from objbench.train.batches import AHEAD, Ahead
+from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
+from objbench.train.loop import Way
+from objbench.train.steps import Steps, terms_of
 from running import toy_cell, toys
 from test_resume import equal, train_here
 
@@ -389,7 +391,7 @@ def captured_way(monkeypatch: pytest.MonkeyPatch) -> list[Again]:
             take.close()
             ahead.close()
 
-    monkeypatch.setattr("objbench.training.way_of", way_of)
+    monkeypatch.setattr("objbench.train.loop.way_of", way_of)
     return recorders
 
 
@@ -408,7 +410,7 @@ def test_captured_training_stopped_anywhere_and_resumed_is_the_same(
     monkeypatch.undo()
     train_here(tmp_path / "mixed", cell)
     train_here(tmp_path / "plain", cell)
-    curves = [checkpoint.position(tmp_path / name).curve for name in ("plain", "whole", "mixed")]
+    curves = [position(tmp_path / name).curve for name in ("plain", "whole", "mixed")]
     assert len(curves[0]) == 24
     for plain, *others in zip(*curves, strict=True):
         for row in others:  # to rounding: rates are in single precision when captured

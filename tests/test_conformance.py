@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from objbench.conformance import Subject, find_subjects, registration, run_check
-from objbench.conformance.models import STANDS_OUT, ModelSubject, disagreement, fallen
+from objbench.conformance import registration
+from objbench.conformance.detections import disagreement
+from objbench.conformance.kit import Subject, run_check
+from objbench.conformance.models import STANDS_OUT, ModelSubject, fallen
+from objbench.conformance.subjects import find_subjects
 from objbench.detector import Detections
 from objbench.errors import UsageError
 from objbench.plugins import Registry, load_plugins

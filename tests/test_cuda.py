@@ -19,16 +19,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from capturing import SMALL, Case, first_steps, some, steps_of
-from objbench import checkpoint
-from objbench.captured import WARM_STEPS, Ahead, CapturedSteps, CudaGraph
-from objbench.cell import build_cell
+from objbench.cells.identity import Cell
+from objbench.cells.matrix import matrix
+from objbench.cells.overrides import parse_overrides
+from objbench.cells.protocols import protocol
+from objbench.cells.store import position
 from objbench.detector import Detector, DetectorConfig
-from objbench.matrix import Cell, matrix
-from objbench.overrides import parse_overrides
+from objbench.errors import Interrupted
 from objbench.plugins import load_plugins
-from objbench.protocols import protocol
 from objbench.scenes import SceneShape
-from objbench.training import EAGER, Interrupted, Steps, seed_everything, terms_of, train
+from objbench.score.random_state import seed_everything
+from objbench.score.trained import build_cell
+from objbench.train.batches import Ahead
+from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
+from objbench.train.loop import EAGER, train
+from objbench.train.steps import Steps, terms_of
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch finds none here")
 GPU = torch.device("cuda")
@@ -291,7 +296,7 @@ def train_here(folder: Path, cell: Cell, device: str, stop_after: int = 10**9) -
             checkpoint_s=1e9,
             fit_scenes=8,
         )
-    at = checkpoint.position(folder)
+    at = position(folder)
     return vars(at) | {"noise": torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()}
 
 
@@ -341,4 +346,4 @@ def test_captured_training_goes_on_uncaptured_and_on_a_cpu(
     assert "captured" in train_here(folder, cell, "cuda", 10)["machine"]
     monkeypatch.setenv(EAGER, "1")
     assert "captured" not in train_here(folder, cell, "cuda", 10)["machine"]
-    assert checkpoint.position(folder).step == 35
+    assert position(folder).step == 35

@@ -43,7 +43,7 @@ def python_with(folder: Path, *wheels: Path) -> str:
 
 def run_in(python: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`objbench WORDS` in that environment."""
-    code = "import sys; sys.path.remove(''); from objbench.cli import main; main()"
+    code = "import sys; sys.path.remove(''); from objbench.commands import main; main()"
     return subprocess.run([python, "-c", code, *words], capture_output=True, text=True, cwd=cwd)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import on_gpu
-from objbench.store import load_tensors
+from objbench.score.arrays import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 

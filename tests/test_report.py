@@ -17,20 +17,22 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from objbench import store
+from objbench.cells import files
+from objbench.cells.files import read_json, write_json
+from objbench.cells.identity import Cell
+from objbench.cells.result import CellResult, Status
+from objbench.cells.store import read_record, write_record
 from objbench.commands.report import report
 from objbench.detector import Detections
 from objbench.errors import UsageError
-from objbench.evaluation import flat
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
-from objbench.matrix import Cell
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
+from objbench.report.rows import rows_of
 from objbench.report.statistics import Comparison
-from objbench.results import CellResult, Status
 from objbench.scenes import GroundTruth
-from objbench.scoring import metric_versions, score
-from objbench.store import read_json, read_record, save_tensors, write_json, write_record
+from objbench.score.arrays import flat, save_tensors
+from objbench.score.metrics import score
 from objbench_plugins.published import objbench_published
 
 NEW = ModelSpec("new", "", "", label="NEW")
@@ -84,7 +86,7 @@ def build(
     published: tuple[Published, ...] = (),
     comparison: Comparison | None = None,
 ) -> tables.Table:
-    rows = tables.rows_of(results, {}, registry, published)
+    rows = rows_of(results, {}, registry, published)
     return tables.build(rows, tables.columns_of(registry, published), registry, comparison)
 
 
@@ -98,7 +100,7 @@ def lines(table: tables.Table) -> list[list[str]]:
 
 def test_rows_come_by_data_then_model_in_the_order_of_registration(registry: Registry) -> None:
     results = [cell(m, d, s) for d in ("real", "real-sim") for m in ("new", "old") for s in (1, 0)]
-    rows = tables.rows_of(results, {}, registry)
+    rows = rows_of(results, {}, registry)
     assert [(r.data, r.model) for r in rows] == [
         ("real-sim", "old"),
         ("real-sim", "new"),
@@ -110,7 +112,7 @@ def test_rows_come_by_data_then_model_in_the_order_of_registration(registry: Reg
 
 def test_published_tables_set_the_order_even_when_they_are_not_printed(registry: Registry) -> None:
     registry.published = [PRINTED]
-    rows = tables.rows_of([cell("old"), cell("new"), cell("old", "real-sim")], {}, registry)
+    rows = rows_of([cell("old"), cell("new"), cell("old", "real-sim")], {}, registry)
     assert [(r.data, r.model) for r in rows] == [("real", "new"), ("real", "old"), ("real-sim", "old")]
 
 
@@ -132,7 +134,7 @@ def test_cells_of_another_plugin_source_or_mixture_never_share_a_row(registry: R
         ("protocol", {"name": "demo", "test_scenes": 7}),
     ):
         identities = {r.cell: base | ({part: value} if r.seed == 2 else {}) for r in results}
-        rows = tables.rows_of(results, identities, registry)
+        rows = rows_of(results, identities, registry)
         assert sorted(len(row.results) for row in rows) == [1, 2], part
         assert len({(row.options, row.data_options) for row in rows}) == 2, part
 
@@ -389,7 +391,7 @@ def stored(out: Path, model: str, seed: int, found_share: float, status: Status 
     result = cell.result(
         status,
         metrics=score(registry, found, truth) if status == "done" else {},
-        provenance={"metric_versions": metric_versions(registry)},
+        provenance={"metric_versions": registry.metric_versions},
     )
     write_record(folder, result, FILES if status == "done" else [])
     return folder
@@ -473,7 +475,7 @@ def cut(path: Path) -> None:
 
 def add_of_the_future(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "FORMAT", store.FORMAT + 1)
+        patch.setattr(files, "FORMAT", files.FORMAT + 1)
         write_record(folder, cell_of("gmair", 0).result("done"), FILES)
 
 
@@ -596,7 +598,7 @@ def test_wrong_usage_is_one_line(out: Path, words: list[str], said: str) -> None
 
 def objbench(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """`objbench` in a process of its own, and `code` after it."""
-    code = f"import sys; from objbench.cli import main\ntry: main()\nfinally:\n    {code}"
+    code = f"import sys; from objbench.commands import main\ntry: main()\nfinally:\n    {code}"
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
 
 

@@ -19,13 +19,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objbench import checkpoint
-from objbench.cell import build_cell
-from objbench.evaluation import detect, undisturbed
-from objbench.matrix import Cell
-from objbench.runner import Runner
-from objbench.store import Store, load_tensors, read_json, read_record, write_json, write_record
-from objbench.training import Interrupted, batch_indices, train
+from objbench.cells.files import read_json, write_json
+from objbench.cells.identity import Cell
+from objbench.cells.store import Store, position, read_record, write_record
+from objbench.errors import Interrupted
+from objbench.run.runner import Runner
+from objbench.score.arrays import load_tensors
+from objbench.score.detect import detect
+from objbench.score.random_state import undisturbed
+from objbench.score.trained import build_cell
+from objbench.train.batches import batch_indices
+from objbench.train.loop import train
 from running import TOY, rows_of, run, run_here, toy_cell, toys
 
 LONG = ["toy.steps=100", "toy.at=20", "toy.lr_end=0.1", "squares.size=50"]
@@ -66,7 +70,7 @@ def process_of(folder: Path) -> int:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"objbench.cell" in words and str(folder).encode() in words:
+            if b"objbench.run.worker" in words and str(folder).encode() in words:
                 return int(entry.name)
     raise AssertionError("no process trains it")
 
@@ -79,7 +83,7 @@ def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -
     often = [*words, "--checkpoint-every", "0", "--json"]
 
     stop = when(
-        lambda: checkpoint.position(folder).step >= 20,
+        lambda: position(folder).step >= 20,
         lambda: os.kill(os.getpid(), signal.SIGINT),
     )
     ran = run(out, "toy", *often)
@@ -91,7 +95,7 @@ def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -
     assert f"interrupted at step {first} of 100" in run(out, "toy", *words, "--plan").out
 
     kill = when(
-        lambda: checkpoint.position(folder).step > first,
+        lambda: position(folder).step > first,
         lambda: os.kill(process_of(folder), signal.SIGKILL),
     )
     ran = run(out, "toy", *often)
@@ -119,7 +123,7 @@ def test_a_cell_whose_runner_is_gone_saves_and_stops(tmp_path: Path) -> None:
     write_record(folder, cell.result("running"))
     read_end, write_end = os.pipe()
     words = [str(folder), "--plugin", TOY, "--events", str(write_end), "--checkpoint-every", "1000"]
-    process = subprocess.Popen([sys.executable, "-m", "objbench.cell", *words], pass_fds=[write_end])
+    process = subprocess.Popen([sys.executable, "-m", "objbench.run.worker", *words], pass_fds=[write_end])
     os.close(write_end)
     assert os.read(read_end, 1), "it has begun"
     os.close(read_end)
@@ -167,14 +171,14 @@ def train_here(
 def test_stopping_anywhere_changes_no_bit(tmp_path: Path) -> None:
     cell = toy_cell("toy", "toy.steps=24", "toy.lr_end=0.1", "squares.size=20")
     whole = train_here(tmp_path / "whole", cell)
-    curve = checkpoint.position(tmp_path / "whole").curve
+    curve = position(tmp_path / "whole").curve
     for stop_after in (0, 1, 6, 11, 22):
         folder = tmp_path / f"after-{stop_after}"
         train_here(folder, cell, stop_after)
-        assert checkpoint.position(folder).step == stop_after + 1
+        assert position(folder).step == stop_after + 1
         torch.manual_seed(stop_after)  # whatever state the new process begins with
         assert equal(train_here(folder, cell), whole), f"stopped after {stop_after}"
-        again = checkpoint.position(folder).curve
+        again = position(folder).curve
         assert [r["terms"] for r in again] == [r["terms"] for r in curve]
     every = tmp_path / "every"
     for _ in range(24):
@@ -188,7 +192,7 @@ def test_killed_while_it_is_scored_it_is_not_trained_again(tmp_path: Path) -> No
     store.prepare()
     folder = store.folder(cell.key)
     trained = train_here(folder, cell)
-    seconds = checkpoint.position(folder).seconds
+    seconds = position(folder).seconds
     result = run_here(tmp_path, cell)
     assert (result.status, result.seconds) == ("done", seconds)
     assert equal(weights(folder), trained)

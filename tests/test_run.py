@@ -16,10 +16,11 @@ import torch
 
 import toy_plugin
 from objbench import DataSpec, ModelSpec, hookimpl
-from objbench.commands.run import threads_each
-from objbench.matrix import difference, source_hash
-from objbench.results import CellResult
-from objbench.store import Store, read_record, write_record
+from objbench.cells.difference import difference
+from objbench.cells.identity import source_hash
+from objbench.cells.result import CellResult
+from objbench.cells.store import Store, read_record, write_record
+from objbench.commands.devices import threads_each
 from running import TOY, Ran, objbench, rows_of, run, run_here, toy_cell, toy_cells
 
 

@@ -18,14 +18,14 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objbench import scoring
-from objbench.coco import read_detections, read_truth, write_detections, write_truth
 from objbench.commands.score import score
 from objbench.detector import Detections
 from objbench.errors import UsageError
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_plugins
 from objbench.scenes import GroundTruth
+from objbench.score import metrics as scoring
+from objbench.score.coco import read_detections, read_truth, write_detections, write_truth
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 40}, {"id": 7}],
@@ -349,7 +349,7 @@ def test_a_metric_that_fails_is_named_and_harms_no_other(capsys: pytest.CaptureF
         == "metric 'clash' failed: ValueError: it returns 'boxes', which metric 'boxes' has returned already"
     )
     assert complaints[3].startswith("metric 'missing' failed: AttributeError")
-    assert scoring.metric_versions(registry)["boxes"] == 3
+    assert registry.metric_versions["boxes"] == 3
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "on its way\n")
 

@@ -23,7 +23,7 @@ def test_a_quick_answer_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys, json\n"
         f"sys.argv = ['objbench', *{words!r}]\n"
-        "from objbench.cli import main\n"
+        "from objbench.commands import main\n"
         "try:\n    main()\n"
         "except SystemExit as done:\n    assert not done.code, done.code\n"
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))\n"

@@ -14,23 +14,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from objbench import store as store_module
-from objbench.clustering import Mixture, MixtureConfig
+from objbench.cells import files as files_module
+from objbench.cells.files import Damaged, check_files, read_json, write_file, write_json
+from objbench.cells.identity import Cell, MixtureConfig
+from objbench.cells.result import CellResult
+from objbench.cells.store import Store, read_record, write_record
 from objbench.errors import UsageError
-from objbench.matrix import Cell
-from objbench.results import CellResult
-from objbench.store import (
-    Damaged,
-    Store,
-    check_files,
-    load_tensors,
-    read_json,
-    read_record,
-    save_tensors,
-    write_file,
-    write_json,
-    write_record,
-)
+from objbench.score.arrays import load_tensors, save_tensors
+from objbench.score.mixture import Mixture
 
 RESULT = CellResult(
     cell="0123456789abcdef",
@@ -116,7 +107,7 @@ def test_a_damaged_cell_is_seen_and_set_aside(store: Store, name: str, how: str)
 
 def test_copies_and_other_versions_are_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(store.folder(RESULT.cell), store.folder("copy"))
-    monkeypatch.setattr(store_module, "FORMAT", 2)
+    monkeypatch.setattr(files_module, "FORMAT", 2)
     add(store, replace(RESULT, cell="later"))
     monkeypatch.undo()
     results, (of_copy, of_later) = store.results()

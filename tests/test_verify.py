@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from objbench.store import read_record, write_record
+from objbench.cells.store import read_record, write_record
 from running import TOY, objbench, run_here, toy_cell
 
 WORDS = ("toy", "toy.steps=6", "squares.size=20")
@@ -53,7 +53,8 @@ def test_a_record_of_another_version_is_left_out_in_one_line(tmp_path: Path) -> 
     cell = toy_cell(*WORDS)
     run_here(tmp_path, cell)
     folder = tmp_path / "cells" / cell.key
-    from objbench.store import Store, read_json, write_json
+    from objbench.cells.files import read_json, write_json
+    from objbench.cells.store import Store
 
     body = read_json(folder / "record.json")
     write_json(folder / "record.json", body | {"a_field_of_the_future": 1})

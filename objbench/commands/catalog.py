@@ -9,23 +9,9 @@ from typing import Any
 
 import click
 
+from objbench.commands.shared import json_option, plugin_option
 from objbench.errors import unknown
 from objbench.plugins import Registry, load_plugins, load_target
-
-plugin_option = click.option(
-    "--plugin", "plugin_files", multiple=True, metavar="FILE", help="Also load this plugin file (repeatable)."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-
-
-def warn_of_clashes(registry: Registry) -> None:
-    """A line on stderr for each metric that figures will be without, as several plugins claim its name."""
-    for name, owners in registry.clashes("metric").items():
-        click.echo(
-            f"warning: metric '{name}' is left out: {len(owners)} plugins register it ({', '.join(owners)}); "
-            "remove one, or choose with OBJBENCH_PLUGINS",
-            err=True,
-        )
 
 
 @click.command("list")
@@ -86,17 +72,17 @@ def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
 def _facts(registry: Registry, name: str) -> dict[str, Any]:
     from inspect import getdoc
 
+    from objbench.cells.protocols import PROTOCOLS
     from objbench.options import describe
-    from objbench.protocols import PROTOCOLS
 
     if name == "gmm":  # not a plugin: it clusters for every detector that does not
-        from objbench.clustering import MixtureConfig
+        from objbench.cells.identity import MixtureConfig
 
         return {
             "name": name,
             "kind": "mixture",
             "summary": "the Gaussian mixture that clusters the what-latents of detectors without clusters",
-            "target": "objbench.clustering:MixtureConfig",
+            "target": "objbench.cells.identity:MixtureConfig",
             "doc": getdoc(MixtureConfig) or "",
             "options": [{**asdict(row), "settings": {}} for row in describe(MixtureConfig)],
         }

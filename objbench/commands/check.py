@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from objbench.commands.catalog import json_option, plugin_option
+from objbench.cells.overrides import parse_overrides
+from objbench.commands.shared import json_option, overrides_option, plugin_option
 from objbench.errors import UsageError
-from objbench.overrides import overrides_option, parse_overrides
 from objbench.plugins import load_plugins
 
 
@@ -35,7 +35,8 @@ def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tupl
 
     import torch  # these are heavy
 
-    from objbench.conformance import Finding, examine, find_subjects
+    from objbench.conformance.kit import Finding, examine
+    from objbench.conformance.subjects import find_subjects
 
     torch.set_num_threads(1)  # batches are small, and two threads beside a busy process hold each other up
     subjects = find_subjects(registry, what, overrides)

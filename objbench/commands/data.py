@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from objbench.commands.catalog import plugin_option
+from objbench.cells.files import written_beside
+from objbench.cells.overrides import build_source_config, parse_overrides
+from objbench.cells.protocols import protocol
+from objbench.commands.shared import (
+    overrides_option,
+    plugin_option,
+    protocol_option,
+    seed_option,
+    split_option,
+)
 from objbench.errors import UsageError
-from objbench.overrides import build_source_config, overrides_option, parse_overrides
 from objbench.plugins import load_plugins, load_target
-from objbench.protocols import protocol
 
 if TYPE_CHECKING:
     from objbench.scenes import GroundTruth, Scenes, SceneSource, Split
 
-_BATCH = 256
-_ON_SHEET = 48
 
-split_option = click.option(
-    "--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True
-)
-seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S"
-)
-protocol_option = click.option(
-    "--protocol",
-    "protocol_name",
-    default="demo",
-    show_default=True,
-    metavar="P",
-    help="demo, small or paper.",
-)
+_BATCH = 256
+
+_ON_SHEET = 48
 
 
 @click.group()
@@ -70,13 +61,13 @@ def export(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"--to {folder}: is there already and not an empty folder; choose a new one")
     source = _source(name, protocol_name, seed, options, plugin_files)
-    from objbench.coco import write_truth
     from objbench.report.contact_sheet import as_pictures
     from objbench.scenes import GroundTruth
+    from objbench.score.coco import write_truth
 
     files = [f"images/{i:06}.png" for i in range(n)]
     truths = []
-    with _written_beside(target) as beside:
+    with written_beside(target) as beside:
         (beside / "images").mkdir(parents=True)
         for start, batch in _batches(name, source, split, n):
             for i, picture in enumerate(as_pictures(batch), start):
@@ -120,7 +111,7 @@ def show(
     title = f"{name}: {split} scenes, seed {seed}, {protocol_name} protocol"
     drawn = source.scenes(split, torch.arange(min(n, _ON_SHEET)))
     target = Path(file or f"{name}-{split}.png")
-    with _written_beside(target) as beside:
+    with written_beside(target) as beside:
         contact_sheet(drawn, source.classes, title).save(beside, "PNG")
     _, height, width = source.shape
     click.echo(f"{title}: {n} of {width}x{height} pixels\n")
@@ -183,16 +174,3 @@ def _summary(truth: GroundTruth, classes: tuple[str, ...]) -> str:
             least, mean, most = values.min(), values.mean(), values.max()
             lines.append(f"{what:<{wide}}  {least:>7.4g} {mean:>7.2f} {most:>7.4g}")
     return "\n".join([*lines, ""])
-
-
-@contextmanager
-def _written_beside(target: Path) -> Iterator[Path]:
-    """A path beside `target`; what is written there becomes `target` when the block has ended well."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            beside = Path(folder, target.name)
-            yield beside
-            os.replace(beside, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror or error}") from None

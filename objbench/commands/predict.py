@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from objbench.commands.catalog import plugin_option
-from objbench.commands.run import out_option
-from objbench.commands.show import find_cell
+from objbench.commands.shared import find_cell, out_option, plugin_option
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -50,12 +48,13 @@ def predict(cell: str, images: str, target: str, out: str, plugin_files: tuple[s
 
     import torch
 
-    from objbench.cell import load_trained
-    from objbench.coco import write_detections
-    from objbench.commands.run import find_devices, threads_each
+    from objbench.cells.files import Damaged, write_file
+    from objbench.commands.devices import find_devices, threads_each
     from objbench.detector import Detections
-    from objbench.evaluation import checked, device_of, undisturbed
-    from objbench.store import Damaged, write_file
+    from objbench.score.coco import write_detections
+    from objbench.score.detect import checked, device_of
+    from objbench.score.random_state import undisturbed
+    from objbench.score.trained import load_trained
 
     torch.set_num_threads(threads_each(1))
     try:

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from objbench.commands.catalog import json_option, plugin_option, warn_of_clashes
-from objbench.errors import UsageError
-from objbench.overrides import overrides_option, parse_overrides
-from objbench.plugins import Registry, load_plugins
-from objbench.protocols import PROTOCOLS, protocol
+from objbench.cells.overrides import parse_overrides
+from objbench.cells.protocols import PROTOCOLS, protocol
+from objbench.commands.devices import find_devices, threads_each
+from objbench.commands.shared import (
+    json_option,
+    names,
+    out_option,
+    overrides_option,
+    plugin_option,
+    warn_of_clashes,
+)
+from objbench.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from objbench.plan import Planned
-    from objbench.results import CellResult
-
-out_option = click.option(
-    "--out", default="runs", show_default=True, metavar="DIR", help="Where cells are kept."
-)
-
-
-def names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """`--models a,b --models c` as ["a", "b", "c"]."""
-    found = [name.strip() for value in values for name in value.split(",") if name.strip()]
-    if not found:
-        raise click.BadParameter("names nothing")
-    return found
+    from objbench.cells.plan import Planned
 
 
 @click.command()
@@ -96,12 +89,13 @@ def run(
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
 
-    from objbench.evaluation import columns  # these are heavy
-    from objbench.matrix import matrix
-    from objbench.plan import plan
-    from objbench.progress import Progress
-    from objbench.runner import Runner, Settings
-    from objbench.store import Store
+    from objbench.cells.matrix import matrix
+    from objbench.cells.plan import plan
+    from objbench.cells.store import Store
+    from objbench.run.local import Settings
+    from objbench.run.progress import Progress
+    from objbench.run.runner import Runner
+    from objbench.score.metrics import rescored
 
     devices = find_devices(device)
     cells = matrix(registry, models, data, seeds, scale, overrides)
@@ -115,7 +109,7 @@ def run(
     todo = [p.cell for p in planned if p.why]
     seconds = timeout or math.inf
     settings = Settings(devices, workers, threads_each(workers), seconds, checkpoint_every, plugin_files)
-    with Progress(len(todo), columns(registry)) as progress:
+    with Progress(len(todo), registry.columns) as progress:
         if not todo:
             progress.say(f"nothing to run: all {len(cells)} cells are done")
         runner = Runner(store, settings, progress)
@@ -126,7 +120,7 @@ def run(
     else:
         for cell, result in zip(cells, in_order, strict=True):
             figures = "  ".join(
-                f"{k} {result.metrics[k]:.3f}" for k in columns(registry) if k in result.metrics
+                f"{k} {result.metrics[k]:.3f}" for k in registry.columns if k in result.metrics
             )
             click.echo(f"{result.status}: {cell.name}  {result.error or figures}  {result.path}")
     for cell, result in zip(cells, in_order, strict=True):
@@ -139,40 +133,9 @@ def run(
     sys.exit(any(r.status != "done" for r in in_order))
 
 
-def find_devices(device: str) -> list[str]:
-    """The devices to place cells on. UsageError when CUDA was asked for and there is none."""
-    import torch
-
-    count = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    if device == "cuda" and not count:
-        raise UsageError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
-    return [f"cuda:{i}" for i in range(count)] or ["cpu"]
-
-
-def threads_each(workers: int) -> int:
-    """The machine's cores (or OMP_NUM_THREADS, when fewer) divided among the workers.
-
-    More threads than cores would spin at each other's barriers, and a step take many times as long.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores // workers, int(allowed) if allowed.isdigit() else cores))
-
-
-def rescored(registry: Registry, result: CellResult) -> CellResult:
-    """A done cell's result by the metrics as they are now; the record is brought up to date."""
-    from objbench.evaluation import rescore
-    from objbench.store import update_record
-
-    fresh = rescore(registry, result)
-    if fresh is not result:
-        update_record(fresh)
-    return fresh
-
-
 def show_plan(planned: list[Planned], workers: int, as_json: bool) -> None:
     """What would run, why, and for how long."""
-    from objbench.progress import duration
+    from objbench.run.progress import duration
 
     if as_json:
         rows = [p.result.as_json() | {"why": p.why, "estimate": p.seconds} for p in planned]

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from objbench.commands.catalog import json_option, plugin_option, warn_of_clashes
+from objbench.commands.shared import json_option, plugin_option, warn_of_clashes
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -41,9 +41,9 @@ def score(
         raise UsageError(f"--present {present} is not a finite number")
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
-    from objbench.coco import read_detections, read_truth
     from objbench.detector import PRESENT
-    from objbench.scoring import score_each, to_stderr
+    from objbench.score.coco import read_detections, read_truth
+    from objbench.score.metrics import score_each, to_stderr
 
     there = read_truth(truth)
     found = read_detections(detections, there.image_ids, present)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from objbench.commands.catalog import plugin_option
-from objbench.commands.run import find_devices
-from objbench.commands.show import find_cell
+from objbench.cells.difference import figures_that_differ, surroundings_that_differ
+from objbench.cells.matrix import as_it_is_now
+from objbench.commands.devices import find_devices
+from objbench.commands.shared import find_cell, plugin_option
 from objbench.errors import UsageError
-from objbench.plugins import Registry, load_plugins, load_target
+from objbench.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from objbench.matrix import Cell
-    from objbench.results import CellResult
+    pass
 
 
 @click.command()
@@ -36,11 +35,13 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     folder = find_cell(cell, directory)
     registry = load_plugins(plugin_files)
 
-    from objbench.evaluation import columns  # these are heavy
-    from objbench.matrix import Cell, difference
-    from objbench.progress import Progress
-    from objbench.runner import Runner, Settings
-    from objbench.store import Damaged, Store, read_json, read_record
+    from objbench.cells.difference import difference
+    from objbench.cells.files import Damaged, read_json
+    from objbench.cells.identity import Cell
+    from objbench.cells.store import Store, read_record
+    from objbench.run.local import Settings
+    from objbench.run.progress import Progress
+    from objbench.run.runner import Runner
 
     try:
         old = Cell(**read_json(folder / "cell.json"))
@@ -57,7 +58,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         store.prepare()
         threads = recorded.provenance.get("threads", 1)  # with others, sums come out in another order
         settings = Settings(find_devices(device), 1, threads, math.inf, 20.0, plugin_files)
-        with Progress(1, columns(registry)) as progress:
+        with Progress(1, registry.columns) as progress:
             runner = Runner(store, settings, progress)
             result = runner.run([new])[new.key]
         if runner.asked:
@@ -74,44 +75,3 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     for line in changes or ["nothing that is recorded differs between then and now"]:
         click.echo(f"since then: {line}")
     sys.exit(1)
-
-
-def as_it_is_now(registry: Registry, old: Cell) -> Cell:
-    """The same cell by the plugins and the data as they are now; its key differs if they have changed."""
-    from objbench.matrix import source_hash
-    from objbench.options import build
-
-    identity = dict(old.identity)
-    model, data = registry.model(identity["model"]), registry.source(identity["data"])
-    source_class = load_target(data.target)
-    config = build(source_class.Config, data.name, old.data_config)
-    fingerprint: dict[str, Any] = source_class(config, 0).fingerprint()
-    identity |= {
-        "model_source": source_hash(model.target),
-        "data_source": source_hash(data.target),
-        "fingerprint": fingerprint,
-    }
-    return dataclasses.replace(old, identity=identity)
-
-
-def figures_that_differ(then: CellResult, now: CellResult) -> list[str]:
-    """A line for each metric that did not come out again, to the last bit."""
-    lines = []
-    for name, value in then.metrics.items():
-        again = now.metrics.get(name, math.nan)
-        if value != again and not (math.isnan(value) and math.isnan(again)):
-            lines.append(f"{name}: {value:.6f} then, {again:.6f} now ({again - value:+.2g})")
-    return lines
-
-
-def surroundings_that_differ(then: CellResult, now: CellResult) -> list[str]:
-    """A line for each version, device or commit that is another one now."""
-    lines = []
-    for name in ("objbench", "python", "platform", "git", "device", "threads"):
-        if then.provenance.get(name) != now.provenance.get(name):
-            lines.append(f"{name} was {then.provenance.get(name)}, is {now.provenance.get(name)}")
-    before, after = (r.provenance.get("packages", {}) for r in (then, now))
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            lines.append(f"{name} was {before.get(name)}, is {after.get(name)}")
-    return lines

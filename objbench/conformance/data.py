@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 import torch
 
+from objbench.cells.overrides import build_source_config
+from objbench.cells.protocols import PROTOCOLS
 from objbench.conformance import registration
 from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
 from objbench.hookspecs import DataSpec
 from objbench.options import build
-from objbench.overrides import build_source_config
 from objbench.plugins import Registry, load_target
-from objbench.protocols import PROTOCOLS
 from objbench.scenes import Scenes, SceneSource, Split
 
 SCENES = 48

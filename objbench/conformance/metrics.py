@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from objbench import checkpoint
 from objbench.conformance import registration
 from objbench.conformance.kit import Check, Wrong, collector
-from objbench.conformance.scenes import Shapes, ShapesConfig
+from objbench.conformance.shapes import Shapes, ShapesConfig
 from objbench.detector import Detections
 from objbench.hookspecs import MetricSpec
 from objbench.metric import Metric
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
+from objbench.score.random_state import rng_states
 
 IMAGES = 24
 LATENT = 3
@@ -107,7 +107,7 @@ def _columns(subject: MetricSubject) -> str:
 @check("pure", "metrics", "the same answer twice; neither its arguments nor a random generator are changed")
 def _pure(subject: MetricSubject) -> str:
     found, truth = truth_and_detections()
-    states = checkpoint.rng_states()["torch"]
+    states = rng_states()["torch"]
     first = subject.values(found, truth)
     if reason := different(first, subject.values(found, truth)):
         raise Wrong(reason)
@@ -116,7 +116,7 @@ def _pure(subject: MetricSubject) -> str:
         mine = getattr(truth, name[6:]) if name.startswith("truth.") else getattr(found, name)
         if isinstance(value, Tensor) and not torch.equal(value, mine):
             raise Wrong(f"changed: {name}")
-    if not torch.equal(states, checkpoint.rng_states()["torch"]):
+    if not torch.equal(states, rng_states()["torch"]):
         raise Wrong("it drew from torch's global generator")
     return "twice the same"
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from objbench.cells.overrides import Overrides
+from objbench.conformance import detections, devices, models, training
 from objbench.conformance.data import DataSubject
 from objbench.conformance.kit import Subject
 from objbench.conformance.metrics import MetricSubject
 from objbench.conformance.models import ModelSubject
 from objbench.errors import UsageError, unknown
-from objbench.overrides import Overrides
 from objbench.plugins import Registry
+
+OF_MODELS = [*models.CHECKS, *training.CHECKS, *detections.CHECKS, *devices.CHECKS]
 
 
 def find_subjects(registry: Registry, what: str, overrides: Overrides | None = None) -> list[Subject]:
@@ -46,7 +49,7 @@ def _package(source: str) -> str:
 
 def _subject(registry: Registry, kind: str, name: str, overrides: Overrides) -> Subject:
     if kind == "model":
-        return ModelSubject(registry, registry.model(name), overrides.get(name, {}))
+        return ModelSubject(registry, registry.model(name), overrides.get(name, {}), OF_MODELS)
     if kind == "data set":
         return DataSubject(registry, registry.source(name), overrides.get(name, {}))
     return MetricSubject(registry, registry.metric(name))

@@ -10,23 +10,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from objbench.cells.files import write_file
+from objbench.cells.store import read_curve
 from objbench.detector import PRESENT, Detections
 from objbench.matching import as_numpy, best_truth
-from objbench.scenes import Scenes
-from objbench.store import write_file
+from objbench.plugins import Registry
+from objbench.scenes import Scenes, first_indices
+from objbench.score.arrays import load_detections
+from objbench.score.detect import device_of
+from objbench.score.random_state import undisturbed
+from objbench.score.trained import Built
+
+PICTURES = 100
+"""Test scenes that pictures are made of."""
 
 FAINT = 0.1
 """Detections below this score are not drawn; those from here to PRESENT are dotted."""
+
 SCENES, ACROSS = 8, 2
 """How many scenes the page shows, and how many of them side by side."""
+
 CLUSTERS = 40
 """How many clusters are shown at most, the fullest."""
+
 CROPS, CROP_PIXELS, MARGIN = 20, 32, 2
 """How many boxes of a cluster are shown, the pixels a side each is resampled to, and those around it."""
 
@@ -45,15 +58,20 @@ COLOURS = (  # bright enough for black scenes; where hues look alike to the colo
     "#A9793B",  # brown
 )
 """Of clusters, whose numbers are always written beside; the first seven are near Okabe and Ito's (2008)."""
+
 WRONG, INK = "#FF2D20", "#202024"
+
 LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A6A74"]
 """Of the curves, on white."""
 
 DPI = 110
+
 PANEL, GAP = 2.0, 0.08  # the longer side of a scene, and the space between two, in inches
+
 CROWD = 10  # objects in a scene beyond which what is written beside them is cut short
 
 Ints = NDArray[np.int64]
+
 Picture = NDArray[np.float32]
 
 
@@ -115,9 +133,6 @@ def majority(labels: Ints) -> tuple[int, float]:
 def colour_of(cluster: int) -> str:
     """The colour of a cluster; after twelve they come again."""
     return COLOURS[cluster % len(COLOURS)]
-
-
-# Test scenes
 
 
 def scenes_page(
@@ -248,9 +263,6 @@ def _picture(image: Tensor) -> Picture:
     return pixels.transpose(1, 2, 0)
 
 
-# What clusters hold
-
-
 def clusters_page(scenes: Scenes, detections: Detections, held: Held, classes: Sequence[str]) -> Figure:
     """A row of boxes for each cluster, evenly spaced from its highest score to its lowest."""
     pixels = np.stack([_picture(image) for image in scenes.images])
@@ -305,9 +317,6 @@ def crops(pixels: Picture, detections: Detections, index: Ints) -> Picture:
     return np.where(inside[..., None], found, np.float32(0.5))
 
 
-# How it learnt
-
-
 def curves_page(curve: Sequence[Mapping[str, Any]], headings: Mapping[str, str] | None = None) -> Figure:
     """Metrics on the validation scenes over training steps, as in the paper's Figure 2a, and the loss."""
     steps = [row["step"] for row in curve]
@@ -344,3 +353,17 @@ def _duration(seconds: float) -> str:
     if seconds < 180:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 10_800 else f"{seconds / 3600:.1f} h"
+
+
+def draw(folder: Path, registry: Registry, built: Built) -> list[Path]:
+    """Draws the first test scenes of a finished cell; returns what was written."""
+
+    scenes = built.evaluation.scenes("test", first_indices(built.evaluation, "test", PICTURES))
+    found = load_detections(folder)
+    first = found.image < len(scenes)
+    parts = {name: value[first] for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
+    with undisturbed(built.detector):
+        picture = built.detector.reconstruct(scenes.images[:SCENES].to(device_of(built.detector)))
+    picture = None if picture is None else picture.cpu()
+    found, classes = Detections(len(scenes), **parts), built.evaluation.classes
+    return write_pictures(folder, scenes, found, picture, classes, read_curve(folder), registry.columns)

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +31,12 @@ from torch import Tensor
 
 from objbench.detector import Detections
 from objbench.metric import Metric
+from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
+
+if TYPE_CHECKING:
+    from objbench.report.rows import Row
+
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -213,3 +221,23 @@ def compare(
     ]
     intervals = [{n: interval(list(runs.values())) for n, runs in row.items()} for row in of]
     return Comparison(resamples, intervals, best, pairs)
+
+
+def compare_rows(rows: list[Row], registry: Registry, resamples: int) -> Comparison:
+    """Intervals and paired comparisons, from the raw detections of all finished cells."""
+    import torch
+
+    from objbench.score.arrays import load_detections, load_truth
+
+    torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
+    metrics = [load_target(spec.target) for spec in registry.metrics.values() if spec.columns]
+    runs: list[dict[tuple[int, bytes], dict[str, Run]]] = [{} for _ in rows]
+    total = sum(len(row.done) for row in rows) * resamples
+    with click.progressbar(length=total, label="drawing test scenes again", file=sys.stderr) as bar:
+        for row, of_row in zip(rows, runs, strict=True):
+            for result in row.done:
+                found, truth = load_detections(Path(result.path)), load_truth(Path(result.path))
+                key = (result.seed, scenes_digest(truth))
+                of_row[key] = resample(found, truth, metrics, resamples, lambda: bar.update(1))
+    contenders = [not row.oracle for row in rows]
+    return compare(runs, [row.block for row in rows], contenders, resamples)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from objbench.report.tables import Table
 
+
 ABSENT = "--"
 """What is written where there is no figure, as in the paper."""
 
@@ -136,9 +137,6 @@ def _number(value: float, heading: str, digits: int) -> str:
     return text.replace("-", "−")
 
 
-# The formats
-
-
 def markdown(table: Table) -> str:
     """GitHub's Markdown: tables, and the notes as a list."""
     parts = []
@@ -230,3 +228,16 @@ def as_json(table: Table) -> str:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def draw(table: Table, on_screen: bool) -> str:
+    """The table for a terminal, wrapped to its width; for a file or a pipe as wide as it is, uncoloured."""
+    from rich.console import Console
+
+    console = Console() if on_screen else Console(width=10_000, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        for grid in terminal(table, gap=2 if console.width >= 100 else 1):
+            console.print(grid, "")
+        for note in table.notes:
+            console.print(note, markup=False, highlight=False, style="dim", soft_wrap=not on_screen)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().strip("\n").splitlines())

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 
-from objbench.matrix import Cell
-from objbench.results import CellResult
+from objbench.cells.identity import Cell
+from objbench.cells.result import CellResult
 
 PLAIN_S = 15.0
 """Seconds between two lines of a cell where there is no terminal."""

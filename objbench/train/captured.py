@@ -9,23 +9,20 @@ detector's `schedule`, learning rates. `Detector.phase` says when it takes anoth
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from objbench.detector import Detector
-from objbench.training import Losses, Start, Steps, rate_left
+from objbench.train.steps import Losses, Start, Steps, rate_left
 
 WARM_STEPS = 3
 """Steps of each phase that are taken uncaptured. They are part of the training, and they have cuDNN and cuBLAS choose
 their ways and optimisers make their state, none of which a capture may do."""
-AHEAD = 8
-"""Batches that wait to be used."""
+
 QUEUED = 16
 """Steps that wait for the GPU: enough that it never waits, and few enough that their batches stay few."""
 
@@ -187,54 +184,3 @@ class CapturedSteps(Steps):
             phase = f"{type(self.detector).__name__}'s training step, phase {self._phase}"
             error.add_note(f"while capturing {phase}; OBJBENCH_EAGER=1 trains without")
             raise
-
-
-class Ahead:
-    """Makes the images of coming steps on a thread of its own, in pinned memory where they go to a GPU."""
-
-    def __init__(self, make: Callable[[int], Tensor], steps: Iterable[int], device: torch.device) -> None:
-        """make: the images of a step, a pure function; steps: which, in the order in which they will be used."""
-        self.lock = threading.Lock()
-        """Held while a batch is made. Whoever holds it knows that the thread does nothing."""
-        self._make, self._steps, self._device = make, iter(steps), device
-        self._made: queue.Queue[tuple[int, Tensor | BaseException]] = queue.Queue(AHEAD)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="objbench-batches", daemon=True)
-        self._thread.start()
-
-    def __call__(self, step: int) -> Tensor:
-        """The images of the next step, which must be `step`; raises what making them raised."""
-        made, images = self._made.get()
-        if isinstance(images, BaseException):
-            raise images
-        assert made == step, f"the next batch is that of step {made}, not of {step}"
-        return images
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._closed.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        on_gpu = self._device.type == "cuda"
-        with (
-            torch.cuda.device(self._device) if on_gpu else contextlib.nullcontext()
-        ):  # each thread has its own
-            for step in self._steps:
-                images: Tensor | BaseException
-                with self.lock:
-                    try:
-                        images = self._make(step)
-                        images = images.pin_memory() if on_gpu else images
-                    except BaseException as error:  # whatever it is, it is for the training to raise
-                        images = error
-                if not self._put(step, images) or isinstance(images, BaseException):
-                    return
-
-    def _put(self, step: int, images: Tensor | BaseException) -> bool:
-        """Waits for a place; False when there is nobody to use it any more."""
-        while not self._closed.is_set():
-            with contextlib.suppress(queue.Full):
-                self._made.put((step, images), timeout=0.1)
-                return True
-        return False

@@ -6,9 +6,11 @@ import contextlib
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from objbench.matrix import Cell, difference
-from objbench.results import CellResult
-from objbench.store import Damaged, Store, read_json
+from objbench.cells.difference import difference
+from objbench.cells.files import Damaged, read_json
+from objbench.cells.identity import Cell
+from objbench.cells.result import CellResult
+from objbench.cells.store import Store
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from objbench.cells.result import CellResult
 from objbench.detector import Detections
 from objbench.errors import told
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
+from objbench.score.arrays import load_detections, load_truth
 
 
 def to_stderr(text: str) -> None:
@@ -58,11 +62,6 @@ def score_each(
         yield spec, values
 
 
-def metric_versions(registry: Registry) -> dict[str, int]:
-    """The version of each metric's definition, by the metric's name; figures of another are out of date."""
-    return {name: spec.version for name, spec in registry.metrics.items()}
-
-
 def check(detections: Detections, truth: GroundTruth) -> None:
     """Raises ValueError, saying how many and of what, when detections break their contract.
 
@@ -80,3 +79,24 @@ def check(detections: Detections, truth: GroundTruth) -> None:
     for what, where in bad.items():
         if count := int(where.sum()):
             raise ValueError(f"{count} of {len(where)} detections have {what}")
+
+
+def rescored(registry: Registry, result: CellResult) -> CellResult:
+    """A done cell's result by the metrics as they are now; the record is brought up to date."""
+
+    from objbench.cells.store import update_record
+
+    fresh = rescore(registry, result)
+    if fresh is not result:
+        update_record(fresh)
+    return fresh
+
+
+def rescore(registry: Registry, result: CellResult) -> CellResult:
+    """The result by the metrics as they are now, from raw detections; itself if it is by these already."""
+    versions = registry.metric_versions
+    if result.status != "done" or result.provenance["metric_versions"] == versions:
+        return result
+    folder = Path(result.path)
+    metrics = score(registry, load_detections(folder), load_truth(folder))
+    return replace(result, metrics=metrics, provenance=result.provenance | {"metric_versions": versions})

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from objbench.cells.files import read_json, vouch, write_json
+from objbench.cells.result import Position
 from objbench.detector import Detector
-from objbench.store import load_tensors, read_json, save_tensors, vouch, write_json
-
-
-@dataclass
-class Position:
-    """How far a training has come."""
-
-    step: int = 0
-    """Steps done."""
-    images: int = 0
-    """Training images seen."""
-    seconds: float = 0.0
-    """Spent in training; evaluation and checkpoints are not counted."""
-    peak_memory_mb: float = 0.0
-    machine: str = ""
-    """Device and threads; resuming elsewhere need not give the same bits."""
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    """The running figures so far, a row an evaluation."""
+from objbench.score.arrays import load_tensors, save_tensors
+from objbench.score.random_state import rng_states, set_rng_states
 
 
 def save(folder: Path, at: Position, detector: Detector, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -49,13 +33,6 @@ def save(folder: Path, at: Position, detector: Detector, optimizers: Sequence[to
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
             old.unlink()
-
-
-def position(folder: Path) -> Position:
-    """How far the cell's checkpoint is; at the start when it has none."""
-    if not (folder / "checkpoint.json").exists():
-        return Position()
-    return Position(**read_json(folder / "checkpoint.json")["position"])
 
 
 def restore(folder: Path, detector: Detector, optimizers: Sequence[torch.optim.Optimizer]) -> Position:
@@ -80,32 +57,6 @@ def remove(folder: Path) -> None:
     """Deletes the checkpoint of a cell that is done."""
     for path in [folder / "checkpoint.json", *folder.glob("checkpoint-*.safetensors")]:
         path.unlink(missing_ok=True)
-
-
-def rng_states() -> dict[str, Any]:
-    """The state of every global random generator that a plugin may draw from."""
-    _, keys, place, has_gauss, gauss = np.random.get_state()
-    version, words, spare = random.getstate()
-    keys_tensor = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    states = {
-        "torch": torch.get_rng_state(),
-        "numpy": [keys_tensor, int(place), int(has_gauss), float(gauss)],
-        "python": [version, torch.tensor(words), spare],
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_rng_states(states: dict[str, Any]) -> None:
-    """Undoes whatever was drawn since `rng_states`."""
-    torch.set_rng_state(states["torch"])
-    keys, place, has_gauss, gauss = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), place, has_gauss, gauss))
-    version, words, spare = states["python"]
-    random.setstate((version, tuple(words.tolist()), spare))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

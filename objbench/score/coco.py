@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from objbench.cells.files import write_file
 from objbench.detector import PRESENT, Detections
 from objbench.errors import UsageError
 from objbench.scenes import GroundTruth
-from objbench.store import write_file
 
 
 @dataclass(frozen=True)

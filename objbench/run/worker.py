@@ -1,4 +1,4 @@
-"""One cell from start to end, in a process of its own: `python -m objbench.cell FOLDER ...`.
+"""One cell from start to end, in a process of its own: `python -m objbench.run.worker FOLDER ...`.
 
 Whoever starts it has locked the cell and written `cell.json`. Events go back through a pipe, a JSON line
 each; what plugins print goes to `log.txt`; how it ended is in `record.json`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import math
 import os
 import signal
@@ -18,114 +17,30 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
-from objbench import checkpoint
-from objbench.checkpoint import Position
-from objbench.clustering import Mixture, MixtureConfig
-from objbench.detector import Detections, Detector, trains_by_steps
-from objbench.errors import UsageError, told
-from objbench.evaluation import (
-    columns,
-    detect,
-    device_of,
-    flat,
-    load_detections,
-    present_what,
-    shown,
-    undisturbed,
-)
-from objbench.matrix import MIXTURE, Cell
-from objbench.options import build
-from objbench.plugins import Registry, load_plugins, load_target
-from objbench.protocols import Protocol
-from objbench.provenance import now, peak_memory_mb, provenance
-from objbench.results import CellResult, Status
-from objbench.scenes import SceneSource
-from objbench.scoring import metric_versions, score
-from objbench.store import check_files, load_tensors, read_json, read_record, save_tensors, write_record
-from objbench.training import Diverged, Interrupted, first_indices, read_curve, seed_everything, train
-
-DISK_FULL = 4
-"""Exit code when the disk is full. Nothing is recorded then, so the cell is one that was interrupted."""
-PICTURES = 100
-"""Test scenes that pictures are made of."""
-
-
-class Link:
-    """The pipe and the signal between a cell and whoever runs the matrix."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.stop = False
-        """Whether the cell was asked to stop."""
-        self.at_once = True
-        """Whether being asked raises Interrupted; the training loop looks for itself, after each step."""
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Sends an event. When nobody reads any more, whoever ran the matrix is gone, and the cell stops."""
-        try:
-            os.write(self._descriptor, (json.dumps(event) + "\n").encode())
-        except BlockingIOError:
-            pass  # the reader is asleep; an event may get lost, a training not
-        except OSError:
-            self.ask_to_stop()
-
-    def ask_to_stop(self, *_: object) -> None:
-        """Also a signal handler."""
-        self.stop = True
-        if self.at_once:
-            raise Interrupted
-
-
-class Built(NamedTuple):
-    """A cell's parts, made of its plugins."""
-
-    detector: Detector
-    training: SceneSource
-    """Scenes of the cell's own seed."""
-    evaluation: SceneSource
-    """Scenes of seed 0: cells that differ in seed alone are tested on the same scenes."""
-    mixture: MixtureConfig | None
-    """How to cluster for a detector that does not."""
-
-
-def build_cell(registry: Registry, cell: Cell, device: torch.device | str) -> Built:
-    """Makes the parts of a cell, the detector untrained. Seeds every global random generator."""
-    identity = cell.identity
-    source_class = load_target(registry.source(identity["data"]).target)
-    data_config = build(source_class.Config, identity["data"], cell.data_config)
-    training, evaluation = source_class(data_config, identity["seed"]), source_class(data_config, 0)
-    detector_class = load_target(registry.model(identity["model"]).target)
-    config = build(detector_class.Config, identity["model"], cell.model_config)
-    mixture = build(MixtureConfig, MIXTURE, identity["mixture"]) if "mixture" in identity else None
-    seed_everything(identity["seed"])
-    return Built(detector_class(config, evaluation.shape).to(device), training, evaluation, mixture)
-
-
-def load_trained(registry: Registry, folder: Path, device: str = "cpu") -> tuple[Built, Mixture | None]:
-    """A finished cell, ready to detect: its parts, and what clusters its detections if the detector does not.
-
-    UsageError when it is not done, or its weights do not fit the plugin as it is now; Damaged when a file is.
-    """
-    result, files = read_record(folder)
-    if result.status != "done":
-        raise UsageError(f"cell {folder.name} is not done but {result.status}; run it first")
-    check_files(folder, files)
-    built = build_cell(registry, Cell(**read_json(folder / "cell.json")), device)
-    try:
-        built.detector.load_state_dict(load_tensors(folder / "weights.safetensors"))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UsageError(
-            f"cell {folder.name}: its weights do not fit the plugin of today ({reason})"
-        ) from None
-    built.detector.eval()
-    if built.mixture is None:
-        return built, None
-    return built, Mixture(built.mixture, load_tensors(folder / "mixture.safetensors"))
+from objbench.cells.files import read_json
+from objbench.cells.identity import Cell
+from objbench.cells.protocols import Protocol
+from objbench.cells.result import Position, Status
+from objbench.cells.store import end_early, position, read_record, write_record
+from objbench.detector import trains_by_steps
+from objbench.errors import Interrupted, told
+from objbench.plugins import Registry, load_plugins
+from objbench.report.pictures import draw
+from objbench.run.link import DISK_FULL, Link
+from objbench.run.provenance import now, provenance
+from objbench.scenes import first_indices
+from objbench.score.arrays import flat, save_tensors
+from objbench.score.detect import detect, present_what, shown
+from objbench.score.metrics import score
+from objbench.score.mixture import Mixture
+from objbench.score.trained import Built, build_cell
+from objbench.train import checkpoint
+from objbench.train.loop import train
+from objbench.train.machine import peak_memory_mb
+from objbench.train.steps import Diverged
 
 
 def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link, checkpoint_s: float) -> None:
@@ -139,7 +54,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
         if not isinstance(value, torch.Tensor):  # better found out now than after the training
             raise TypeError(f"its state '{name}' is {type(value).__name__}; weights can only be tensors")
 
-    before = checkpoint.position(folder)
+    before = position(folder)
     if trains_by_steps(type(built.detector)):
         link.at_once = False
         at = train(
@@ -178,7 +93,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
     files = [f"{name}.safetensors" for name in tensors] + (["curve.jsonl"] if at.curve else [])
     more = {
         "data": cell.identity["fingerprint"],
-        "metric_versions": metric_versions(registry),
+        "metric_versions": registry.metric_versions,
         "oracle": built.detector.oracle,
         "warnings": warnings,
         "wall_seconds": before.seconds + time.monotonic() - start,
@@ -226,67 +141,39 @@ def _validate(registry: Registry, built: Built, protocol: Protocol) -> dict[str,
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def draw(folder: Path, registry: Registry, built: Built) -> list[Path]:
-    """Draws the first test scenes of a finished cell; returns what was written."""
-    from objbench.report.pictures import SCENES, write_pictures
-
-    scenes = built.evaluation.scenes("test", first_indices(built.evaluation, "test", PICTURES))
-    found = load_detections(folder)
-    first = found.image < len(scenes)
-    parts = {name: value[first] for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
-    with undisturbed(built.detector):
-        picture = built.detector.reconstruct(scenes.images[:SCENES].to(device_of(built.detector)))
-    picture = None if picture is None else picture.cpu()
-    found, classes = Detections(len(scenes), **parts), built.evaluation.classes
-    return write_pictures(folder, scenes, found, picture, classes, read_curve(folder), columns(registry))
-
-
 def main(words: list[str]) -> int:
     """Runs the cell that the command line names; the exit code says little, the record all."""
-    parser = argparse.ArgumentParser(prog="python -m objbench.cell")
+    parser = argparse.ArgumentParser(prog="python -m objbench.run.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--events", type=int, default=2, help="file descriptor to write events to")
     parser.add_argument("--checkpoint-every", type=float, default=20.0)
     parser.add_argument("--plugin", action="append", default=[])
-    told = parser.parse_args(words)
-    torch.set_num_threads(told.threads)
-    if told.device.type == "cuda":
-        torch.cuda.set_device(told.device)
-    link = Link(told.events)
+    parsed = parser.parse_args(words)
+    torch.set_num_threads(parsed.threads)
+    if parsed.device.type == "cuda":
+        torch.cuda.set_device(parsed.device)
+    link = Link(parsed.events)
     signal.signal(signal.SIGTERM, link.ask_to_stop)
     status: Status = "done"
     error = ""
     try:
-        run_cell(told.folder, load_plugins(tuple(told.plugin)), told.device, link, told.checkpoint_every)
+        run_cell(
+            parsed.folder, load_plugins(tuple(parsed.plugin)), parsed.device, link, parsed.checkpoint_every
+        )
     except Interrupted:
         status = "interrupted"
     except BaseException as raised:  # a plugin may even call sys.exit
         traceback.print_exc()
         link.at_once = False
         if isinstance(raised, OSError) and raised.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            link.tell({"disk_full": f"{raised.strerror}: {raised.filename or told.folder}"})
+            link.tell({"disk_full": f"{raised.strerror}: {raised.filename or parsed.folder}"})
             return DISK_FULL
         status, error = "out of memory" if is_out_of_memory(raised) else "failed", one_line(raised)
     if status != "done":
-        end_early(told.folder, status, error)
+        end_early(parsed.folder, status, error)
     return 0
-
-
-def end_early(folder: Path, status: Status, error: str = "") -> CellResult:
-    """Records that a cell ended before it was done, as far as its checkpoint reaches."""
-    at = checkpoint.position(folder)
-    result = replace(
-        read_record(folder)[0],
-        status=status,
-        error=error,
-        seconds=at.seconds,
-        train_steps=at.step,
-        peak_memory_mb=at.peak_memory_mb,
-    )
-    write_record(folder, result)
-    return result
 
 
 def one_line(error: BaseException) -> str:

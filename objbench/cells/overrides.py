@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import click
-
 from objbench.errors import UsageError
 from objbench.options import build
 from objbench.plugins import Registry, load_target
 
 Overrides = Mapping[str, Mapping[str, str]]
 """Plugin name -> option -> the value as the user typed it."""
-
-overrides_option = click.option(
-    "-o", "--option", "options", multiple=True, metavar="NAME.KEY=VALUE", help="Set an option (repeatable)."
-)
 
 
 def parse_overrides(options: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from objbench.cells.identity import MixtureConfig
 from objbench.errors import UsageError
-from objbench.options import option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from objbench.detector import Detections
-
-
-@dataclass(frozen=True)
-class MixtureConfig:
-    """What `-o gmm.KEY=VALUE` sets; part of the identity of a cell whose detector does not cluster."""
-
-    components: int = option(10, "Gaussians, one a cluster", low=1)
-    covariance: str = option("full", "shape of each Gaussian", choices=["full", "diag", "tied", "spherical"])
-    restarts: int = option(5, "fits from different starts; the likeliest is kept", low=1)
-    seed: int = option(0, "of the starts", low=0)
-    standardise: bool = option(False, "scale every latent to unit variance first")
-    pca: int = option(0, "reduce the latents to so many principal components first; 0 does not", low=0)
 
 
 class Mixture:

@@ -8,17 +8,21 @@ raw detections score what the record says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objbench.matrix import Cell
-from objbench.results import CellResult
-from objbench.store import Damaged, check_files, read_json, read_record
+import click
+
+from objbench.cells.files import Damaged, check_files, read_json
+from objbench.cells.identity import Cell
+from objbench.cells.result import CellResult
+from objbench.cells.store import read_record
+from objbench.errors import UsageError
+from objbench.plugins import Registry
 
 if TYPE_CHECKING:
-    from objbench.plugins import Registry
-    from objbench.report.tables import Row
+    from objbench.cells.store import Store
+
 
 IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config"]
 """What a record repeats of the identity."""
@@ -52,8 +56,8 @@ def check_figures(registry: Registry, result: CellResult) -> None:
 
     result: by the metrics as they are now. Imports torch, and scores.
     """
-    from objbench.evaluation import load_detections, load_truth
-    from objbench.scoring import score
+    from objbench.score.arrays import load_detections, load_truth
+    from objbench.score.metrics import score
 
     folder = Path(result.path)
     for name, value in score(registry, load_detections(folder), load_truth(folder)).items():
@@ -64,17 +68,40 @@ def check_figures(registry: Registry, result: CellResult) -> None:
             )
 
 
-def seeds_that_lack(rows: Iterable[Row]) -> list[str]:
-    """A line for each row that has no cell of a seed which its block has, or which lies before one."""
-    ours = [row for row in rows if row.results]
-    last: dict[Sequence[str], int] = {}
-    for row in ours:
-        last[row.block] = max(last.get(row.block, 0), *(result.seed for result in row.results))
-    lines = []
-    for row in ours:
-        lacking = sorted(set(range(last[row.block] + 1)) - {result.seed for result in row.results})
-        if lacking:
-            name = " ".join([row.model, *row.options])
-            seeds = f"seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
-            lines.append(f"{name} on {row.data} ({row.protocol}): there is no cell of {seeds}")
-    return lines
+def read_cells(
+    store: Store, registry: Registry, protocol_name: str | None, recheck: bool
+) -> tuple[list[CellResult], dict[str, dict[str, Any]]]:
+    """Cells that can be believed, by the metrics as they are now, and their identities.
+
+    A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
+    finished cells are held against their raw detections, which takes torch and time.
+    """
+
+    from objbench.cells.files import Damaged
+
+    found, warnings = store.results()
+    results, identities = [], {}
+    for result in found:
+        if protocol_name not in (None, result.protocol):
+            continue
+        try:
+            identities[result.cell] = identity_of(result)
+            if (
+                result.status == "done"
+                and result.provenance.get("metric_versions") != registry.metric_versions
+            ):
+                from objbench.score.metrics import rescore  # heavy, and seldom needed
+
+                result = rescore(registry, result)
+            elif result.status == "done" and recheck:
+                check_figures(registry, result)
+        except Damaged as error:
+            warnings.append(f"cell {result.cell} is left out: {error}")
+            continue
+        results.append(result)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if not results:
+        which = f" of protocol {protocol_name}" if protocol_name else ""
+        raise UsageError(f"no cells{which} in {store.out}; run some with `objbench run --out {store.out}`")
+    return results, identities

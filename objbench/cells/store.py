@@ -15,130 +15,18 @@ place, flushed to the disk, and renamed.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from objbench.cells.files import Damaged, check_files, read_json, vouch, write_file, write_json
+from objbench.cells.result import CellResult, Position, Status
 from objbench.errors import UsageError
-from objbench.results import CellResult
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-FORMAT = 1
-"""Raised when files can no longer be read as before; those of another format are refused."""
-
-
-class Damaged(Exception):
-    """A file is not what was written there: cut short, edited, or half of a copy. One line."""
-
-
-# Files
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replaces `path` as a whole: after a crash at any instant it holds what it held, or all of `data`."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:  # a full disk, say
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
-def canonical(value: Any) -> str:
-    """JSON text that equal values share: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def write_json(path: Path, body: Mapping[str, Any]) -> None:
-    """Writes `body`, JSON values under text keys; its checksum comes first."""
-    rest = json.dumps({"format": FORMAT, **body}, indent=1)[1:].encode()
-    write_file(path, _seal(rest) + rest)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote. Damaged when the file is missing, cut short or edited."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
-    except OSError as error:
-        raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
-    rest = data[len(_seal(b"")) :]
-    if data != _seal(rest) + rest:
-        raise Damaged(f"{path.name} was cut short or edited (its checksum differs)")
-    body: dict[str, Any] = json.loads(data)
-    del body["sha256"]
-    if body.pop("format", None) != FORMAT:
-        raise Damaged(f"{path.name} was written by another version of objbench")
-    return body
-
-
-def _seal(rest: bytes) -> bytes:
-    """How a JSON object begins whose other bytes are `rest`."""
-    return b'{"sha256": "%s",' % hashlib.sha256(rest).hexdigest().encode()
-
-
-def vouch(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of each of these files, to be kept in a JSON file that vouches for them."""
-    digests = {}
-    for name in names:
-        with (folder / name).open("rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
-
-
-def check_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Damaged when one of `files` is not as `vouch` saw it."""
-    for name, digest in files.items():
-        try:
-            if vouch(folder, [name])[name] != digest:
-                raise Damaged(f"{name} was cut short or edited (its checksum differs)")
-        except FileNotFoundError:
-            raise Damaged(f"{name} is missing") from None
-        except OSError as error:
-            raise Damaged(f"{name} cannot be read ({error.strerror})") from None
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file. Tensors may share memory or lie on any device."""
-    from safetensors.torch import save
-
-    write_file(path, save({k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}))
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file onto the CPU. Damaged when it is not one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(path.read_bytes())
-    except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
-    except SafetensorError as error:
-        raise Damaged(f"{path.name} was cut short or is not ours ({error})") from None
-
-
-# Records
 
 
 def write_record(folder: Path, result: CellResult, files: Iterable[str] = ()) -> None:
@@ -264,3 +152,36 @@ class Store:
             return True
         os.close(descriptor)
         return False
+
+
+def end_early(folder: Path, status: Status, error: str = "") -> CellResult:
+    """Records that a cell ended before it was done, as far as its checkpoint reaches."""
+    at = position(folder)
+    result = replace(
+        read_record(folder)[0],
+        status=status,
+        error=error,
+        seconds=at.seconds,
+        train_steps=at.step,
+        peak_memory_mb=at.peak_memory_mb,
+    )
+    write_record(folder, result)
+    return result
+
+
+def position(folder: Path) -> Position:
+    """How far the cell's checkpoint is; at the start when it has none."""
+    if not (folder / "checkpoint.json").exists():
+        return Position()
+    return Position(**read_json(folder / "checkpoint.json")["position"])
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """The cell's running figures, a row an evaluation; none for a detector that takes no steps."""
+    path = folder / "curve.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_curve(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes them all, as the whole file."""
+    write_file(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

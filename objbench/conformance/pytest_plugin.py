@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if mark is None:
         raise pytest.UsageError('a test that takes objbench_check needs @pytest.mark.objbench("NAME")')
 
-    from objbench.conformance import find_subjects
+    from objbench.conformance.subjects import find_subjects
     from objbench.plugins import load_plugins
 
     (what,) = mark.args
@@ -52,7 +52,7 @@ def objbench_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Runs the check: fails with what was expected, what came and where to read; skips with the reason."""
     import torch
 
-    from objbench.conformance import run_check
+    from objbench.conformance.kit import run_check
 
     def run() -> None:
         __tracebackhide__ = True

@@ -42,3 +42,20 @@ class CellResult:
         names += ["images_per_second", "peak_memory_mb", "path", "error"]
         metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
         return {name: getattr(self, name) for name in names} | {"metrics": metrics}
+
+
+@dataclass
+class Position:
+    """How far a training has come."""
+
+    step: int = 0
+    """Steps done."""
+    images: int = 0
+    """Training images seen."""
+    seconds: float = 0.0
+    """Spent in training; evaluation and checkpoints are not counted."""
+    peak_memory_mb: float = 0.0
+    machine: str = ""
+    """Device and threads; resuming elsewhere need not give the same bits."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """The running figures so far, a row an evaluation."""

@@ -1,0 +1,1 @@
+"""Facts about cells: identity, matrix, plan, store. Nothing here imports torch."""

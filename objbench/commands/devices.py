@@ -1,0 +1,27 @@
+"""Which devices and how many threads a run may use."""
+
+from __future__ import annotations
+
+import os
+
+from objbench.errors import UsageError
+
+
+def find_devices(device: str) -> list[str]:
+    """The devices to place cells on. UsageError when CUDA was asked for and there is none."""
+    import torch
+
+    count = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    if device == "cuda" and not count:
+        raise UsageError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
+    return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+
+
+def threads_each(workers: int) -> int:
+    """The machine's cores (or OMP_NUM_THREADS, when fewer) divided among the workers.
+
+    More threads than cores would spin at each other's barriers, and a step take many times as long.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores // workers, int(allowed) if allowed.isdigit() else cores))

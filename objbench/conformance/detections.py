@@ -1,0 +1,172 @@
+"""What a detector promises about what it finds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from objbench.conformance.kit import Check, Wrong, collector
+from objbench.conformance.models import (
+    STANDS_OUT,
+    TEN,
+    ModelSubject,
+    differing,
+    fields,
+    look,
+    part,
+    some,
+    take_step,
+    ten,
+)
+from objbench.conformance.shapes import SIDE
+from objbench.detector import Detections, trains_by_steps
+from objbench.scenes import GroundTruth, Scenes
+from objbench.score.random_state import seed_everything, undisturbed
+
+CHECKS: list[Check] = []
+check = collector(CHECKS)
+
+
+@check(
+    "detections",
+    "detections",
+    "image int64 in 0..n-1; boxes float32, finite, x1 > x0 and y1 > y0; scores float32 in 0..1; clusters "
+    "int64 from 0 where the spec says clusters=True, else finite float32 what-latents",
+)
+def _detections(subject: ModelSubject) -> str:
+    scenes = ten()
+    for detector in (subject.learned[0], subject.trained()):
+        found = look(detector, scenes)
+        if found.images != len(scenes):
+            raise Wrong(f"an answer for {found.images} images, when shown {len(scenes)}")
+        for name, tensor, dtype in (
+            ("image", found.image, torch.int64),
+            ("boxes", found.boxes, torch.float32),
+            ("scores", found.scores, torch.float32),
+            ("clusters", found.clusters, torch.int64),
+            ("what", found.what, torch.float32),
+        ):
+            if tensor is not None and tensor.dtype != dtype:
+                raise Wrong(f"{name} of type {str(tensor.dtype).removeprefix('torch.')}")
+        if not ((found.image >= 0) & (found.image < len(scenes))).all():
+            raise Wrong(f"image from {int(found.image.min())} to {int(found.image.max())}")
+        if not found.boxes.isfinite().all():
+            raise Wrong(f"{int((~found.boxes.isfinite()).any(1).sum())} boxes not finite")
+        if not (found.boxes[:, 2:] > found.boxes[:, :2]).all():
+            bad = found.boxes[~(found.boxes[:, 2:] > found.boxes[:, :2]).all(1)][0]
+            raise Wrong(f"a box without size: {rounded(bad)} (boxes are x0, y0, x1, y1)")
+        if not ((found.scores >= 0) & (found.scores <= 1)).all():
+            raise Wrong(f"scores from {found.scores.min():.4g} to {found.scores.max():.4g}")
+        if subject.spec.clusters and found.clusters is None:
+            raise Wrong("no clusters, and the spec does not say clusters=False")
+        if not subject.spec.clusters and found.what is None:
+            raise Wrong("no what-latents, which are to be clustered as the spec says clusters=False")
+        if found.clusters is not None and (found.clusters < 0).any():
+            raise Wrong("a negative cluster")
+        if found.what is not None and not found.what.isfinite().all():
+            raise Wrong("what-latents not finite")
+    found = look(subject.finding, scenes)
+    return f"{len(found.scores)} in {len(scenes)} images, {int((found.scores >= 0.5).sum())} of them >= 0.5"
+
+
+@check("inside", "detections", f"boxes lie inside the image, here 0..{SIDE}")
+def _inside(subject: ModelSubject) -> str:
+    for detector in (subject.learned[0], subject.trained()):
+        found = look(detector, ten())
+        outside = ((found.boxes < -1e-3) | (found.boxes > SIDE + 1e-3)).any(1)
+        if outside.any():
+            raise Wrong(
+                f"{int(outside.sum())} of {len(outside)} outside, such as {rounded(found.boxes[outside][0])}"
+            )
+    return "all do"
+
+
+@check("eval", "detections", "detect gives the same answer twice, and changes no state of the detector")
+def _eval(subject: ModelSubject) -> str:
+    detector = subject.finding
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    first, second = look(detector, ten()), None
+    seed_everything(9)
+    with undisturbed(detector):
+        detector.reconstruct(ten().images)
+    if changed := differing(before, detector.state_dict()):
+        raise Wrong(f"changed: {some(changed)}")
+    second = look(detector, ten())
+    if other := differing(fields(first), fields(second)):
+        raise Wrong(f"different the second time: {some(other)}")
+    return "the same twice, nothing changed"
+
+
+@check(
+    "batch", "detections", "an image's detections do not depend on the others in its batch, nor on its size"
+)
+def _batch(subject: ModelSubject) -> str:
+    detector, scenes = subject.finding, ten()
+    together = look(detector, scenes)
+    for i in (0, TEN - 1):
+        alone = look(detector, part(scenes, [i]))
+        if reason := disagreement(of_image(together, i), of_image(alone, 0)):
+            raise Wrong(f"image {i}, among {TEN} and then alone: {reason}")
+    return f"alike alone and among {TEN}"
+
+
+@check("channels", "detections", "images of one and of three channels, and a batch of one, can be trained on")
+def _channels(subject: ModelSubject) -> str:
+    for channels in (1, 3):
+        detector = subject.trained(channels)
+        if trains_by_steps(subject.cls):
+            loss = take_step(detector, detector.optimizers(), ten(channels).images[:1], 1)
+            if not math.isfinite(loss):
+                raise Wrong(f"with {channels} channels and one image the loss is {loss}")
+        look(detector, part(ten(channels), [0]))
+        picture = detector.reconstruct(ten(channels).images)
+        if picture is not None and picture.shape != ten(channels).images.shape:
+            raise Wrong(
+                f"reconstruct returned {list(picture.shape)}",
+                f"as the images, {list(ten(channels).images.shape)}",
+            )
+    return "one and three"
+
+
+@check("empty", "detections", "images with nothing in them are no error, in training nor in detection")
+def _empty(subject: ModelSubject) -> str:
+    nothing = GroundTruth.of([torch.zeros(0, 4)] * 2, [torch.zeros(0)] * 2)
+    scenes = Scenes(torch.zeros(2, 1, SIDE, SIDE), nothing)
+    detector = subject.trained()
+    if trains_by_steps(subject.cls):
+        loss = take_step(detector, detector.optimizers(), scenes.images, 1)
+        if not math.isfinite(loss):
+            raise Wrong(f"the loss is {loss}")
+    return f"{len(look(detector, scenes).scores)} detections in two black images"
+
+
+def of_image(found: Detections, image: int) -> Detections:
+    """The detections of one image that stand out."""
+    keep = (found.image == image) & (found.scores >= STANDS_OUT)
+    kept: dict[str, Any] = {name: value[keep] for name, value in fields(found).items()}
+    return replace(found, **kept)
+
+
+def disagreement(one: Detections, other: Detections, pixels: float = 0.05) -> str:
+    """What sets the detections of an image apart from those of the same image, in any order; "" if little."""
+    if len(one.scores) != len(other.scores):
+        return f"{len(one.scores)} detections, then {len(other.scores)}"
+    if not len(one.scores):
+        return ""
+    mine, theirs = (torch.cat([d.boxes, 100 * d.scores[:, None]], 1) for d in (one, other))  # 1 % is 1 pixel
+    apart, match = torch.cdist(mine, theirs, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    if apart.max() > pixels:
+        i = int(apart.argmax())
+        return f"box and percent {rounded(mine[i])}, then {rounded(theirs[match[i]])}"
+    if one.clusters is None or other.clusters is None:
+        return ""
+    return "" if torch.equal(one.clusters, other.clusters[match]) else "other clusters"
+
+
+def rounded(values: Tensor) -> list[float]:
+    """As a person reads them."""
+    return [round(value, 2) for value in values.tolist()]

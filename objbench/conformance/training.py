@@ -1,0 +1,156 @@
+"""What a detector promises about training: losses, gradients, optimisers, repeatability, learning, resuming."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from pathlib import Path
+
+from objbench.conformance.kit import Check, Wrong, collector
+from objbench.conformance.models import (
+    FALL,
+    FIT_SCENES,
+    PATIENCE,
+    ModelSubject,
+    differing,
+    fallen,
+    fields,
+    look,
+    some,
+    source,
+    take_step,
+    ten,
+)
+from objbench.detector import Detector, trains_by_steps
+from objbench.errors import Interrupted
+from objbench.score.arrays import load_tensors, save_tensors
+from objbench.train.loop import train
+
+CHECKS: list[Check] = []
+check = collector(CHECKS)
+
+
+@check("loss", "training", "every term of the loss is a scalar and finite, and so are the gradients")
+def _loss(subject: ModelSubject) -> str:
+    subject.needs_steps()
+    for done in subject.schedule:
+        if bad := [name for name, value in done.terms.items() if not math.isfinite(value)]:
+            raise Wrong(f"at step {done.step} the term '{bad[0]}' is {done.terms[bad[0]]}")
+        if bad := [n for n, g in done.gradients.items() if g is not None and not g.isfinite().all()]:
+            raise Wrong(f"at step {done.step} not finite: the gradients of {some(bad)}")
+    return f"finite at steps {', '.join(str(done.step) for done in subject.schedule)}"
+
+
+@check(
+    "gradients",
+    "training",
+    "every parameter gets a gradient at some time of the schedule, or has requires_grad=False",
+)
+def _gradients(subject: ModelSubject) -> str:
+    subject.needs_steps()
+    names = list(subject.schedule[0].gradients)
+    of = {name: [g for done in subject.schedule if (g := done.gradients[name]) is not None] for name in names}
+    if without := [name for name in names if not of[name]]:
+        raise Wrong(f"none for {some(without)}")
+    still = [
+        name for name in names if not any(g.any() for g in of[name])
+    ]  # may be right: a gate that is shut
+    return f"{len(names)} parameters" + (f"; only zeros for {some(still)}" if still else "")
+
+
+@check("optimizers", "training", "every parameter that needs a gradient is given to exactly one optimiser")
+def _optimizers(subject: ModelSubject) -> str:
+    subject.needs_steps()
+    detector = subject.built()
+    names = {id(p): name for name, p in detector.named_parameters() if p.requires_grad}
+    held = [id(p) for o in detector.optimizers() for group in o.param_groups for p in group["params"]]
+    if left := [name for key, name in names.items() if key not in held]:
+        raise Wrong(f"no optimiser has {some(left)}")
+    if twice := [names[key] for key in names if held.count(key) > 1]:
+        raise Wrong(f"several optimisers have {some(twice)}")
+    return f"{len(names)} parameters in {len(detector.optimizers())}"
+
+
+@check("repeatable", "training", "the same seed gives the same weights, losses and training, bit for bit")
+def _repeatable(subject: ModelSubject) -> str:
+    runs = []
+    for _ in range(2):
+        detector = subject.built(seed=3)
+        if not trains_by_steps(subject.cls):
+            subject.fit(detector)
+            runs.append(([0.0], detector.state_dict()))
+            continue
+        optimizers = detector.optimizers()
+        losses = [take_step(detector, optimizers, ten().images[:4], step) for step in range(3)]
+        runs.append((losses, detector.state_dict()))
+    (first, state), (second, again) = runs
+    if first != second:
+        step = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+        raise Wrong(f"the loss of step {step} is {first[step]!r}, then {second[step]!r}")
+    if other := differing(state, again):
+        raise Wrong(f"different after the same training: {some(other)}")
+    return "two trainings alike" if trains_by_steps(subject.cls) else "two fits alike"
+
+
+@check(
+    "learns", "training", f"ten images are learnt by heart: in {PATIENCE} steps the loss falls by {FALL:.0%}"
+)
+def _learns(subject: ModelSubject) -> str:
+    subject.needs_steps()
+    _, losses = subject.learned
+    first, last = statistics.median(losses[:3]), statistics.median(losses[-5:])
+    course = f"from {first:.4g} to {last:.4g} in {len(losses)} steps, by {fallen(losses):.0%}"
+    if not fallen(losses) >= FALL:
+        raise Wrong(course)
+    return course
+
+
+@check(
+    "state",
+    "state",
+    "the state_dict holds all that detection needs: saved and loaded, the answers are the same",
+)
+def _state(subject: ModelSubject) -> str:
+    detector = subject.finding
+    with tempfile.TemporaryDirectory() as folder:
+        save_tensors(Path(folder, "weights.safetensors"), detector.state_dict())
+        again = subject.built(seed=1)
+        again.load_state_dict(load_tensors(Path(folder, "weights.safetensors")))
+    if other := differing(fields(look(detector, ten())), fields(look(again, ten()))):
+        raise Wrong(f"different when loaded into a new detector: {some(other)} of its detections")
+    return f"{sum(v.numel() for v in detector.state_dict().values()):,} values"
+
+
+@check("resume", "state", "training that is stopped and resumed ends bit for bit as training that is not")
+def _resume(subject: ModelSubject) -> str:
+    subject.needs_steps()
+    ends = []
+    for stop_at in (None, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                detector = _trained_to_end(subject, Path(folder), stop_at)
+            except Interrupted:
+                detector = _trained_to_end(subject, Path(folder), None)
+            ends.append(detector.state_dict())
+    if other := differing(*ends):
+        raise Wrong(f"different in the end: {some(other)}")
+    return "4 steps, and 2 and 2"
+
+
+def _trained_to_end(subject: ModelSubject, folder: Path, stop_at: int | None) -> Detector:
+    """Four steps of the harness's own loop on small batches; raises Interrupted when told to stop before."""
+    detector = subject.built(steps=4, batch_size=2)
+    asked = iter(range(1, 5))
+    train(
+        detector,
+        source(),
+        0,
+        folder,
+        evaluate=dict,
+        tell=lambda event: None,
+        stopping=lambda: next(asked) == stop_at,
+        checkpoint_s=math.inf,
+        fit_scenes=FIT_SCENES,
+    )
+    return detector

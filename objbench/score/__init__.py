@@ -1,0 +1,1 @@
+"""A cell's tensors, read and judged: detections, clusters, metrics."""

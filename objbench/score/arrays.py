@@ -1,0 +1,51 @@
+"""Tensors on disk: safetensors files, detections and ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from objbench.cells.files import Damaged, write_file
+from objbench.detector import Detections
+from objbench.scenes import GroundTruth
+
+
+def flat(listed: Detections | GroundTruth) -> dict[str, Tensor]:
+    """Detections or truth as tensors to save, under the names of their fields."""
+    tensors = {name: value for name, value in vars(listed).items() if isinstance(value, Tensor)}
+    return tensors | {"images": torch.tensor(listed.images)}
+
+
+def load_detections(folder: Path) -> Detections:
+    """The raw detections of a cell on its test scenes."""
+    tensors = load_tensors(folder / "detections.safetensors")
+    return Detections(int(tensors.pop("images")), **tensors)
+
+
+def load_truth(folder: Path) -> GroundTruth:
+    """The true objects of a cell's test scenes."""
+    tensors = load_tensors(folder / "truth.safetensors")
+    return GroundTruth(int(tensors.pop("images")), **tensors)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file. Tensors may share memory or lie on any device."""
+    from safetensors.torch import save
+
+    write_file(path, save({k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file onto the CPU. Damaged when it is not one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is missing") from None
+    except SafetensorError as error:
+        raise Damaged(f"{path.name} was cut short or is not ours ({error})") from None
