@@ -72,7 +72,7 @@ def _cost(subject: ModelSubject) -> str:
     subject.needs_steps()
     registry = subject.registry
     others = [
-        ModelSubject(registry, registry.model(name), {})
+        ModelSubject(registry, registry.model(name), {}, [])
         for (kind, name), owners in registry.owners.items()
         if kind == "model" and name != subject.name and owners[0].startswith("objbench ")
     ]
