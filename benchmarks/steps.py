@@ -107,6 +107,7 @@ def _measure(case: Case, threads: int) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from objbench.train.machine import peak_memory_mb
+    from objbench.train.steps import take_step
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -114,12 +115,7 @@ def _measure(case: Case, threads: int) -> dict[str, Any]:
     optimizers = model.optimizers()
 
     def one() -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        torch.stack(list(model.training_step(images, step).values())).sum().backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        take_step(model, optimizers, images, step)
 
     times = _times(one, 5.0)
     memory = peak_memory_mb(torch.device("cpu"))

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from objbench import commands
-from objbench.cells.files import write_json
-from objbench.cells.identity import Cell
+from objbench.cells.identity import Cell, write_cell
 from objbench.cells.matrix import matrix
 from objbench.cells.overrides import parse_overrides
 from objbench.cells.protocols import protocol
@@ -79,13 +78,13 @@ def run_here(out: Path, cell: Cell) -> CellResult:
     store = Store(out)
     store.prepare()
     folder = store.folder(cell.key)
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "cell.json", {k: v for k, v in vars(cell).items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cell(folder, cell)
     write_record(folder, cell.result("running"))
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     with open("/dev/null", "wb") as nowhere:
         try:
-            cell_module.main([str(folder), "--plugin", TOY, "--events", str(nowhere.fileno())])
+            cell_module.main([str(folder.parent), folder.name, "--plugin", TOY, "--events", str(nowhere.fileno())])
         finally:
             signal.signal(signal.SIGTERM, handler)
             torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from objbench.cells import files as files_module
-from objbench.cells.files import Damaged, check_files, read_json, write_file, write_json
+from objbench.cells.files import Damaged, verify_checksums, read_json, write_file, write_json
 from objbench.cells.identity import Cell, MixtureConfig
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
@@ -173,7 +173,7 @@ def test_out_must_be_a_directory_that_can_be_written(tmp_path: Path) -> None:
 
 def test_a_record_vouches_for_what_it_names(store: Store) -> None:
     folder = store.folder(RESULT.cell)
-    check_files(folder, read_record(folder)[1])
+    verify_checksums(folder, read_record(folder)[1])
     with pytest.raises(Damaged, match="missing"):
         read_json(folder / "nothing.json")
 

@@ -6,7 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from objbench.cells.identity import MIXTURE
+CODE = {
+    "model_code": "model",
+    "data_code": "data",
+    "harness_code": "objbench",
+    "clusterer_code": "clusterer_name",
+}
+"""Part of an identity that is a digest of code -> the part that names whose code, or the name itself."""
 
 if TYPE_CHECKING:
     from objbench.cells.result import CellResult
@@ -41,9 +47,13 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     owners = {
         "model_config": new["model"],
         "data_config": new["data"],
-        "mixture": MIXTURE,
+        "clusterer": new["clusterer"]["name"],
         "protocol": "protocol",
     }
+    new, old = (
+        {**identity, "clusterer": identity["clusterer"].get("config", {})} | _named(identity["clusterer"])
+        for identity in (new, old)
+    )
     for part in sorted(new.keys() | old.keys()):
         mine, theirs = new.get(part), old.get(part)
         if mine == theirs:
@@ -52,10 +62,14 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
             for key in sorted(mine.keys() | theirs.keys()):
                 if mine.get(key) != theirs.get(key):
                     lines.append(f"{owners[part]}.{key} is {mine.get(key)}, there {theirs.get(key)}")
-        elif part in ("model_source", "data_source"):
-            lines.append(f"the source of {new[part.removesuffix('_source')]} has changed")
+        elif part in CODE:
+            lines.append(f"the code of {new.get(CODE[part], CODE[part])} has changed")
         elif part == "fingerprint":
             lines.append(f"the content of {new['data']} has changed")
         else:
             lines.append(f"{part} is {mine}, there {theirs}")
     return lines
+
+
+def _named(clusterer: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"clusterer_{key}": clusterer.get(key) for key in ("name", "code")}

@@ -63,7 +63,7 @@ def canonical(value: Any) -> str:
 def write_json(path: Path, body: Mapping[str, Any]) -> None:
     """Writes `body`, JSON values under text keys; its checksum comes first."""
     rest = json.dumps({"format": FORMAT, **body}, indent=1)[1:].encode()
-    write_file(path, _seal(rest) + rest)
+    write_file(path, _checksum_header(rest) + rest)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path.name} is missing") from None
     except OSError as error:
         raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
-    rest = data[len(_seal(b"")) :]
-    if data != _seal(rest) + rest:
+    rest = data[len(_checksum_header(b"")) :]
+    if data != _checksum_header(rest) + rest:
         raise Damaged(f"{path.name} was cut short or edited (its checksum differs)")
     body: dict[str, Any] = json.loads(data)
     del body["sha256"]
@@ -84,12 +84,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return body
 
 
-def _seal(rest: bytes) -> bytes:
+def _checksum_header(rest: bytes) -> bytes:
     """How a JSON object begins whose other bytes are `rest`."""
     return b'{"sha256": "%s",' % hashlib.sha256(rest).hexdigest().encode()
 
 
-def vouch(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The sha256 of each of these files, to be kept in a JSON file that vouches for them."""
     digests = {}
     for name in names:
@@ -98,11 +98,11 @@ def vouch(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return digests
 
 
-def check_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Damaged when one of `files` is not as `vouch` saw it."""
+def verify_checksums(folder: Path, files: Mapping[str, str]) -> None:
+    """Damaged when one of `files` is not as `checksums` saw it."""
     for name, digest in files.items():
         try:
-            if vouch(folder, [name])[name] != digest:
+            if checksums(folder, [name])[name] != digest:
                 raise Damaged(f"{name} was cut short or edited (its checksum differs)")
         except FileNotFoundError:
             raise Damaged(f"{name} is missing") from None

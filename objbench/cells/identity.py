@@ -1,21 +1,23 @@
-"""What a cell is: the identity that its key is the hash of."""
+"""What a cell is: a training and a clusterer, each with the identity that its key is the hash of."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from objbench.cells.files import canonical
+from objbench.cells.code import Code, digest
+from objbench.cells.files import Damaged, canonical, read_json, write_json
 from objbench.cells.result import CellResult, Status
 from objbench.options import option
 
+OWN = "own"
+"""The clusterer of a detector that clusters by itself."""
 MIXTURE = "gmm"
-"""The name that the options of the mixture go by: `-o gmm.components=10`."""
+"""The clusterer of all others, and the name that its options go by: `-o gmm.components=10`."""
 
 
 @dataclass(frozen=True)
@@ -30,39 +32,108 @@ class MixtureConfig:
     pca: int = option(0, "reduce the latents to so many principal components first; 0 does not", low=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One training to run. Equal identities have equal keys, whatever the order, paths or display names."""
+@dataclass(frozen=True)
+class Training:
+    """What is trained: a detector on a data set, under a protocol, from a seed."""
 
     identity: dict[str, Any]
-    """Everything that the cell's figures depend on, as JSON values."""
+    """Everything that weights and detections depend on, as JSON values."""
     model_config: dict[str, Any]
     data_config: dict[str, Any]
     """The whole configs: also what is not part of the identity, such as where files lie."""
+    code: dict[str, Code]
+    """The files behind the identity's `model_code`, `data_code` and `harness_code`, each under that name."""
 
     @property
     def key(self) -> str:
-        """The first 16 hex digits of the identity's sha256: the name of the cell's directory."""
-        return hashlib.sha256(canonical(self.identity).encode()).hexdigest()[:16]
+        """The first 16 hex digits of the identity's sha256: the name of its directory."""
+        return _hash(self.identity)[:16]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of each metric: a training, and what clusters the objects that its detector finds.
+
+    Equal identities have equal keys, whatever the order, paths or display names.
+    """
+
+    training: Training
+    clusterer: dict[str, Any]
+    """{"name": "own"}, or the name, `config` and `code` of what clusters instead; as JSON values."""
+
+    @property
+    def key(self) -> str:
+        """Where it lies in a store: "<training>/<clusterer>"."""
+        return f"{self.training.key}/{self.clusterer_key}"
+
+    @property
+    def clusterer_key(self) -> str:
+        """The clusterer's name, with 8 hex digits of the sha256 of its config and code if it has any."""
+        name: str = self.clusterer["name"]
+        return name if name == OWN else f"{name}-{_hash(self.clusterer)[:8]}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the cell's figures depend on."""
+        return self.training.identity | {"clusterer": self.clusterer}
 
     @property
     def name(self) -> str:
         """How messages call it."""
-        return f"{self.identity['model']} on {self.identity['data']}, seed {self.identity['seed']}"
+        identity = self.training.identity
+        return f"{identity['model']} on {identity['data']}, seed {identity['seed']}"
 
     def result(self, status: Status, **known: Any) -> CellResult:
         """Its result as far as it is known."""
+        identity = self.training.identity
         return CellResult(
             cell=self.key,
-            model=self.identity["model"],
-            data=self.identity["data"],
-            protocol=self.identity["protocol"]["name"],
-            seed=self.identity["seed"],
+            model=identity["model"],
+            data=identity["data"],
+            protocol=identity["protocol"]["name"],
+            seed=identity["seed"],
             status=status,
-            model_config=self.identity["model_config"],
-            data_config=self.identity["data_config"],
+            model_config=identity["model_config"],
+            data_config=identity["data_config"],
             **known,
         )
+
+
+def write_cell(folder: Path, cell: Cell) -> None:
+    """Says what the cell in `folder` is, and the training in the folder above. Both folders must exist."""
+    write_json(folder.parent / "training.json", dataclasses.asdict(cell.training))
+    write_json(folder / "cell.json", {"training": cell.training.key, "clusterer": cell.clusterer})
+
+
+def read_training(folder: Path) -> Training:
+    """The training in `folder`. Damaged when its file cannot be believed, or is that of another."""
+    try:
+        training = Training(**read_json(folder / "training.json"))
+        key = training.key
+    except (TypeError, KeyError):  # fields that we do not know, or miss
+        raise Damaged("training.json was written by another version of objbench") from None
+    if key != folder.name:
+        raise Damaged(f"training.json is that of training {key}: a copy, or edited")
+    for name, code in training.code.items():
+        if training.identity.get(name) != digest(code):
+            raise Damaged(
+                f"training.json was edited: its {name} is not the digest of the files that it lists"
+            )
+    return training
+
+
+def read_cell(folder: Path) -> Cell:
+    """The cell in `folder`. Damaged when its files cannot be believed, or are those of another."""
+    training = read_training(folder.parent)
+    body = read_json(folder / "cell.json")
+    try:
+        cell = Cell(training, body["clusterer"])
+        key, of = cell.key, body["training"]
+    except (TypeError, KeyError):
+        raise Damaged("cell.json was written by another version of objbench") from None
+    if key != f"{of}/{folder.name}":
+        raise Damaged(f"cell.json is that of cell {of}/{cell.clusterer_key}: a copy, or edited")
+    return cell
 
 
 def identity_of(config: Any) -> dict[str, Any]:
@@ -74,25 +145,16 @@ def identity_of(config: Any) -> dict[str, Any]:
     }
 
 
-def source_hash(target: str) -> str:
-    """A hash of the plugin that "package.module:Name" lies in: its package's Python, or its lone file."""
-    module = importlib.import_module(target.partition(":")[0])
-    file = Path(str(module.__file__))
-    digest = hashlib.sha256()
-    if not module.__package__:
-        digest.update(file.read_bytes())
-    else:
-        for path in sorted(file.parent.rglob("*.py")):
-            digest.update(path.relative_to(file.parent).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values in which equal numbers are equal texts: 1.0 becomes 1, a tuple becomes a list."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(identity).encode()).hexdigest()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from objbench.cells.identity import MIXTURE, Cell, MixtureConfig, _plain, identity_of, source_hash
+from objbench.cells.code import Code, changed_files, clustering_code, code_of, digest, numerics_of
+from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, identity_of, plain
 from objbench.cells.overrides import Overrides, build_model_config, build_source_config
 from objbench.cells.protocols import Protocol
 from objbench.errors import UsageError, told, unknown
@@ -43,7 +44,6 @@ def matrix(
             of_data = {
                 "data": data_name,
                 "data_config": identity_of(source_config),
-                "data_source": source_hash(target),
                 "fingerprint": source.fingerprint(),
                 "protocol": {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"},
             }
@@ -52,21 +52,48 @@ def matrix(
                 spec = registry.model(model)
                 config = build_model_config(registry, model, protocol.name, data_name, overrides)
                 check_fit(load_target(spec.target), config, source.shape, model, data_name)
-                of_model = {
-                    "model": model,
-                    "model_config": identity_of(config),
-                    "model_source": source_hash(spec.target),
-                }
-            if not spec.clusters:
-                of_model["mixture"] = mixture_config
+                of_model = {"model": model, "model_config": identity_of(config)}
+                code = code_now(registry, model, data_name)
+            clusterer = {"name": OWN} if spec.clusters else _mixture(mixture_config)
+            configs = (plain(dataclasses.asdict(c)) for c in (config, source_config))
+            model_config, data_config = configs
             for seed in range(seeds):
-                identity = _plain(of_data | of_model | {"seed": seed})
-                cells.append(Cell(identity, dataclasses.asdict(config), dataclasses.asdict(source_config)))
-    return sorted(cells, key=lambda cell: int(cell.identity["seed"]))
+                identity = plain(of_data | of_model | _digests(code) | {"seed": seed})
+                training = Training(identity, model_config, data_config, code)
+                cells.append(Cell(training, clusterer))
+    return sorted(cells, key=lambda cell: int(cell.training.identity["seed"]))
+
+
+def as_it_is_now(registry: Registry, old: Cell) -> Cell:
+    """The same cell by the plugins, the data and the harness as they are now; its key differs if they have changed."""
+    then = old.training
+    model, data = then.identity["model"], registry.source(then.identity["data"])
+    source_class = load_target(data.target)
+    source = source_class(build(source_class.Config, data.name, then.data_config), 0)
+    code = code_now(registry, model, data.name)
+    identity = then.identity | _digests(code) | {"fingerprint": plain(source.fingerprint())}
+    clusterer = old.clusterer if old.clusterer["name"] == OWN else _mixture(old.clusterer["config"])
+    return Cell(dataclasses.replace(then, identity=identity, code=code), clusterer)
+
+
+def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
+    """The code that a training of the model on the data depends on, as it stands now; see `Training.code`."""
+    targets = registry.model(model).target, registry.source(data).target
+    return {
+        "model_code": code_of(targets[0]),
+        "data_code": code_of(targets[1]),
+        "harness_code": numerics_of(*targets),
+    }
+
+
+def changes_of_code(registry: Registry, training: Training) -> list[str]:
+    """The files behind a training that are not as they were when it was planned."""
+    now = code_now(registry, training.identity["model"], training.identity["data"])
+    return [file for name, then in training.code.items() for file in changed_files(then, now[name])]
 
 
 def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: str, data: str) -> None:
-    """UsageError when the detector refuses images of this shape, better told now than by a failed cell.
+    """UsageError when the detector refuses images of this shape: better reported now than by a failed cell.
 
     It is built without memory for its parameters; what does not work without is left for the cell to meet.
     """
@@ -94,27 +121,17 @@ def _blaming(name: str) -> Iterator[None]:
         raise UsageError(f"'{name}' does not load: {told(error)}") from None
 
 
+def _digests(code: Mapping[str, Code]) -> dict[str, str]:
+    return {name: digest(files) for name, files in code.items()}
+
+
+def _mixture(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": MIXTURE, "config": plain(config), "code": digest(clustering_code())}
+
+
 def _check_owners(registry: Registry, used: list[str], overrides: Overrides) -> None:
     for owner in overrides:
         if owner not in used:
             if owner in registry.models or owner in registry.data or owner == MIXTURE:
                 raise UsageError(f"-o {owner}...: nothing in this run uses it (it has {', '.join(used)})")
             raise unknown("model or data set", owner, used)
-
-
-def as_it_is_now(registry: Registry, old: Cell) -> Cell:
-    """The same cell by the plugins and the data as they are now; its key differs if they have changed."""
-    from objbench.cells.identity import source_hash
-    from objbench.options import build
-
-    identity = dict(old.identity)
-    model, data = registry.model(identity["model"]), registry.source(identity["data"])
-    source_class = load_target(data.target)
-    config = build(source_class.Config, data.name, old.data_config)
-    fingerprint: dict[str, Any] = source_class(config, 0).fingerprint()
-    identity |= {
-        "model_source": source_hash(model.target),
-        "data_source": source_hash(data.target),
-        "fingerprint": fingerprint,
-    }
-    return dataclasses.replace(old, identity=identity)

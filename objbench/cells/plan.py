@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from objbench.cells.difference import difference
-from objbench.cells.files import Damaged, read_json
-from objbench.cells.identity import Cell
+from objbench.cells.files import Damaged
+from objbench.cells.identity import Cell, read_cell
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store
+
+CLUSTERING_S = 30.0
+"""What clustering the detections of a finished training may take, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,18 @@ def plan(store: Store, cells: list[Cell]) -> list[Planned]:
 def _planned(store: Store, cell: Cell, done: list[CellResult]) -> Planned:
     new = cell.result("new", path=str(store.folder(cell.key)))
     if store.locked(cell.key):
-        return Planned(cell, replace(new, status="running"), "another objbench is at work on it")
+        return Planned(cell, replace(new, status="running"), f"{store.holder(cell.key)} is at work on it")
     try:
-        result = store.verified(cell.key) or new
+        trained = store.verify_training(cell.training.key)
+        result = store.verify(cell.key) or new
     except Damaged as error:
         return Planned(cell, new, f"damaged, to be set aside and run again: {error}", _estimate(new, done))
     if result.status == "done":
         return Planned(cell, result)
+    if result.status == "new" and trained:
+        return Planned(
+            cell, new, f"new, its training is done: only {cell.clusterer['name']} is to run", CLUSTERING_S
+        )
     if result.status == "new":
         return Planned(cell, new, "new" + _nearest(store, cell, done), _estimate(new, done))
     steps = result.model_config.get("steps")
@@ -61,7 +69,7 @@ def _nearest(store: Store, cell: Cell, done: list[CellResult]) -> str:
             mine["protocol"]["name"],
         ):
             with contextlib.suppress(Damaged):
-                theirs = read_json(store.folder(other.cell) / "cell.json")["identity"]
+                theirs = read_cell(store.folder(other.cell)).identity
                 differences.append((difference(mine, theirs), other.cell))
     if not differences:
         return ""

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 Status = Literal["new", "running", "done", "failed", "interrupted", "out of memory", "timed out"]
+
+
+class Event(TypedDict, total=False):
+    """What a cell's process reports while it runs; each report holds some of these."""
+
+    phase: str
+    """What it does other than training steps: "fitting", "detecting", "scoring"."""
+    step: int
+    steps: int
+    steps_per_second: float
+    loss: float
+    metrics: dict[str, float]
+    """The running figures."""
+    disk_full: str
+    """The file that could not be written, and why: nothing else can run then."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +29,7 @@ class CellResult:
     """One cell of the matrix: what it was asked to do, how it ended, what it scored."""
 
     cell: str
-    """The cell's identity, which is also the name of its directory."""
+    """The cell's key, "<training>/<clusterer>", which is also where it lies in a store."""
     model: str
     data: str
     protocol: str
@@ -59,3 +74,22 @@ class Position:
     """Device and threads; resuming elsewhere need not give the same bits."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """The running figures so far, a row an evaluation."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training ended: recorded once, when all that it gave is on disk."""
+
+    training: str
+    """The training's key, which is also the name of its directory."""
+    position: Position
+    classes: tuple[str, ...]
+    """The names of the true objects' labels."""
+    shape: tuple[int, int, int]
+    """Channels, height and width of the images that it was trained on."""
+    oracle: bool
+    """Whether the detector is given the true boxes."""
+    warnings: list[str]
+    provenance: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+    """Name -> sha256 of the files that it left."""

@@ -1,46 +1,68 @@
-"""Cells on disk. Nothing half-written is ever read, and nothing damaged is ever believed.
+"""Trainings and cells on disk. Nothing half-written is ever read, and nothing damaged is ever believed.
 
-    <out>/cells/<key>/cell.json          what the cell is: the identity that `key` is the hash of
-                      record.json        how it ended and what it scored; vouches for the files below
-                      curve.jsonl        the running figures, a line an evaluation
-                      weights.safetensors, mixture.safetensors, detections.safetensors, truth.safetensors
-                      checkpoint.json    where training can go on; vouches for checkpoint-<step>.safetensors
-                      log.txt            whatever the plugins printed, and the traceback of a failure
-    <out>/cells/<key>.broken-<n>/        a damaged cell, set aside
-    <out>/locks/<key>                    locked by the processes at work on the cell
+    <out>/cells/<training>/training.json     what the training is: the identity that its key is the hash of
+                           checkpoint.json   where training can go on; with checkpoint-<step>.safetensors
+                           trained.json      that it ended, how, and the checksums of what it left:
+                           weights.safetensors, detections.safetensors (raw, on the test scenes), truth.safetensors,
+                           shown.safetensors (what pictures need), curve.jsonl (the running figures)
+                           log.txt           whatever the plugins printed, and the traceback of a failure
+    <out>/cells/<training>/<clusterer>/cell.json     what clusters the detections
+                                       record.json   how the cell ended and what it scored; checksums of
+                                       clusters.safetensors, clusterer.safetensors, where it clusters
+    <out>/cells/....broken-<n>               a damaged training or cell, set aside
+    <out>/locks/<training>                   locked by the processes at work on the training and its cells
 
-Every JSON file carries a checksum of itself and of the files it vouches for. A file is written beside its
-place, flushed to the disk, and renamed.
+Every JSON file carries a checksum of itself. A file is written beside its place, flushed to the disk, and renamed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
+import socket
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from objbench.cells.files import Damaged, check_files, read_json, vouch, write_file, write_json
-from objbench.cells.result import CellResult, Position, Status
+from objbench.cells.files import Damaged, checksums, read_json, verify_checksums, write_file, write_json
+from objbench.cells.identity import read_cell, read_training
+from objbench.cells.result import CellResult, Position, Status, Trained
 from objbench.errors import UsageError
 
 
+def write_trained(folder: Path, trained: Trained, files: Iterable[str]) -> None:
+    """Commits that a training ended, with the checksums of these of its files."""
+    write_json(folder / "trained.json", asdict(replace(trained, files=checksums(folder, files))))
+
+
+def read_trained(folder: Path) -> Trained:
+    """How a training ended. Damaged when that cannot be believed, or it did not end."""
+    body = read_json(folder / "trained.json")
+    if body.get("training") != folder.name:
+        raise Damaged(f"trained.json is that of training {body.get('training')}: a copy")
+    try:
+        return Trained(**body | {"position": Position(**body["position"])})
+    except (TypeError, KeyError):  # fields that we do not know, or miss
+        raise Damaged("trained.json was written by another version of objbench") from None
+
+
 def write_record(folder: Path, result: CellResult, files: Iterable[str] = ()) -> None:
-    """Commits how a cell ended, and vouches for these of its files."""
+    """Commits how a cell ended, with the checksums of these of its files."""
     body = asdict(result)
     del body["path"]  # it is where it is
     body["metrics"] = result.as_json()["metrics"]
-    write_json(folder / "record.json", body | {"files": vouch(folder, files)})
+    write_json(folder / "record.json", body | {"files": checksums(folder, files)})
 
 
 def read_record(folder: Path) -> tuple[CellResult, dict[str, str]]:
-    """A cell's record, and the files it vouches for. Damaged when it cannot be believed."""
+    """A cell's record, and the checksums of its files. Damaged when it cannot be believed."""
     body = read_json(folder / "record.json")
-    if body.get("cell") != folder.name:
+    if body.get("cell") != f"{folder.parent.name}/{folder.name}":
         raise Damaged(f"it holds the record of cell {body.get('cell')}: a copy")
     body["metrics"] = {k: math.nan if v is None else v for k, v in body["metrics"].items()}
     try:
@@ -57,7 +79,7 @@ def update_record(result: CellResult) -> None:
 
 
 class Store:
-    """The cells below one `--out` directory."""
+    """The trainings and cells below one `--out` directory."""
 
     def __init__(self, out: Path | str) -> None:
         self.out = Path(out)
@@ -65,7 +87,7 @@ class Store:
         self.locks = self.out / "locks"
 
     def folder(self, key: str) -> Path:
-        """Where the cell of that key lies, or will."""
+        """Where the training or the cell of that key lies, or will."""
         return self.cells / key
 
     def prepare(self) -> None:
@@ -81,82 +103,131 @@ class Store:
         except OSError as error:
             raise UsageError(f"--out {self.out}: cannot write there ({error.strerror})") from None
 
+    def cell_keys(self) -> list[str]:
+        """The keys of all cells, sorted."""
+        trainings = _folders(self.cells)
+        return [f"{training.name}/{cell.name}" for training in trainings for cell in _folders(training)]
+
     def results(self) -> tuple[list[CellResult], list[str]]:
         """Every cell's result, and one line for each cell that cannot be believed. Reads only the records."""
         results, warnings = [], []
-        names = sorted(os.listdir(self.cells)) if self.cells.is_dir() else []
-        for name in names:
-            if name.startswith(".") or ".broken-" in name:  # a probe, or set aside
-                continue
+        for key in self.cell_keys():
             try:
-                results.append(self.result(name))
+                results.append(self.result(key))
             except Damaged as error:
-                warnings.append(f"cell {name} is left out: {error}")
+                warnings.append(f"cell {key} is left out: {error}")
+        for training in _folders(self.cells):
+            if (training / "record.json").exists():
+                warnings.append(f"cell {training.name} is left out: an earlier version of objbench wrote it")
         return results, warnings
 
     def result(self, key: str) -> CellResult:
-        """One cell's result; one said to be running was interrupted if no process is at work on it."""
+        """One cell's result; one that is recorded as running was interrupted if no process is at work on it."""
         folder = self.folder(key)
         result, _ = read_record(folder)
         if result.status != "running" or self.locked(key):
             return result
-        result = replace(result, status="interrupted")
-        if (folder / "checkpoint.json").exists():
-            at = read_json(folder / "checkpoint.json")["position"]
-            result = replace(result, train_steps=at["step"], seconds=at["seconds"])
-        return result
+        at = position(folder.parent)
+        return replace(result, status="interrupted", train_steps=at.step, seconds=at.seconds)
 
-    def verified(self, key: str) -> CellResult | None:
-        """The result of a cell that nobody is at work on; None when new.
+    def verify_training(self, key: str) -> Trained | None:
+        """How the training of that key ended; None when it has not.
 
-        Reads all that the cell vouches for; Damaged when any of it is not as it was written.
+        Reads all its files; Damaged when one is not as it was written, so that nothing of it can be used.
         """
         folder = self.folder(key)
         if not folder.is_dir() or not any(folder.iterdir()):
             return None
-        read_json(folder / "cell.json")
+        read_training(folder)
         if (folder / "checkpoint.json").exists():
             checkpoint = read_json(folder / "checkpoint.json")
-            if checkpoint["cell"] != key:
-                raise Damaged(f"checkpoint.json is that of cell {checkpoint['cell']}")
-            check_files(folder, checkpoint["files"])
+            if checkpoint["training"] != key:
+                raise Damaged(f"checkpoint.json is that of training {checkpoint['training']}")
+            verify_checksums(folder, checkpoint["files"])
+        if not (folder / "trained.json").exists():
+            return None
+        trained = read_trained(folder)
+        verify_checksums(folder, trained.files)
+        return trained
+
+    def verify(self, key: str) -> CellResult | None:
+        """The result of a cell whose training was verified, and that nobody is at work on; None when new.
+
+        Reads all its files; Damaged when one is not as it was written.
+        """
+        folder = self.folder(key)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return None
+        read_cell(folder)
         if not (folder / "record.json").exists():
             return None  # killed before it began
-        check_files(folder, read_record(folder)[1])
+        result, files = read_record(folder)
+        verify_checksums(folder, files)
+        if result.status == "done":
+            read_trained(folder.parent)
         return self.result(key)
 
     def set_aside(self, key: str) -> Path:
-        """Renames a damaged cell, so that nothing is lost and nothing reads it. Lock the cell first."""
+        """Renames a damaged training or cell, so that nothing is lost and nothing reads it. Lock it first."""
         n = 1
-        while (aside := self.cells / f"{key}.broken-{n}").exists():
+        while (aside := self.folder(f"{key}.broken-{n}")).exists():
             n += 1
         self.folder(key).rename(aside)
         return aside
 
     def lock(self, key: str) -> int | None:
-        """Locks a cell: a descriptor that holds the lock until all its copies are closed. None when taken."""
-        descriptor = os.open(self.locks / key, os.O_RDONLY | os.O_CREAT, 0o666)
+        """Locks a training with its cells. None when it is locked.
+
+        Returns a file descriptor that holds the lock until all its copies are closed.
+        """
+        descriptor = os.open(self._lock_file(key), os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return None
+        with contextlib.suppress(OSError):  # who holds it is only for people to read
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            os.ftruncate(descriptor, 0)
+            os.pwrite(
+                descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0
+            )
         return descriptor
 
     def locked(self, key: str) -> bool:
-        """Whether some process is at work on the cell."""
-        if not (self.locks / key).exists():
+        """Whether some process is at work on the training of that key, or of that cell's."""
+        try:
+            descriptor = os.open(self._lock_file(key), os.O_RDONLY)
+        except FileNotFoundError:
             return False
-        descriptor = self.lock(key)
-        if descriptor is None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
         return False
+
+    def holder(self, key: str) -> str:
+        """Who locked a training: "process 12 on host since 2026-01-01T00:00:00+00:00"."""
+        try:
+            return self._lock_file(key).read_text().strip() or "another objbench"
+        except (OSError, UnicodeDecodeError):
+            return "another objbench"
+
+    def _lock_file(self, key: str) -> Path:
+        return self.locks / key.partition("/")[0]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, but for hidden ones and those set aside."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [f for f in found if f.is_dir() and not f.name.startswith(".") and ".broken-" not in f.name]
 
 
 def end_early(folder: Path, status: Status, error: str = "") -> CellResult:
-    """Records that a cell ended before it was done, as far as its checkpoint reaches."""
-    at = position(folder)
+    """Records that a cell ended before it was done, as far as the checkpoint of its training reaches."""
+    at = position(folder.parent)
     result = replace(
         read_record(folder)[0],
         status=status,
@@ -170,14 +241,16 @@ def end_early(folder: Path, status: Status, error: str = "") -> CellResult:
 
 
 def position(folder: Path) -> Position:
-    """How far the cell's checkpoint is; at the start when it has none."""
+    """How far a training has come: to its end, else to its checkpoint; at the start when it has none."""
+    if (folder / "trained.json").exists():
+        return read_trained(folder).position
     if not (folder / "checkpoint.json").exists():
         return Position()
     return Position(**read_json(folder / "checkpoint.json")["position"])
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """The cell's running figures, a row an evaluation; none for a detector that takes no steps."""
+    """The running figures of a training, a row an evaluation; none for a detector that takes no steps."""
     path = folder / "curve.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from objbench.commands.shared import find_cell, out_option, plugin_option
+from objbench.commands.shared import find_cell, out_option, plugin_option, warn_of_changed_code
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -48,22 +48,32 @@ def predict(cell: str, images: str, target: str, out: str, plugin_files: tuple[s
 
     import torch
 
-    from objbench.cells.files import Damaged, write_file
+    from objbench.cells.files import Damaged, verify_checksums, write_file
+    from objbench.cells.identity import read_cell
+    from objbench.cells.store import read_record
     from objbench.commands.devices import find_devices, threads_each
     from objbench.detector import Detections
     from objbench.score.coco import write_detections
     from objbench.score.detect import checked, device_of
+    from objbench.score.mixture import load_mixture
     from objbench.score.random_state import undisturbed
-    from objbench.score.trained import load_trained
+    from objbench.score.trained import load_detector
 
     torch.set_num_threads(threads_each(1))
+    key = f"{folder.parent.name}/{folder.name}"
     try:
-        built, mixture = load_trained(registry, folder, find_devices("auto")[0])
+        result, files = read_record(folder)
+        if result.status != "done":
+            raise UsageError(f"cell {key} is not done but {result.status}; run it first")
+        verify_checksums(folder, files)
+        cell_ = read_cell(folder)
+        warn_of_changed_code(registry, cell_.training)
+        detector = load_detector(registry, folder.parent, find_devices("auto")[0])
+        mixture = load_mixture(folder, cell_)
     except Damaged as error:
-        raise UsageError(f"cell {folder.name}: {error}; run it again") from None
-    detector = built.detector
+        raise UsageError(f"cell {key}: {error}; run it again") from None
     if detector.oracle:
-        raise UsageError(f"cell {folder.name} is of an oracle, which must be told what is in a picture")
+        raise UsageError(f"cell {key} is of an oracle, which must be given the true boxes")
     found = []
     with undisturbed(detector):
         for start in range(0, len(pictures), BATCH):
@@ -83,7 +93,7 @@ def predict(cell: str, images: str, target: str, out: str, plugin_files: tuple[s
             ]
             write_file(Path(f"{target}.images.json"), json.dumps({"images": rows}, indent=1).encode())
     except ValueError as error:
-        raise UsageError(f"cell {folder.name}: {error}") from None
+        raise UsageError(f"cell {key}: {error}") from None
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from None
     click.echo(f"{len(detections.scores)} detections in {len(pictures)} pictures: {target}")

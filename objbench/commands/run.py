@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,14 @@ from objbench.commands.shared import (
     plugin_option,
     warn_of_clashes,
 )
+from objbench.errors import told
 from objbench.plugins import load_plugins
 
 if TYPE_CHECKING:
+    from objbench.cells.identity import Cell
     from objbench.cells.plan import Planned
+    from objbench.cells.result import CellResult
+    from objbench.run.progress import Progress
 
 
 @click.command()
@@ -112,25 +117,48 @@ def run(
     with Progress(len(todo), registry.columns) as progress:
         if not todo:
             progress.say(f"nothing to run: all {len(cells)} cells are done")
-        runner = Runner(store, settings, progress)
+        runner = Runner(store, settings, Drawing(progress, registry.columns))
         results |= runner.run(todo)
     in_order = [results.get(p.cell.key, p.result) for p in planned]
-    if as_json:
-        click.echo(json.dumps([r.as_json() for r in in_order], indent=2))
-    else:
-        for cell, result in zip(cells, in_order, strict=True):
-            figures = "  ".join(
-                f"{k} {result.metrics[k]:.3f}" for k in registry.columns if k in result.metrics
-            )
-            click.echo(f"{result.status}: {cell.name}  {result.error or figures}  {result.path}")
-    for cell, result in zip(cells, in_order, strict=True):
-        if pictures := sorted(str(path) for path in Path(result.path).glob("*.png")):
+    show_results(cells, in_order, list(registry.columns), as_json)
+    for cell in todo:
+        if pictures := sorted(str(path) for path in store.folder(cell.key).glob("*.png")):
             click.echo(f"pictures of {cell.name}: {' '.join(pictures)}", err=True)
     click.echo(f"table: objbench report --out {out}", err=True)
-    if runner.asked:
+    if runner.stop_requests:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(130)
     sys.exit(any(r.status != "done" for r in in_order))
+
+
+class Drawing:
+    """Shows progress, and draws the pictures of each cell that is done."""
+
+    def __init__(self, progress: Progress, headings: Mapping[str, str]) -> None:
+        """headings: those of the main table's columns."""
+        self.say, self.begin, self.update = progress.say, progress.begin, progress.update
+        self._progress, self._headings = progress, headings
+
+    def end(self, cell: Cell, result: CellResult) -> None:
+        """A cell ended."""
+        self._progress.end(cell, result)
+        if result.status == "done":
+            from objbench.report.pictures import draw  # matplotlib
+
+            try:
+                draw(Path(result.path), self._headings)
+            except Exception as error:  # the cell is done whether or not it can be drawn
+                self.say(f"{cell.name}: no pictures: {told(error)}")
+
+
+def show_results(cells: list[Cell], results: list[CellResult], columns: list[str], as_json: bool) -> None:
+    """How each cell ended, with its figures."""
+    if as_json:
+        click.echo(json.dumps([r.as_json() for r in results], indent=2))
+        return
+    for cell, result in zip(cells, results, strict=True):
+        figures = "  ".join(f"{k} {result.metrics[k]:.3f}" for k in columns if k in result.metrics)
+        click.echo(f"{result.status}: {cell.name}  {result.error or figures}  {result.path}")
 
 
 def show_plan(planned: list[Planned], workers: int, as_json: bool) -> None:

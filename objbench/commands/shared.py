@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from objbench.cells.identity import Training
+from objbench.cells.matrix import changes_of_code
+from objbench.cells.store import Store
 from objbench.errors import UsageError
 from objbench.plugins import Registry
 
@@ -60,17 +63,27 @@ def names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> lis
 
 
 def find_cell(cell: str, out: str) -> Path:
-    """The directory of the one cell whose name begins so, or that lies there. UsageError without one."""
-    if (Path(cell) / "cell.json").is_file():
-        return Path(cell)
-    cells = sorted(p for p in (Path(out) / "cells").glob("*") if "." not in p.name)
-    found = [p for p in cells if p.name.startswith(cell)]
+    """The directory of the one cell whose key begins so, or that lies there. UsageError without one."""
+    here = Path(cell)
+    if (here / "cell.json").is_file():
+        return here.resolve()
+    if (here / "training.json").is_file():
+        cell, out = f"{here.resolve().name}/", str(here.resolve().parent.parent)
+    store = Store(out)
+    keys = store.cell_keys()
+    found = [key for key in keys if key.startswith(cell)]
     if len(found) == 1:
-        return found[0]
+        return store.folder(found[0]).resolve()
     if found:
-        raise UsageError(
-            f"'{cell}' begins {len(found)} cells: {', '.join(p.name for p in found)}; write more of it"
+        raise UsageError(f"'{cell}' begins {len(found)} cells: {', '.join(found)}; write more of it")
+    raise UsageError(f"no cell in {out} begins with '{cell}' (cells: {', '.join(keys) or 'none'})")
+
+
+def warn_of_changed_code(registry: Registry, training: Training) -> None:
+    """A line on stderr if a training's code is not what it was when it ran, with the files that changed."""
+    if changed := changes_of_code(registry, training):
+        click.echo(
+            f"warning: training {training.key} was run with other code than there is now: "
+            f"{', '.join(changed)} changed since",
+            err=True,
         )
-    raise UsageError(
-        f"no cell in {out} begins with '{cell}' (cells: {', '.join(p.name for p in cells) or 'none'})"
-    )

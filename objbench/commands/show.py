@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from objbench.commands.shared import find_cell, out_option, plugin_option
+from objbench.commands.shared import find_cell, out_option, plugin_option, warn_of_changed_code
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -16,19 +16,26 @@ from objbench.plugins import load_plugins
 def show(cell: str, out: str, plugin_files: tuple[str, ...]) -> None:
     """Write the pictures of a finished cell, and say where.
 
-    CELL is the beginning of its name, or its directory.
+    CELL is the beginning of its key, or its directory. Drawn is what was recorded: neither the detector's plugin nor
+    its weights are needed.
     """
     folder = find_cell(cell, out)
     registry = load_plugins(plugin_files)
 
     from objbench.cells.files import Damaged
+    from objbench.cells.identity import read_training
+    from objbench.cells.store import read_record
     from objbench.report.pictures import draw
-    from objbench.score.trained import load_trained
 
     try:
-        built, _ = load_trained(registry, folder)
-        pictures = draw(folder, registry, built)
+        result, _ = read_record(folder)
+        if result.status != "done":
+            raise UsageError(f"cell {result.cell} is not done but {result.status}; run it first")
+        training = read_training(folder.parent)
+        if result.model in registry.models and result.data in registry.data:
+            warn_of_changed_code(registry, training)
+        pictures = draw(folder, registry.columns)
     except Damaged as error:
-        raise UsageError(f"cell {folder.name}: {error}; run it again") from None
+        raise UsageError(f"cell {folder.parent.name}/{folder.name}: {error}; run it again") from None
     for picture in pictures:
         click.echo(picture)

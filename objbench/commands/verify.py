@@ -6,19 +6,15 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from objbench.cells.difference import figures_that_differ, surroundings_that_differ
 from objbench.cells.matrix import as_it_is_now
 from objbench.commands.devices import find_devices
-from objbench.commands.shared import find_cell, plugin_option
+from objbench.commands.shared import find_cell, plugin_option, warn_of_changed_code
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -36,21 +32,24 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     registry = load_plugins(plugin_files)
 
     from objbench.cells.difference import difference
-    from objbench.cells.files import Damaged, read_json
-    from objbench.cells.identity import Cell
+    from objbench.cells.files import Damaged
+    from objbench.cells.identity import read_cell
     from objbench.cells.store import Store, read_record
     from objbench.run.local import Settings
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
 
     try:
-        old = Cell(**read_json(folder / "cell.json"))
+        old = read_cell(folder)
         recorded, _ = read_record(folder)
     except Damaged as error:
-        raise UsageError(f"cell {folder.name}: {error}; there is nothing to verify") from None
+        raise UsageError(
+            f"cell {folder.parent.name}/{folder.name}: {error}; there is nothing to verify"
+        ) from None
     if recorded.status != "done":
-        raise UsageError(f"cell {folder.name} is {recorded.status}, not done; there is nothing to verify")
+        raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; there is nothing to verify")
     new = as_it_is_now(registry, old)
+    warn_of_changed_code(registry, old.training)  # before it trains for minutes
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(to or scratch)
         if to and Path(to).resolve() == Path(directory).resolve():
@@ -61,7 +60,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         with Progress(1, registry.columns) as progress:
             runner = Runner(store, settings, progress)
             result = runner.run([new])[new.key]
-        if runner.asked:
+        if runner.stop_requests:
             sys.exit(130)
     if result.status != "done":
         raise UsageError(f"the new training ended {result.status}: {result.error or 'see its log'}")
@@ -69,7 +68,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     for line in unequal:
         click.echo(line)
     if not unequal:
-        click.echo(f"same: all {len(recorded.metrics)} figures of {folder.name} came out again")
+        click.echo(f"same: all {len(recorded.metrics)} figures of {old.key} came out again")
         return
     changes = difference(new.identity, old.identity) + surroundings_that_differ(recorded, result)
     for line in changes or ["nothing that is recorded differs between then and now"]:

@@ -19,7 +19,7 @@ from objbench.conformance.models import (
     look,
     part,
     some,
-    take_step,
+    stepped,
     ten,
 )
 from objbench.conformance.shapes import SIDE
@@ -119,7 +119,7 @@ def _channels(subject: ModelSubject) -> str:
     for channels in (1, 3):
         detector = subject.trained(channels)
         if trains_by_steps(subject.cls):
-            loss = take_step(detector, detector.optimizers(), ten(channels).images[:1], 1)
+            loss = stepped(detector, detector.optimizers(), ten(channels).images[:1], 1)
             if not math.isfinite(loss):
                 raise Wrong(f"with {channels} channels and one image the loss is {loss}")
         look(detector, part(ten(channels), [0]))
@@ -138,7 +138,7 @@ def _empty(subject: ModelSubject) -> str:
     scenes = Scenes(torch.zeros(2, 1, SIDE, SIDE), nothing)
     detector = subject.trained()
     if trains_by_steps(subject.cls):
-        loss = take_step(detector, detector.optimizers(), scenes.images, 1)
+        loss = stepped(detector, detector.optimizers(), scenes.images, 1)
         if not math.isfinite(loss):
             raise Wrong(f"the loss is {loss}")
     return f"{len(look(detector, scenes).scores)} detections in two black images"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from objbench.conformance.detections import disagreement, of_image
 from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
-from objbench.conformance.models import TEN, ModelSubject, look, many, take_step, ten
+from objbench.conformance.models import TEN, ModelSubject, look, many, stepped, ten
 from objbench.detector import trains_by_steps
 from objbench.score.random_state import seed_everything
 from objbench.train.steps import terms_of
@@ -63,7 +63,7 @@ def _gpu(subject: ModelSubject) -> str:
         if reason := disagreement(of_image(on_cpu, i), of_image(on_gpu, i), pixels=0.5):
             raise Wrong(f"image {i}: {reason}")
     if trains_by_steps(subject.cls):
-        take_step(there.train(), there.optimizers(), ten().images.to("cuda"), 1)
+        stepped(there.train(), there.optimizers(), ten().images.to("cuda"), 1)
     return torch.cuda.get_device_name()
 
 
@@ -95,9 +95,9 @@ def cost(subject: ModelSubject) -> str:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        take_step(detector, optimizers, images, step)
+        stepped(detector, optimizers, images, step)
     for _ in range(2):
         began = time.perf_counter()
-        take_step(detector, optimizers, images, step)
+        stepped(detector, optimizers, images, step)
         taken.append(time.perf_counter() - began)
     return f"{min(taken):.3f} s, {sum(kept.values()) / 1e6:.0f} MB"

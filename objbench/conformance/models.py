@@ -25,7 +25,7 @@ from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.detect import shown
 from objbench.score.random_state import seed_everything, undisturbed
-from objbench.train.steps import terms_of
+from objbench.train.steps import take_step, terms_of
 
 TEN = 10
 """Images that a detector must be able to learn by heart."""
@@ -126,7 +126,7 @@ class ModelSubject:
             return detector, []
         optimizers, losses = detector.optimizers(), list[float]()
         for _ in range(PATIENCE):
-            losses.append(take_step(detector, optimizers, images, 0))
+            losses.append(stepped(detector, optimizers, images, 0))
             if fallen(losses) >= FALL or not math.isfinite(losses[-1]):
                 break
         return detector, losses
@@ -148,7 +148,7 @@ class ModelSubject:
         """One that has had a step, or has been fitted; on images of so many channels."""
         detector = self.built(channels)
         if trains_by_steps(self.cls):
-            take_step(detector, detector.optimizers(), ten(channels).images, 0)
+            stepped(detector, detector.optimizers(), ten(channels).images, 0)
         else:
             self.fit(detector)
         return detector
@@ -171,19 +171,9 @@ def many(channels: int = 1) -> Scenes:
     return source(channels).scenes("train", torch.arange(FIT_SCENES))
 
 
-def take_step(
-    detector: Detector, optimizers: list[torch.optim.Optimizer], images: Tensor, step: int
-) -> float:
+def stepped(detector: Detector, optimizers: list[torch.optim.Optimizer], images: Tensor, step: int) -> float:
     """One step as the training loop takes it; the loss before it."""
-    loss = terms_of(detector.training_step(images, step))[1].sum()
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if detector.config.clip_norm > 0:
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), detector.config.clip_norm)
-    for optimizer in optimizers:
-        optimizer.step()
-    return float(loss.detach())
+    return float(take_step(detector, optimizers, images, step)[1].sum())
 
 
 def fallen(losses: list[float]) -> float:

@@ -19,13 +19,13 @@ from objbench.conformance.models import (
     look,
     some,
     source,
-    take_step,
+    stepped,
     ten,
 )
 from objbench.detector import Detector, trains_by_steps
 from objbench.errors import Interrupted
 from objbench.score.arrays import load_tensors, save_tensors
-from objbench.train.loop import train
+from objbench.train.loop import Watch, train
 
 CHECKS: list[Check] = []
 check = collector(CHECKS)
@@ -82,7 +82,7 @@ def _repeatable(subject: ModelSubject) -> str:
             runs.append(([0.0], detector.state_dict()))
             continue
         optimizers = detector.optimizers()
-        losses = [take_step(detector, optimizers, ten().images[:4], step) for step in range(3)]
+        losses = [stepped(detector, optimizers, ten().images[:4], step) for step in range(3)]
         runs.append((losses, detector.state_dict()))
     (first, state), (second, again) = runs
     if first != second:
@@ -139,18 +139,19 @@ def _resume(subject: ModelSubject) -> str:
 
 
 def _trained_to_end(subject: ModelSubject, folder: Path, stop_at: int | None) -> Detector:
-    """Four steps of the harness's own loop on small batches; raises Interrupted when told to stop before."""
+    """Four steps of the harness's own loop on small batches; raises Interrupted if it is to stop before."""
     detector = subject.built(steps=4, batch_size=2)
-    asked = iter(range(1, 5))
-    train(
-        detector,
-        source(),
-        0,
-        folder,
-        evaluate=dict,
-        tell=lambda event: None,
-        stopping=lambda: next(asked) == stop_at,
-        checkpoint_s=math.inf,
-        fit_scenes=FIT_SCENES,
-    )
+    train(detector, source(), 0, folder, StopAt(stop_at), FIT_SCENES)
     return detector
+
+
+class StopAt(Watch):
+    """Stops a training after its first `steps` steps; never if that is None."""
+
+    def __init__(self, steps: int | None) -> None:
+        self.left = steps
+
+    def stopping(self) -> bool:
+        """Counts the steps."""
+        self.left = None if self.left is None else self.left - 1
+        return self.left == 0

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from objbench.cells.files import Damaged, check_files, read_json
-from objbench.cells.identity import Cell
+from objbench.cells.files import Damaged, verify_checksums
+from objbench.cells.identity import read_cell
 from objbench.cells.result import CellResult
-from objbench.cells.store import read_record
+from objbench.cells.store import read_record, read_trained
 from objbench.errors import UsageError
 from objbench.plugins import Registry
 
@@ -29,25 +29,21 @@ IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config"]
 
 
 def identity_of(result: CellResult) -> dict[str, Any]:
-    """What the cell is, by its `cell.json`.
+    """What the cell is, by its `cell.json` and its training's `training.json`.
 
-    Damaged unless its folder is named by that, its record is of that, and every file that the record vouches
-    for is as it was written.
+    Damaged unless its folders are named by that, its record is of that, and every file with a checksum is as it was
+    written.
     """
     folder = Path(result.path)
-    body = read_json(folder / "cell.json")
-    try:
-        cell = Cell(**body)
-        told = cell.result(result.status)
-    except (TypeError, KeyError):  # fields that we do not know, or miss
-        raise Damaged("cell.json was written by another version of objbench") from None
-    if cell.key != folder.name:
-        raise Damaged(f"cell.json is that of cell {cell.key}: a copy, or edited")
+    cell = read_cell(folder)
+    by_cell = cell.result(result.status)
     for name in IDENTITY:
-        says, is_ = getattr(result, name), getattr(told, name)
+        says, is_ = getattr(result, name), getattr(by_cell, name)
         if says != is_:
             raise Damaged(f"record.json was edited: its {name} is {says}, the cell's {is_}")
-    check_files(folder, read_record(folder)[1])
+    verify_checksums(folder, read_record(folder)[1])
+    if result.status == "done":
+        verify_checksums(folder.parent, read_trained(folder.parent).files)
     return cell.identity
 
 
@@ -57,12 +53,23 @@ def check_figures(registry: Registry, result: CellResult) -> None:
     result: by the metrics as they are now. Imports torch, and scores.
     """
     from objbench.score.arrays import load_detections, load_truth
-    from objbench.score.metrics import score
+    from objbench.score.metrics import by_these_metrics, score_each, to_stderr
 
     folder = Path(result.path)
-    for name, value in score(registry, load_detections(folder), load_truth(folder)).items():
-        says = result.metrics.get(name, math.nan)
-        if not (math.isclose(says, value, rel_tol=1e-6, abs_tol=1e-6) or (says != says and value != value)):
+    for spec, values in score_each(registry, load_detections(folder), load_truth(folder), to_stderr):
+        for name, value in values.items():
+            says = result.metrics.get(name, math.nan)
+            if math.isclose(says, value, rel_tol=1e-6, abs_tol=1e-6) or (says != says and value != value):
+                continue
+            then, now = (
+                result.provenance.get("metric_code", {}),
+                by_these_metrics(registry, [spec])["metric_code"],
+            )
+            if then.get(spec.name) != now[spec.name]:
+                raise Damaged(
+                    f"its {name} is {says:.4f}, and {value:.4f} by the metric '{spec.name}' as it is now, whose code "
+                    f"was changed without a new version; raise MetricSpec.version from {spec.version}"
+                )
             raise Damaged(
                 f"record.json was edited: its {name} is {says:.4f}, its detections score {value:.4f}"
             )
@@ -76,8 +83,6 @@ def read_cells(
     A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
     finished cells are held against their raw detections, which takes torch and time.
     """
-
-    from objbench.cells.files import Damaged
 
     found, warnings = store.results()
     results, identities = [], {}

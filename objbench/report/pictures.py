@@ -6,11 +6,11 @@ import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -18,18 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from objbench.cells.files import write_file
-from objbench.cells.store import read_curve
+from objbench.cells.store import read_curve, read_trained
 from objbench.detector import PRESENT, Detections
 from objbench.matching import as_numpy, best_truth
-from objbench.plugins import Registry
-from objbench.scenes import Scenes, first_indices
-from objbench.score.arrays import load_detections
-from objbench.score.detect import device_of
-from objbench.score.random_state import undisturbed
-from objbench.score.trained import Built
-
-PICTURES = 100
-"""Test scenes that pictures are made of."""
+from objbench.scenes import GroundTruth, Scenes
+from objbench.score.arrays import load_detections, load_tensors, load_truth
 
 FAINT = 0.1
 """Detections below this score are not drawn; those from here to PRESENT are dotted."""
@@ -70,6 +63,7 @@ PANEL, GAP = 2.0, 0.08  # the longer side of a scene, and the space between two,
 
 CROWD = 10  # objects in a scene beyond which what is written beside them is cut short
 
+Listed = TypeVar("Listed", Detections, GroundTruth)
 Ints = NDArray[np.int64]
 
 Picture = NDArray[np.float32]
@@ -355,15 +349,24 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 10_800 else f"{seconds / 3600:.1f} h"
 
 
-def draw(folder: Path, registry: Registry, built: Built) -> list[Path]:
-    """Draws the first test scenes of a finished cell; returns what was written."""
+def draw(folder: Path, headings: Mapping[str, str]) -> list[Path]:
+    """Draws the first test scenes of the finished cell in `folder`; returns what was written.
 
-    scenes = built.evaluation.scenes("test", first_indices(built.evaluation, "test", PICTURES))
-    found = load_detections(folder)
-    first = found.image < len(scenes)
-    parts = {name: value[first] for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
-    with undisturbed(built.detector):
-        picture = built.detector.reconstruct(scenes.images[:SCENES].to(device_of(built.detector)))
-    picture = None if picture is None else picture.cpu()
-    found, classes = Detections(len(scenes), **parts), built.evaluation.classes
-    return write_pictures(folder, scenes, found, picture, classes, read_curve(folder), registry.columns)
+    Everything is read from the cell's files: neither plugins nor weights are needed. headings: as `write_pictures`.
+    """
+    trained = read_trained(folder.parent)
+    kept = load_tensors(folder.parent / "shown.safetensors")
+    images = kept["images"].float() / 255
+    painted = kept["reconstructions"].float() / 255 if "reconstructions" in kept else None
+    scenes = Scenes(images, _first(load_truth(folder), len(images)))
+    found = _first(load_detections(folder), len(images))
+    return write_pictures(
+        folder, scenes, found, painted, trained.classes, read_curve(folder.parent), headings
+    )
+
+
+def _first(listed: Listed, count: int) -> Listed:
+    """What lies in the first `count` images."""
+    keep = listed.image < count
+    parts = {name: value[keep] for name, value in vars(listed).items() if isinstance(value, Tensor)}
+    return replace(listed, images=count, **parts)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from objbench.cells.files import canonical
-from objbench.cells.identity import MIXTURE
 from objbench.cells.protocols import PROTOCOLS
 from objbench.cells.result import CellResult
 from objbench.hookspecs import Published
@@ -99,16 +98,19 @@ def rows_of(
 
 def _facts(identity: Mapping[str, Any]) -> tuple[Facts, Facts]:
     """What an identity says of the data and of the model, but for their names."""
+    clusterer = identity.get("clusterer", {"name": "own"})
     data = {
         **identity["data_config"],
         "content": _short(identity.get("fingerprint")),
-        "source": _short(identity.get("data_source")),
+        "code": str(identity.get("data_code"))[:6],
     }
     model = {
         **identity["model_config"],
-        **{f"{MIXTURE}.{k}": v for k, v in identity.get("mixture", {}).items()},
+        **{f"{clusterer['name']}.{k}": v for k, v in clusterer.get("config", {}).items()},
+        f"{clusterer['name']}.code": str(clusterer.get("code"))[:6],
         "protocol": _short(identity["protocol"]),
-        "source": _short(identity.get("model_source")),
+        "code": str(identity.get("model_code"))[:6],
+        "objbench": str(identity.get("harness_code"))[:6],
     }
     of_data, of_model = (tuple(sorted((k, str(v)) for k, v in part.items())) for part in (data, model))
     return of_data, of_model

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from objbench.cells.identity import Cell
-from objbench.cells.result import CellResult
+from objbench.cells.result import CellResult, Event
 
 PLAIN_S = 15.0
 """Seconds between two lines of a cell where there is no terminal."""
@@ -51,8 +51,8 @@ class Progress:
         self._said[cell.key] = time.monotonic()
         self._tasks[cell.key] = self._bars.add_task(f"{cell.name}: starting", total=None)
 
-    def update(self, cell: Cell, event: dict[str, Any]) -> None:
-        """A cell told something."""
+    def update(self, cell: Cell, event: Event) -> None:
+        """A cell reported something."""
         known = self._known[cell.key]
         known |= {"phase": "", **event}
         said = f"{cell.name}: {describe(known, self.metrics)}"
@@ -65,7 +65,8 @@ class Progress:
     def end(self, cell: Cell, result: CellResult) -> None:
         """A cell ended."""
         self.ended += 1
-        self._bars.remove_task(self._tasks.pop(cell.key))
+        if task := self._tasks.pop(cell.key, None):
+            self._bars.remove_task(task)
         why = f": {result.error}" if result.error else ""
         self.say(f"[{self.ended}/{self.total}] {cell.name}: {result.status}{why}")
         for warning in result.provenance.get("warnings", []):

@@ -1,75 +1,93 @@
-"""Runs cells, each in a process of its own: one may fail, hang or be killed, and no other notices."""
+"""Runs trainings and their cells, each training in a process of its own: one may fail, hang or be killed, and no
+other notices."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
+from typing import Protocol
 
-from objbench.cells.files import Damaged, write_json
-from objbench.cells.identity import Cell
-from objbench.cells.result import CellResult, Status
+from objbench.cells.files import Damaged
+from objbench.cells.identity import Cell, write_cell
+from objbench.cells.result import CellResult, Event, Status
 from objbench.cells.store import Store, end_early, read_record, write_record
 from objbench.errors import UsageError
-from objbench.run.link import DISK_FULL
-from objbench.run.local import ENVIRONMENT, Settings, Worker
-from objbench.run.progress import Progress
+from objbench.run.local import LocalJob, Settings
 
 GRACE_S = 30.0
 """A cell that was asked to stop and has not by then is killed."""
 
 
-class Runner:
-    """The loop over cells that wait and processes at work."""
+class Observer(Protocol):
+    """Whoever is shown what happens."""
 
-    def __init__(self, store: Store, settings: Settings, progress: Progress) -> None:
-        self.store, self.settings, self.progress = store, settings, progress
-        self.workers: list[Worker] = []
+    def say(self, text: str) -> None:
+        """One line."""
+
+    def begin(self, cell: Cell) -> None:
+        """A cell was started."""
+
+    def update(self, cell: Cell, event: Event) -> None:
+        """A cell reported something."""
+
+    def end(self, cell: Cell, result: CellResult) -> None:
+        """A cell ended."""
+
+
+class Runner:
+    """The loop over trainings that wait and processes at work."""
+
+    def __init__(self, store: Store, settings: Settings, observer: Observer) -> None:
+        self.store, self.settings, self.observer = store, settings, observer
+        self.jobs: list[LocalJob] = []
         self.results: dict[str, CellResult] = {}
-        self.asked = 0
+        self.stop_requests = 0
         """How often we were asked to stop: once lets cells save a checkpoint, twice kills them."""
-        self.trouble = ""
+        self.fatal = ""
         """What no cell can run with: a full disk."""
         self._deadline = 0.0
+        self._waited_for: set[str] = set()
 
     def run(self, cells: list[Cell]) -> dict[str, CellResult]:
-        """Runs the cells; their results by key. `asked` tells whether it was interrupted.
+        """Runs the cells; their results by key. `stop_requests` says whether it was interrupted.
 
-        A cell that another objbench is at work on is waited for. UsageError when the disk is full.
+        A training that another objbench is at work on is waited for. UsageError when the disk is full.
         """
-        waiting = deque(cells)
+        jobs: dict[str, list[Cell]] = {}
+        for cell in cells:
+            jobs.setdefault(cell.training.key, []).append(cell)
+        waiting = deque(jobs.values())
         with self._signals():
             try:
-                while waiting or self.workers:
-                    if self.asked or self.trouble:
+                while waiting or self.jobs:
+                    if self.stop_requests or self.fatal:
                         waiting.clear()
-                        self._wind_down()
+                        self._stop_all()
                     else:
-                        self._start_some(waiting)
+                        self._fill_slots(waiting)
                     time.sleep(0.1)
-                    for worker in list(self.workers):
-                        self._look_after(worker)
+                    for job in list(self.jobs):
+                        self._poll(job)
             finally:
-                for worker in self.workers:  # only if this loop itself failed
-                    worker.kill()
-        if self.trouble:
+                for job in self.jobs:  # only if this loop itself failed
+                    job.kill()
+        if self.fatal:
             raise UsageError(
-                f"{self.trouble}; mend that and run the same command again: it goes on from here"
+                f"{self.fatal}; free some space and run the same command again: it goes on from here"
             )
         return self.results
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def ask(*_: object) -> None:
-            self.asked += 1
-            if self.asked == 1:
-                self.progress.say("stopping: cells save a checkpoint (again to kill them)")
+            self.stop_requests += 1
+            if self.stop_requests == 1:
+                self.observer.say("stopping: cells save a checkpoint (again to kill them)")
 
         previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -78,105 +96,112 @@ class Runner:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _wind_down(self) -> None:
-        """Asks the workers to stop; kills those that do not, or at once when we were asked twice."""
+    def _stop_all(self) -> None:
+        """Asks the jobs to stop; kills those that do not, or at once when we were asked twice."""
         if not self._deadline:
             self._deadline = time.monotonic() + GRACE_S
-            for worker in self.workers:
-                worker.process.terminate()
-        if self.asked > 1 or time.monotonic() > self._deadline:
-            for worker in self.workers:
-                worker.kill()
+            for job in self.jobs:
+                job.stop()
+        if self.stop_requests > 1 or time.monotonic() > self._deadline:
+            for job in self.jobs:
+                job.kill()
 
-    def _look_after(self, worker: Worker) -> None:
-        """Passes on what a worker tells; kills it when its time is over; takes its result when it is gone."""
-        gone = worker.process.poll() is not None  # looked at first: then all it told is in the pipe
-        for event in worker.read():
-            self.trouble = self.trouble or event.get("disk_full", "")
-            self.progress.update(worker.cell, event)
-        if gone:
-            self._end(worker)
-        elif time.monotonic() - worker.started > self.settings.timeout:
-            worker.timed_out = True
-            worker.kill()
+    def _poll(self, job: LocalJob) -> None:
+        """Passes on what a job reports; kills it when its time is over; takes its results when it has ended."""
+        ended = job.ended()  # asked first: then all that it reported is in the pipe
+        for event in job.events():
+            self.fatal = self.fatal or event.get("disk_full", "")
+            self.observer.update(job.cells[0], event)
+        if ended:
+            self._end(job)
+        elif time.monotonic() - job.started > self.settings.timeout:
+            job.timed_out = True
+            job.kill()
 
-    def _start_some(self, waiting: deque[Cell]) -> None:
-        """Fills the idle workers with cells that nobody else is at work on."""
+    def _fill_slots(self, waiting: deque[list[Cell]]) -> None:
+        """Fills the idle slots with trainings that nobody else is at work on."""
         for _ in range(len(waiting)):  # a look at each
-            if len(self.workers) >= self.settings.workers:
+            if len(self.jobs) >= self.settings.workers:
                 return
-            cell = waiting.popleft()
-            lock = self.store.lock(cell.key)
-            if lock is None:
-                waiting.append(cell)
-                continue
+            cells = waiting.popleft()
+            training = cells[0].training.key
             try:
-                known = self.store.verified(cell.key)
-            except Damaged as error:
-                aside = self.store.set_aside(cell.key)
-                self.progress.say(f"{cell.name}: {error}; set aside as {aside.name}, run again")
-                known = None
-            if known and known.status == "done":  # by another objbench, meanwhile
-                self.results[cell.key] = known
+                lock = self.store.lock(training)
+            except OSError as error:
+                self.fatal = f"{error.strerror}: {error.filename or self.store.out}"
+                return
+            if lock is None:
+                waiting.append(cells)
+                if training not in self._waited_for:
+                    self._waited_for.add(training)
+                    self.observer.say(f"{cells[0].name}: waiting for {self.store.holder(training)}")
+                continue
+            cells = self._still_to_do(cells)
+            if not cells:
                 os.close(lock)
                 continue
             try:
-                self._start(cell, lock)
+                self._start(cells, lock)
             except OSError as error:
-                self.trouble = f"{error.strerror}: {error.filename or self.store.out}"
+                os.close(lock)
+                self.fatal = f"{error.strerror}: {error.filename or self.store.out}"
                 return
 
-    def _start(self, cell: Cell, lock: int) -> None:
-        folder, settings = self.store.folder(cell.key), self.settings
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "cell.json", asdict(cell))
-        write_record(folder, cell.result("running"))
-        slot = min(set(range(settings.workers)) - {w.slot for w in self.workers})
-        read_end, write_end = os.pipe2(os.O_NONBLOCK)
-        command = [sys.executable, "-P", "-X", "faulthandler", "-m", "objbench.run.worker", str(folder)]
-        command += ["--device", settings.devices[slot % len(settings.devices)]]
-        command += ["--threads", str(settings.threads), "--events", str(write_end)]
-        command += ["--checkpoint-every", str(settings.checkpoint_s)]
-        command += [word for plugin in settings.plugins for word in ("--plugin", plugin)]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(settings.threads))
-        with (folder / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(write_end, lock),  # the lock is held until both of us are gone
-                start_new_session=True,  # Ctrl-C reaches us alone, and we ask the cells
-                env=ENVIRONMENT | os.environ | threads | {"PYTHONUNBUFFERED": "1"},
-            )
-        os.close(write_end)
-        self.workers.append(Worker(cell, slot, process, lock, read_end))
-        self.progress.begin(cell)
+    def _still_to_do(self, cells: list[Cell]) -> list[Cell]:
+        """Those of a locked training's cells that are not done; what is damaged is set aside."""
+        left = []
+        self._set_aside_if_damaged(cells[0], cells[0].training.key)
+        for cell in cells:
+            known = self._set_aside_if_damaged(cell, cell.key)
+            if known and known.status == "done":  # by another objbench, meanwhile
+                self.results[cell.key] = known
+            else:
+                left.append(cell)
+        return left
 
-    def _end(self, worker: Worker) -> None:
-        """Takes the result of a process that is gone, or records why there is none."""
-        self.workers.remove(worker)
-        os.close(worker.events)
-        cell, folder = worker.cell, self.store.folder(worker.cell.key)
-        status, error = self._how_it_ended(worker)
+    def _set_aside_if_damaged(self, cell: Cell, key: str) -> CellResult | None:
+        """The result of the cell of that key, or None of a training; renames what is damaged."""
         try:
-            result, _ = read_record(folder)
-            if result.status == "running":
-                result = end_early(folder, status, error)
-        except (Damaged, OSError) as trouble:  # the record of a failure may find the disk full
-            result = cell.result(status, error=error or str(trouble))
-        os.close(worker.lock)
-        self.results[cell.key] = result = replace(result, path=str(folder))
-        self.progress.end(cell, result)
+            if "/" in key:
+                return self.store.verify(key)
+            self.store.verify_training(key)
+        except Damaged as error:
+            aside = self.store.set_aside(key)
+            self.observer.say(f"{cell.name}: {error}; set aside as {aside.name}, run again")
+        return None
 
-    def _how_it_ended(self, worker: Worker) -> tuple[Status, str]:
-        """For a process that left no word of its own."""
-        code = worker.process.wait()
-        if worker.timed_out:
+    def _start(self, cells: list[Cell], lock: int) -> None:
+        for cell in cells:
+            folder = self.store.folder(cell.key)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_cell(folder, cell)
+            write_record(folder, cell.result("running"))
+        slot = min(set(range(self.settings.workers)) - {job.slot for job in self.jobs})
+        folder = self.store.folder(cells[0].training.key)
+        self.jobs.append(LocalJob(folder, cells, lock, slot, self.settings))
+        self.observer.begin(cells[0])
+
+    def _end(self, job: LocalJob) -> None:
+        """Takes the results of a process that has ended, or records why there are none."""
+        self.jobs.remove(job)
+        for cell in job.cells:
+            folder = self.store.folder(cell.key)
+            status, error = self._how_it_ended(job)
+            try:
+                result, _ = read_record(folder)
+                if result.status == "running":
+                    result = end_early(folder, status, error)
+            except (Damaged, OSError) as trouble:  # the record of a failure may find the disk full
+                result = cell.result(status, error=error or str(trouble))
+            self.results[cell.key] = replace(result, path=str(folder))
+        job.close()
+        for cell in job.cells:
+            self.observer.end(cell, self.results[cell.key])
+
+    def _how_it_ended(self, job: LocalJob) -> tuple[Status, str]:
+        """For a process that left no record of its own."""
+        if job.timed_out:
             return "timed out", f"killed after {self.settings.timeout:g} s"
-        if self.asked or self.trouble or code == DISK_FULL:
+        if self.stop_requests or self.fatal:
             return "interrupted", ""
-        if code == -signal.SIGKILL:
-            return "out of memory", "killed by the system, as it does when memory runs out"
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return "failed", f"its process {how} and left no result; see log.txt"
+        return "failed", job.failure()

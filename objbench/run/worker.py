@@ -1,7 +1,7 @@
-"""One cell from start to end, in a process of its own: `python -m objbench.run.worker FOLDER ...`.
+"""One training and its cells from start to end, in a process of its own: `python -m objbench.run.worker FOLDER ...`.
 
-Whoever starts it has locked the cell and written `cell.json`. Events go back through a pipe, a JSON line
-each; what plugins print goes to `log.txt`; how it ended is in `record.json`.
+Whoever starts it has locked the training, and written what it and its cells are. Events go back through a pipe, a
+JSON line each; what plugins print goes to `log.txt`; how each cell ended is in its `record.json`.
 """
 
 from __future__ import annotations
@@ -15,136 +15,160 @@ import sys
 import textwrap
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from objbench.cells.files import read_json
-from objbench.cells.identity import Cell
+from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, read_cell, read_training
+from objbench.cells.matrix import changes_of_code
 from objbench.cells.protocols import Protocol
-from objbench.cells.result import Position, Status
-from objbench.cells.store import end_early, position, read_record, write_record
-from objbench.detector import trains_by_steps
-from objbench.errors import Interrupted, told
+from objbench.cells.result import Status, Trained
+from objbench.cells.store import end_early, position, read_record, read_trained, write_record, write_trained
+from objbench.errors import Interrupted, UsageError, told
+from objbench.options import build
 from objbench.plugins import Registry, load_plugins
-from objbench.report.pictures import draw
 from objbench.run.link import DISK_FULL, Link
 from objbench.run.provenance import now, provenance
-from objbench.scenes import first_indices
-from objbench.score.arrays import flat, save_tensors
-from objbench.score.detect import detect, present_what, shown
-from objbench.score.metrics import score
-from objbench.score.mixture import Mixture
-from objbench.score.trained import Built, build_cell
+from objbench.score.arrays import flat, load_detections, load_truth, save_tensors
+from objbench.score.detect import detect
+from objbench.score.metrics import by_these_metrics, score, score_each
+from objbench.score.mixture import cluster
+from objbench.score.trained import Built, build_training, load_weights
 from objbench.train import checkpoint
-from objbench.train.loop import train
+from objbench.train.loop import Watch
 from objbench.train.machine import peak_memory_mb
+from objbench.train.outcome import run_training
 from objbench.train.steps import Diverged
 
 
-def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link, checkpoint_s: float) -> None:
-    """Trains the cell in `folder`, scores it, and records it as done; goes on from its checkpoint."""
-    start, began = time.monotonic(), replace(read_record(folder)[0], provenance=provenance(device))
-    write_record(folder, began)
-    cell = Cell(**read_json(folder / "cell.json"))
-    protocol = Protocol(summary="", **cell.identity["protocol"])
-    built = build_cell(registry, cell, device)
-    for name, value in built.detector.state_dict().items():
-        if not isinstance(value, torch.Tensor):  # better found out now than after the training
-            raise TypeError(f"its state '{name}' is {type(value).__name__}; weights can only be tensors")
+class Worker(Link, Watch):
+    """A link whose running figures are those of the detector being trained."""
 
-    before = position(folder)
-    if trains_by_steps(type(built.detector)):
-        link.at_once = False
-        at = train(
-            built.detector,
-            built.training,
-            cell.identity["seed"],
-            folder,
-            evaluate=lambda: _validate(registry, built, protocol),
-            tell=link.tell,
-            stopping=lambda: link.stop,
-            checkpoint_s=checkpoint_s,
-            fit_scenes=protocol.fit_scenes,
+    registry: Registry
+    protocol: Protocol
+    built: Built
+
+    def __init__(self, descriptor: int, checkpoint_s: float, device: torch.device) -> None:
+        super().__init__(descriptor)
+        self.checkpoint_s, self.device = checkpoint_s, device
+        self.began = time.monotonic()
+
+    def run(self, folder: Path, cells: list[Path], registry: Registry) -> None:
+        """Trains the training in `folder`, unless that is done, then clusters, scores and records its cells.
+
+        Raises UsageError when the code has changed since they were planned, and whatever the training raises; a cell
+        that fails after the training is recorded as failed, and the others go on.
+        """
+        self.registry = registry
+        training = read_training(folder)
+        if changed := changes_of_code(self.registry, training):
+            raise UsageError(
+                f"the source changed since this run was planned ({', '.join(changed)}); run the command again"
+            )
+        seconds_before = position(folder).seconds
+        self.protocol = Protocol(summary="", **training.identity["protocol"])
+        self.built = build_training(self.registry, training, self.device)
+        if not (folder / "trained.json").exists():
+            self._train(folder, training)
+        else:
+            load_weights(folder, self.built.detector)
+        for cell in cells:
+            try:
+                self._finish(read_cell(cell), cell, seconds_before)
+            except Exception as error:
+                if is_disk_full(error):
+                    raise
+                traceback.print_exc()
+                end_early(cell, *how_it_failed(error))
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the main table on the validation scenes, for the curve; those that are defined.
+
+        A mixture is here fitted on these very detections, and once: what runs often must be cheap.
+        """
+        found, truth = detect(
+            self.built.detector, self.built.test_source, "validation", self.protocol.validation_scenes
         )
-        link.at_once = True
-    else:
-        link.tell({"phase": "fitting"})
-        at = _fit(built, protocol)
+        if found.clusters is None:
+            found = cluster(MixtureConfig(restarts=1), found, found)[0]
+        of_table = {name: spec for name, spec in self.registry.metrics.items() if spec.columns}
+        values = score(replace(self.registry, metrics=of_table), found, truth)
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
-    link.tell({"phase": "scoring"})
-    found, truth = detect(built.detector, built.evaluation, "test", protocol.test_scenes)
-    tensors = {"weights": built.detector.state_dict()}
-    warnings = []
-    if before.step and before.machine != at.machine:
-        warnings.append(f"trained on {before.machine} to step {before.step}, then on {at.machine}")
-    if built.mixture:
-        seen, _ = detect(built.detector, built.training, "train", protocol.fit_scenes)
-        mixture, warning = Mixture.fit(built.mixture, present_what(seen))
-        warnings += [warning] if warning else []
-        found, tensors["mixture"] = mixture.apply(found), mixture.tensors
-    metrics = score(registry, found, truth, warnings.append)
+    def _train(self, folder: Path, training: Training) -> None:
+        """Runs the training to its end, and commits what it gave."""
+        began = provenance(self.device)
+        detector = self.built.detector
+        outcome = run_training(self.built, training.identity["seed"], self.protocol, folder, self)
+        at = outcome.position
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "weights": detector.state_dict(),
+            "detections": flat(outcome.detections),
+            "truth": flat(outcome.truth),
+            "shown": outcome.pictures,
+        }
+        with self.deferred():  # what follows is short, and a training that is done stays done
+            for name, named in tensors.items():
+                save_tensors(folder / f"{name}.safetensors", named)
+            trained = Trained(
+                training=folder.name,
+                position=replace(
+                    at, peak_memory_mb=max(at.peak_memory_mb, peak_memory_mb(self.device)), curve=[]
+                ),
+                classes=tuple(self.built.test_source.classes),
+                shape=(detector.shape.channels, detector.shape.height, detector.shape.width),
+                oracle=detector.oracle,
+                warnings=outcome.warnings,
+                provenance=began | {"data": training.identity["fingerprint"], "finished": now()},
+            )
+            files = [f"{name}.safetensors" for name in tensors] + (["curve.jsonl"] if at.curve else [])
+            write_trained(folder, trained, files)
+            checkpoint.remove(folder)
 
-    link.at_once = False  # what follows is short, and a cell that is done stays done
-    tensors |= {"detections": flat(found), "truth": flat(truth)}
-    for name, named in tensors.items():
-        save_tensors(folder / f"{name}.safetensors", named)
-    files = [f"{name}.safetensors" for name in tensors] + (["curve.jsonl"] if at.curve else [])
-    more = {
-        "data": cell.identity["fingerprint"],
-        "metric_versions": registry.metric_versions,
-        "oracle": built.detector.oracle,
-        "warnings": warnings,
-        "wall_seconds": before.seconds + time.monotonic() - start,
-        "finished": now(),
-    }
-    result = replace(
-        began,
-        status="done",
-        metrics=metrics,
-        seconds=at.seconds,
-        train_steps=at.step,
-        images_per_second=at.images / at.seconds,
-        peak_memory_mb=max(at.peak_memory_mb, peak_memory_mb(device)),
-        provenance=began.provenance | more,
-    )
-    write_record(folder, result, files)
-    checkpoint.remove(folder)
-    link.tell({"phase": "drawing"})
-    try:
-        draw(folder, registry, built)
-    except Exception:  # the cell is done whether or not it can be drawn
-        traceback.print_exc()
-
-
-def _fit(built: Built, protocol: Protocol) -> Position:
-    """For a detector that does not train by steps: shows it the first training scenes, once."""
-    indices = first_indices(built.training, "train", protocol.fit_scenes)
-    scenes = shown(built.training.scenes("train", indices), built.detector)
-    began = time.perf_counter()
-    built.detector.fit(scenes)
-    return Position(seconds=time.perf_counter() - began, images=len(scenes))
-
-
-def _validate(registry: Registry, built: Built, protocol: Protocol) -> dict[str, float]:
-    """The metrics of the main table on the validation scenes, for the curve; those that are defined.
-
-    A mixture is here fitted on these very detections, and once: what runs often must be cheap.
-    """
-    found, truth = detect(built.detector, built.evaluation, "validation", protocol.validation_scenes)
-    if built.mixture:
-        config = replace(built.mixture, restarts=1)
-        found = Mixture.fit(config, present_what(found))[0].apply(found)
-    of_table = {name: spec for name, spec in registry.metrics.items() if spec.columns}
-    values = score(replace(registry, metrics=of_table), found, truth)
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    def _finish(self, cell: Cell, folder: Path, seconds_before: float) -> None:
+        """Clusters and scores a cell of the finished training, and records it as done."""
+        self.report({"phase": "scoring"})
+        trained = read_trained(folder.parent)
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        warnings = list(trained.warnings)
+        if cell.clusterer["name"] != OWN:
+            config = build(MixtureConfig, MIXTURE, cell.clusterer["config"])
+            seen, _ = detect(self.built.detector, self.built.train_source, "train", self.protocol.fit_scenes)
+            found, state, warning = cluster(config, seen, load_detections(folder))
+            assert found.clusters is not None
+            warnings += [warning] if warning else []
+            tensors = {"clusters": {"clusters": found.clusters}, "clusterer": state}
+        for name, named in tensors.items():  # before any metric has seen them
+            save_tensors(folder / f"{name}.safetensors", named)
+        scored = list(score_each(self.registry, load_detections(folder), load_truth(folder), warnings.append))
+        at = trained.position
+        result = replace(
+            cell.result("done"),
+            metrics={name: value for _, values in scored for name, value in values.items()},
+            seconds=at.seconds,
+            train_steps=at.step,
+            images_per_second=at.images / at.seconds,
+            peak_memory_mb=max(at.peak_memory_mb, peak_memory_mb(self.device)),
+            provenance=trained.provenance
+            | by_these_metrics(self.registry, [spec for spec, _ in scored])
+            | {
+                "oracle": trained.oracle,
+                "warnings": warnings,
+                "wall_seconds": seconds_before + time.monotonic() - self.began,
+            },
+        )
+        with self.deferred():  # a cell that is done stays done
+            write_record(folder, result, [f"{name}.safetensors" for name in tensors])
 
 
 def main(words: list[str]) -> int:
-    """Runs the cell that the command line names; the exit code says little, the record all."""
+    """Runs the cells that the command line names; the exit code says little, the records all."""
     parser = argparse.ArgumentParser(prog="python -m objbench.run.worker")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="the training's")
+    parser.add_argument("clusterers", nargs="+", help="the cells' folders in it")
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--events", type=int, default=2, help="file descriptor to write events to")
@@ -154,31 +178,39 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(parsed.threads)
     if parsed.device.type == "cuda":
         torch.cuda.set_device(parsed.device)
-    link = Link(parsed.events)
-    signal.signal(signal.SIGTERM, link.ask_to_stop)
-    status: Status = "done"
+    folder: Path = parsed.folder
+    cells = [folder / name for name in parsed.clusterers]
+    worker = Worker(parsed.events, parsed.checkpoint_every, parsed.device)
+    signal.signal(signal.SIGTERM, worker.ask_to_stop)
+    status: Status = "interrupted"
     error = ""
     try:
-        run_cell(
-            parsed.folder, load_plugins(tuple(parsed.plugin)), parsed.device, link, parsed.checkpoint_every
-        )
+        worker.run(folder, cells, load_plugins(tuple(parsed.plugin)))
     except Interrupted:
-        status = "interrupted"
+        pass
     except BaseException as raised:  # a plugin may even call sys.exit
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         traceback.print_exc()
-        link.at_once = False
-        if isinstance(raised, OSError) and raised.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            link.tell({"disk_full": f"{raised.strerror}: {raised.filename or parsed.folder}"})
+        if is_disk_full(raised):
+            with worker.deferred():
+                worker.report({"disk_full": f"{raised.strerror}: {raised.filename or folder}"})  # type: ignore[attr-defined]
             return DISK_FULL
-        status, error = "out of memory" if is_out_of_memory(raised) else "failed", one_line(raised)
-    if status != "done":
-        end_early(parsed.folder, status, error)
+        status, error = how_it_failed(raised)
+    for cell in cells:
+        if read_record(cell)[0].status == "running":
+            end_early(cell, status, error)
     return 0
 
 
-def one_line(error: BaseException) -> str:
-    """An error as a table can show it; its traceback is in the log."""
-    return textwrap.shorten(str(error) if isinstance(error, Diverged) else told(error), 300)
+def how_it_failed(error: BaseException) -> tuple[Status, str]:
+    """A status, and the error as a table can show it; its traceback is in the log."""
+    line = textwrap.shorten(str(error) if isinstance(error, Diverged) else told(error), 300)
+    return ("out of memory" if is_out_of_memory(error) else "failed"), line
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether nothing can be written any more."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,14 +20,16 @@ def flat(listed: Detections | GroundTruth) -> dict[str, Tensor]:
 
 
 def load_detections(folder: Path) -> Detections:
-    """The raw detections of a cell on its test scenes."""
-    tensors = load_tensors(folder / "detections.safetensors")
+    """The detections of a cell on its test scenes, with its clusters if it has any."""
+    tensors = load_tensors(folder.parent / "detections.safetensors")
+    if (folder / "clusters.safetensors").exists():
+        tensors |= load_tensors(folder / "clusters.safetensors")
     return Detections(int(tensors.pop("images")), **tensors)
 
 
 def load_truth(folder: Path) -> GroundTruth:
     """The true objects of a cell's test scenes."""
-    tensors = load_tensors(folder / "truth.safetensors")
+    tensors = load_tensors(folder.parent / "truth.safetensors")
     return GroundTruth(int(tensors.pop("images")), **tensors)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from objbench.detector import PRESENT, Detections, Detector, blind
+from objbench.detector import Detections, Detector, blind
 from objbench.scenes import GroundTruth, Scenes, SceneSource, Split, first_indices
 from objbench.score.random_state import undisturbed
 
@@ -35,11 +34,6 @@ def shown(scenes: Scenes, detector: Detector) -> Scenes:
     seen = scenes if detector.oracle else blind(scenes)
     image, boxes, labels = (t.to(device) for t in (seen.truth.image, seen.truth.boxes, seen.truth.labels))
     return Scenes(seen.images.to(device), GroundTruth(len(seen), image, boxes, labels))
-
-
-def present_what(found: Detections) -> Tensor | None:
-    """The what-latents [m, A] of the detections that the detector stands by; None when it gives none."""
-    return None if found.what is None else found.what[found.scores >= PRESENT]
 
 
 def checked(found: Detections, images: int) -> Detections:

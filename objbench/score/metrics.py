@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from objbench.cells.code import code_of, digest
 from objbench.cells.result import CellResult
+from objbench.cells.store import update_record
 from objbench.detector import Detections
 from objbench.errors import told
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import load_detections, load_truth
+
+Listed = TypeVar("Listed", Detections, GroundTruth)
 
 
 def to_stderr(text: str) -> None:
@@ -41,15 +46,15 @@ def score_each(
     """Each registered metric with its values, in the order of registration.
 
     A metric that raises, or returns what it should not, is left out, and `complain` is called with one line
-    that names it; the others are not touched by it. What a metric prints goes to stderr. Raises
-    ValueError when the detections break their contract.
+    that names it. Each metric gets a copy of its own, so that none can change what another is given. What a metric
+    prints goes to stderr. Raises ValueError when the detections break their contract.
     """
     check(detections, truth)
     owner: dict[str, str] = {}
     for name, spec in registry.metrics.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                found = load_target(spec.target)(detections, truth)
+                found = load_target(spec.target)(_copied(detections), _copied(truth))
             values = {str(key): float(value) for key, value in found.items()}
             if twice := sorted(values.keys() & owner.keys()):
                 raise ValueError(
@@ -60,6 +65,11 @@ def score_each(
             continue
         owner.update(dict.fromkeys(values, name))
         yield spec, values
+
+
+def _copied(listed: Listed) -> Listed:
+    copies: dict[str, Any] = {k: v.clone() for k, v in vars(listed).items() if isinstance(v, torch.Tensor)}
+    return replace(listed, **copies)
 
 
 def check(detections: Detections, truth: GroundTruth) -> None:
@@ -81,11 +91,19 @@ def check(detections: Detections, truth: GroundTruth) -> None:
             raise ValueError(f"{count} of {len(where)} detections have {what}")
 
 
+def by_these_metrics(registry: Registry, specs: Iterable[MetricSpec]) -> dict[str, dict[str, Any]]:
+    """What a record says of the metrics that its figures are by: their versions, and digests of their code."""
+    names = {spec.name for spec in specs}
+    return {
+        "metric_versions": {name: v for name, v in registry.metric_versions.items() if name in names},
+        "metric_code": {
+            name: digest(code_of(spec.target)) for name, spec in registry.metrics.items() if name in names
+        },
+    }
+
+
 def rescored(registry: Registry, result: CellResult) -> CellResult:
     """A done cell's result by the metrics as they are now; the record is brought up to date."""
-
-    from objbench.cells.store import update_record
-
     fresh = rescore(registry, result)
     if fresh is not result:
         update_record(fresh)
@@ -93,10 +111,19 @@ def rescored(registry: Registry, result: CellResult) -> CellResult:
 
 
 def rescore(registry: Registry, result: CellResult) -> CellResult:
-    """The result by the metrics as they are now, from raw detections; itself if it is by these already."""
-    versions = registry.metric_versions
-    if result.status != "done" or result.provenance["metric_versions"] == versions:
+    """The result by the metrics as they are now, from raw detections; itself if it is by these already.
+
+    A metric that failed the last time is not among those that the result is by, so it gets another try.
+    """
+    if result.status != "done" or result.provenance["metric_versions"] == registry.metric_versions:
         return result
     folder = Path(result.path)
-    metrics = score(registry, load_detections(folder), load_truth(folder))
-    return replace(result, metrics=metrics, provenance=result.provenance | {"metric_versions": versions})
+    scored = list(score_each(registry, load_detections(folder), load_truth(folder), to_stderr))
+    metrics = {name: value for _, values in scored for name, value in values.items()}
+    by = by_these_metrics(registry, [spec for spec, _ in scored])
+    if (
+        metrics.keys() == result.metrics.keys()
+        and by["metric_versions"] == result.provenance["metric_versions"]
+    ):
+        return result  # what failed has failed again
+    return replace(result, metrics=metrics, provenance=result.provenance | by)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objbench.cells.identity import MixtureConfig
+from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig
+from objbench.detector import PRESENT, Detections
 from objbench.errors import UsageError
+from objbench.options import build
+from objbench.score.arrays import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from objbench.detector import Detections
 
 
 class Mixture:
@@ -87,3 +89,27 @@ class Mixture:
 
 
 _FITTED = ("weights_", "means_", "covariances_", "precisions_cholesky_")
+
+
+def cluster(
+    config: MixtureConfig, seen: Detections, found: Detections
+) -> tuple[Detections, dict[str, Tensor], str]:
+    """Clusters detections that have no clusters: `found`, by a mixture fitted on what was `seen` in training scenes.
+
+    Returns `found` with its clusters, the tensors of the mixture, and a warning or "".
+    """
+    mixture, warning = Mixture.fit(config, present_what(seen))
+    return mixture.apply(found), mixture.tensors, warning
+
+
+def load_mixture(folder: Path, cell: Cell) -> Mixture | None:
+    """The mixture of the finished cell in `folder`; None when its detector clusters by itself."""
+    if cell.clusterer["name"] == OWN:
+        return None
+    config = build(MixtureConfig, MIXTURE, cell.clusterer["config"])
+    return Mixture(config, load_tensors(folder / "clusterer.safetensors"))
+
+
+def present_what(found: Detections) -> Tensor | None:
+    """The what-latents [m, A] of the detections that the detector stands by; None when it gives none."""
+    return None if found.what is None else found.what[found.scores >= PRESENT]

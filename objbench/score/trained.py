@@ -1,4 +1,4 @@
-"""A cell's parts made of its plugins: untrained, or with the weights of a finished cell."""
+"""The parts of a training, made of its plugins: the detector untrained, or with the weights of a finished training."""
 
 from __future__ import annotations
 
@@ -7,62 +7,69 @@ from typing import NamedTuple
 
 import torch
 
-from objbench.cells.files import check_files, read_json
-from objbench.cells.identity import MIXTURE, Cell, MixtureConfig
-from objbench.cells.store import read_record
+from objbench.cells.files import verify_checksums
+from objbench.cells.identity import Training, read_training
+from objbench.cells.store import read_trained
 from objbench.detector import Detector
 from objbench.errors import UsageError
 from objbench.options import build
 from objbench.plugins import Registry, load_target
-from objbench.scenes import SceneSource
+from objbench.scenes import SceneShape, SceneSource
 from objbench.score.arrays import load_tensors
-from objbench.score.mixture import Mixture
 from objbench.score.random_state import seed_everything
 
 
 class Built(NamedTuple):
-    """A cell's parts, made of its plugins."""
+    """The parts of a training."""
 
     detector: Detector
-    training: SceneSource
-    """Scenes of the cell's own seed."""
-    evaluation: SceneSource
-    """Scenes of seed 0: cells that differ in seed alone are tested on the same scenes."""
-    mixture: MixtureConfig | None
-    """How to cluster for a detector that does not."""
+    train_source: SceneSource
+    """Scenes of the training's own seed."""
+    test_source: SceneSource
+    """Scenes of seed 0: trainings that differ in seed alone are tested on the same scenes."""
 
 
-def build_cell(registry: Registry, cell: Cell, device: torch.device | str) -> Built:
-    """Makes the parts of a cell, the detector untrained. Seeds every global random generator."""
-    identity = cell.identity
+def build_training(registry: Registry, training: Training, device: torch.device | str) -> Built:
+    """Makes the parts of a training, the detector untrained. Seeds every global random generator."""
+    identity = training.identity
     source_class = load_target(registry.source(identity["data"]).target)
-    data_config = build(source_class.Config, identity["data"], cell.data_config)
-    training, evaluation = source_class(data_config, identity["seed"]), source_class(data_config, 0)
+    data_config = build(source_class.Config, identity["data"], training.data_config)
+    train_source, test_source = source_class(data_config, identity["seed"]), source_class(data_config, 0)
+    return Built(build_detector(registry, training, test_source.shape, device), train_source, test_source)
+
+
+def build_detector(
+    registry: Registry, training: Training, shape: SceneShape, device: torch.device | str
+) -> Detector:
+    """The detector of a training, untrained. Seeds every global random generator."""
+    identity = training.identity
     detector_class = load_target(registry.model(identity["model"]).target)
-    config = build(detector_class.Config, identity["model"], cell.model_config)
-    mixture = build(MixtureConfig, MIXTURE, identity["mixture"]) if "mixture" in identity else None
+    config = build(detector_class.Config, identity["model"], training.model_config)
     seed_everything(identity["seed"])
-    return Built(detector_class(config, evaluation.shape).to(device), training, evaluation, mixture)
+    detector: Detector = detector_class(config, shape).to(device)
+    return detector
 
 
-def load_trained(registry: Registry, folder: Path, device: str = "cpu") -> tuple[Built, Mixture | None]:
-    """A finished cell, ready to detect: its parts, and what clusters its detections if the detector does not.
+def load_detector(registry: Registry, folder: Path, device: torch.device | str = "cpu") -> Detector:
+    """The detector of the finished training in `folder`, in eval mode; neither data nor data plugin is needed.
 
-    UsageError when it is not done, or its weights do not fit the plugin as it is now; Damaged when a file is.
+    UsageError when its weights are not there or do not fit the plugin as it is now; Damaged when a file is.
     """
-    result, files = read_record(folder)
-    if result.status != "done":
-        raise UsageError(f"cell {folder.name} is not done but {result.status}; run it first")
-    check_files(folder, files)
-    built = build_cell(registry, Cell(**read_json(folder / "cell.json")), device)
+    trained = read_trained(folder)
+    verify_checksums(folder, trained.files)
+    detector = build_detector(registry, read_training(folder), SceneShape(*trained.shape), device)
+    load_weights(folder, detector)
+    return detector.eval()
+
+
+def load_weights(folder: Path, detector: Detector) -> None:
+    """Gives an untrained detector the weights of the finished training in `folder`; raises as `load_detector`."""
+    if not (folder / "weights.safetensors").exists():
+        raise UsageError(f"training {folder.name} was kept without its weights; train it again first")
     try:
-        built.detector.load_state_dict(load_tensors(folder / "weights.safetensors"))
+        detector.load_state_dict(load_tensors(folder / "weights.safetensors"))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(
-            f"cell {folder.name}: its weights do not fit the plugin of today ({reason})"
+            f"training {folder.name}: its weights do not fit the plugin as it is now ({reason})"
         ) from None
-    built.detector.eval()
-    if built.mixture is None:
-        return built, None
-    return built, Mixture(built.mixture, load_tensors(folder / "mixture.safetensors"))

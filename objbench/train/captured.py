@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from objbench.detector import Detector
-from objbench.train.steps import Losses, Start, Steps, rate_left
+from objbench.train.steps import InitialGroup, Losses, rate_left, rates_fall, take_step
 
 WARM_STEPS = 3
 """Steps of each phase that are taken uncaptured. They are part of the training, and they have cuDNN and cuBLAS choose
@@ -96,7 +96,7 @@ class CudaGraph:
             self._queued.popleft().synchronize()
 
 
-class CapturedSteps(Steps):
+class CapturedSteps:
     """As `Steps`, but each phase is captured after its first `WARM_STEPS` and then replayed."""
 
     how = ", steps captured"
@@ -105,7 +105,7 @@ class CapturedSteps(Steps):
         self,
         detector: Detector,
         optimizers: Sequence[torch.optim.Optimizer],
-        starts: Sequence[Start],
+        initial: Sequence[InitialGroup],
         recorder: Recorder,
         quiet: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
@@ -113,7 +113,8 @@ class CapturedSteps(Steps):
 
         Until `close`, the detector reads its schedule from tensors.
         """
-        super().__init__(detector, optimizers, starts)
+        self.detector, self.optimizers, self.initial = detector, optimizers, initial
+        self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         recorder.prepare(optimizers)
         self._recorder, self._quiet = recorder, quiet or contextlib.nullcontext()
         device = next(detector.parameters()).device
@@ -121,7 +122,7 @@ class CapturedSteps(Steps):
         self._values = torch.zeros(len(names) + len(self.groups), dtype=torch.float64, device=device)
         detector.held = dict(zip(names, self._values[: len(names)].unbind(), strict=True))
         self._rates = self._values[len(names) :].unbind()
-        if self.rates_fall():
+        if rates_fall(detector):
             for group in self.groups:  # single precision is what optimisers read
                 group["lr"] = torch.zeros((), device=device)
         self._images: Tensor | None = None
@@ -142,7 +143,7 @@ class CapturedSteps(Steps):
             self._phase, self._taken = phase, 0
         self._taken += 1
         if self._taken <= WARM_STEPS:
-            return self.compute(self._images, step)
+            return self._take(self._images, step)
         if self._taken == WARM_STEPS + 1:
             self._capture(step)
         self._recorder.replay()
@@ -150,9 +151,12 @@ class CapturedSteps(Steps):
         names, losses = self._losses
         return names, losses.clone()  # the next replay writes there
 
-    def set_rates(self, step: int) -> None:
+    def _take(self, images: Tensor, step: int) -> Losses:
+        return take_step(self.detector, self.optimizers, images, step, self._copy_rates)
+
+    def _copy_rates(self, step: int) -> None:
         """Within what is captured: takes the rates from where `_write` has put them."""
-        if self.rates_fall():
+        if rates_fall(self.detector):
             for group, rate in zip(self.groups, self._rates, strict=True):
                 group["lr"].copy_(rate)
 
@@ -160,7 +164,7 @@ class CapturedSteps(Steps):
         """Queues the copies of what differs from step to step."""
         scheduled = list(self.detector.schedule(step).values())
         share = rate_left(step / self.detector.config.steps, self.detector.config.lr_end)
-        values = [*scheduled, *(float(start.rate) * share for start in self.starts)]
+        values = [*scheduled, *(float(made.rate) * share for made in self.initial)]
         pinned = self._values.is_cuda  # kept by the allocator until the copy is done, so new ones each time
         self._values.copy_(torch.tensor(values, dtype=torch.float64, pin_memory=pinned), non_blocking=True)
         if self._images is None:
@@ -172,7 +176,7 @@ class CapturedSteps(Steps):
         assert images is not None
 
         def work() -> None:
-            self._losses = self.compute(images, step)
+            self._losses = self._take(images, step)
 
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)  # gradients are to lie in the graph's own memory

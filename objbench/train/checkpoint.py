@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from objbench.cells.files import read_json, vouch, write_json
+from objbench.cells.files import checksums, read_json, write_json
 from objbench.cells.result import Position
 from objbench.detector import Detector
 from objbench.score.arrays import load_tensors, save_tensors
@@ -28,7 +28,12 @@ def save(folder: Path, at: Position, detector: Detector, optimizers: Sequence[to
     packed = _pack(state, "", tensors)
     name = f"checkpoint-{at.step}.safetensors"
     save_tensors(folder / name, tensors)
-    body = {"cell": folder.name, "position": asdict(at), "files": vouch(folder, [name]), "state": packed}
+    body = {
+        "training": folder.name,
+        "position": asdict(at),
+        "files": checksums(folder, [name]),
+        "state": packed,
+    }
     write_json(folder / "checkpoint.json", body)
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
@@ -54,7 +59,7 @@ def restore(folder: Path, detector: Detector, optimizers: Sequence[torch.optim.O
 
 
 def remove(folder: Path) -> None:
-    """Deletes the checkpoint of a cell that is done."""
+    """Deletes the checkpoint of a training that ended."""
     for path in [folder / "checkpoint.json", *folder.glob("checkpoint-*.safetensors")]:
         path.unlink(missing_ok=True)
 

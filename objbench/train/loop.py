@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,47 +13,62 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from objbench.cells.result import Position
+from objbench.cells.result import Event, Position
 from objbench.cells.store import write_curve
 from objbench.detector import Detector
 from objbench.errors import Interrupted
 from objbench.scenes import SceneSource, first_indices
 from objbench.train import checkpoint
-from objbench.train.batches import batch_indices
+from objbench.train.batches import Ahead, batch_indices
+from objbench.train.captured import CapturedSteps, CudaGraph
 from objbench.train.machine import device_name, peak_memory_mb
-from objbench.train.steps import Losses, Start, Steps, check_finite
+from objbench.train.steps import InitialGroup, Losses, Steps, check_finite
 
 EVALUATIONS = 20
 """Points of the curve, evenly spaced in steps."""
 
-LOOK_S = 0.5
-"""How often progress is told. On a GPU losses are read only then: reading waits for all that is queued."""
+READ_S = 0.5
+"""Seconds between two reports of progress. On a GPU losses are read only then: reading waits for all that is queued."""
 
 EAGER = "OBJBENCH_EAGER"
 """Environment variable: when it is set, no training step is captured. For finding faults."""
 
 
+class Watch:
+    """Whoever watches a training: hears of its progress, and may stop it. This one does neither."""
+
+    checkpoint_s = math.inf
+    """Seconds between two checkpoints; there is one at the end in any case."""
+
+    def report(self, event: Event) -> None:
+        """Progress."""
+
+    def stopping(self) -> bool:
+        """Whether the training shall stop after this step."""
+        return False
+
+    def deferred(self) -> contextlib.AbstractContextManager[None]:
+        """In this block a request to stop raises nothing: who is inside asks `stopping`."""
+        return contextlib.nullcontext()
+
+    def evaluate(self) -> dict[str, float]:
+        """The running figures of the detector as it is now."""
+        return {}
+
+
 def train(
-    detector: Detector,
-    source: SceneSource,
-    seed: int,
-    folder: Path,
-    *,
-    evaluate: Callable[[], dict[str, float]],
-    tell: Callable[[dict[str, Any]], None],
-    stopping: Callable[[], bool],
-    checkpoint_s: float,
-    fit_scenes: int,
+    detector: Detector, source: SceneSource, seed: int, folder: Path, watch: Watch, fit_scenes: int
 ) -> Position:
-    """Trains from the cell's checkpoint, or from the start, to `config.steps`; ends with a checkpoint.
+    """Trains from the checkpoint in `folder`, or from the start, to `config.steps`; ends with a checkpoint.
 
     Stopped at any step and resumed, it ends with the same weights, bit for bit on a CPU: the batch of a step
     depends on (seed, step) alone, and the checkpoint holds every random generator.
-    Raises Diverged with the step and the term, and Interrupted after a checkpoint when `stopping()`.
+    fit_scenes: how many training images `at_milestone` is shown.
+    Raises Diverged with the step and the term, and Interrupted after a checkpoint when `watch.stopping()`.
     """
     config, device = detector.config, next(detector.parameters()).device
     optimizers = detector.optimizers()
-    starts = [Start.of(group) for optimizer in optimizers for group in optimizer.param_groups]
+    initial = InitialGroup.of(optimizers)
     at = checkpoint.restore(folder, detector, optimizers)  # and with it rates that may have fallen
     size = source.size("train")
 
@@ -60,56 +76,83 @@ def train(
         return source.scenes("train", batch_indices(size, seed, step, config.batch_size)).images
 
     point_every = max(1, config.steps // EVALUATIONS)
-    recent: list[Losses] = []  # of the steps since we last looked
-    looked = saved = time.perf_counter()
-    saving_s = 0.0
+    recent: list[Losses] = []  # of the steps since losses were last read
+    read, paused_s = time.perf_counter(), 0.0
+    saver = Saver(folder, at, detector, optimizers, watch.checkpoint_s)
     milestones = detector.milestones()
     detector.train()
-    with way_of(detector, optimizers, starts, images_of, at.step) as way:
-        at.machine = f"{device_name(device)} with {torch.get_num_threads()} threads{way.take.how}"
+    with execution_for(detector, optimizers, initial, images_of, at.step) as run:
+        at.machine = f"{device_name(device)} with {torch.get_num_threads()} threads{run.take.how}"
         while at.step < config.steps:
             if at.step in milestones:
-                with way.quiet:
+                began = time.perf_counter()
+                with run.quiet:
                     many = source.scenes("train", first_indices(source, "train", fit_scenes)).images
                 detector.at_milestone(many.to(device), at.step)
-            images = way.images_of(at.step)
-            recent.append(way.take(images, at.step))
+                paused_s += time.perf_counter() - began
+            images = run.images_of(at.step)
+            recent.append(run.take(images, at.step))
             at.step += 1
             at.images += len(images)
 
-            stop, last = stopping(), at.step == config.steps
+            stop, last = watch.stopping(), at.step == config.steps
             point = last or at.step % point_every == 0
-            if not (stop or point or time.perf_counter() - looked >= LOOK_S):
+            if not (stop or point or time.perf_counter() - read >= READ_S):
                 continue
             check_finite(recent, at.step - 1)
-            lap = time.perf_counter() - looked  # the rest of the loop is not training
+            lap = time.perf_counter() - read  # the rest of the loop is not training
             at.seconds += lap
-            values = dict(zip(recent[-1][0], recent[-1][1].tolist(), strict=True))
-            loss, pace = sum(values.values()), len(recent) / lap
-            tell({"step": at.step, "steps": config.steps, "steps_per_second": pace, "loss": loss})
+            terms = dict(zip(recent[-1][0], recent[-1][1].tolist(), strict=True))
+            loss, pace = sum(terms.values()), len(recent) / max(lap - paused_s, 1e-9)
+            watch.report({"step": at.step, "steps": config.steps, "steps_per_second": pace, "loss": loss})
             recent.clear()
             if point:
-                row = {"step": at.step, "seconds": at.seconds, "loss": loss, "terms": values}
+                row = {"step": at.step, "seconds": at.seconds, "loss": loss, "terms": terms}
                 watched = {name: float(value) for name, value in detector.watch().items()}
-                at.curve.append(row | {"watch": watched, "metrics": evaluate()})
+                at.curve.append(row | {"watch": watched, "metrics": watch.evaluate()})
                 write_curve(folder, at.curve)
-                tell({"metrics": at.curve[-1]["metrics"]})
-            if stop or last or time.perf_counter() - saved >= max(checkpoint_s, 50 * saving_s):
-                began = time.perf_counter()
-                at.peak_memory_mb = max(at.peak_memory_mb, peak_memory_mb(device))
-                checkpoint.save(folder, at, detector, optimizers)
-                saved = time.perf_counter()
-                saving_s = saved - began
+                watch.report({"metrics": at.curve[-1]["metrics"]})
+            if stop or last or saver.due():
+                saver.save()
             if stop:
                 raise Interrupted
-            looked = time.perf_counter()
+            read, paused_s = time.perf_counter(), 0.0
     return at
 
 
-class Way(NamedTuple):
-    """How training is done on a device."""
+class Saver:
+    """Saves checkpoints: not more often than asked, and so seldom that it takes a fiftieth of the time at most."""
 
-    take: Steps
+    def __init__(
+        self,
+        folder: Path,
+        at: Position,
+        detector: Detector,
+        optimizers: Sequence[torch.optim.Optimizer],
+        every_s: float,
+    ) -> None:
+        """at: the position that is saved, as the training loop keeps it."""
+        self.folder, self.at, self.detector, self.optimizers = folder, at, detector, optimizers
+        self.every_s, self.took_s, self.saved = every_s, 0.0, time.perf_counter()
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.perf_counter() - self.saved >= max(self.every_s, 50 * self.took_s)
+
+    def save(self) -> None:
+        """Saves a checkpoint."""
+        began = time.perf_counter()
+        device = next(self.detector.parameters()).device
+        self.at.peak_memory_mb = max(self.at.peak_memory_mb, peak_memory_mb(device))
+        checkpoint.save(self.folder, self.at, self.detector, self.optimizers)
+        self.saved = time.perf_counter()
+        self.took_s = self.saved - began
+
+
+class Execution(NamedTuple):
+    """How training runs on a device."""
+
+    take: Steps | CapturedSteps
     images_of: Callable[[int], Tensor]
     """The images of a step, on the CPU; to be asked for in order."""
     quiet: contextlib.AbstractContextManager[Any]
@@ -117,33 +160,30 @@ class Way(NamedTuple):
 
 
 @contextlib.contextmanager
-def way_of(
+def execution_for(
     detector: Detector,
     optimizers: Sequence[torch.optim.Optimizer],
-    starts: Sequence[Start],
+    initial: Sequence[InitialGroup],
     images_of: Callable[[int], Tensor],
     first: int,
-) -> Iterator[Way]:
-    """The way for the detector's device: plain on a CPU; on a GPU batches are made ahead, and steps captured.
+) -> Iterator[Execution]:
+    """For the detector's device: plain on a CPU; on a GPU batches are made ahead, and steps captured.
 
     first: the step to begin with. Steps are captured where the detector says that they can be, unless OBJBENCH_EAGER
     is set.
     """
     device = next(detector.parameters()).device
     if device.type != "cuda":
-        yield Way(Steps(detector, optimizers, starts), images_of, contextlib.nullcontext())
+        yield Execution(Steps(detector, optimizers, initial), images_of, contextlib.nullcontext())
         return
-    from objbench.train.batches import Ahead
-    from objbench.train.captured import CapturedSteps, CudaGraph  # it builds on what is in here
-
     with contextlib.ExitStack() as stack:
         ahead = Ahead(images_of, range(first, detector.config.steps), device)
         stack.callback(ahead.close)
         if not detector.capturable or os.environ.get(EAGER):
-            yield Way(Steps(detector, optimizers, starts), ahead, ahead.lock)
+            yield Execution(Steps(detector, optimizers, initial), ahead, ahead.lock)
             return
         graph = CudaGraph(device)
         stack.enter_context(graph.stream())
-        steps = CapturedSteps(detector, optimizers, starts, graph, ahead.lock)
+        steps = CapturedSteps(detector, optimizers, initial, graph, ahead.lock)
         stack.callback(steps.close)
-        yield Way(steps, ahead, ahead.lock)
+        yield Execution(steps, ahead, ahead.lock)

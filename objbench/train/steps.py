@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,65 +19,78 @@ class Diverged(Exception):
     """A loss became NaN or infinite."""
 
 
-class Start(NamedTuple):
-    """How an optimiser's group of parameters was made, before a checkpoint went over it."""
+class InitialGroup(NamedTuple):
+    """What an optimiser's group of parameters was made with, before a checkpoint was loaded over it."""
 
     rate: float | Tensor
     capturable: bool | None
     """None where the optimiser has no such flag."""
 
     @staticmethod
-    def of(group: Mapping[str, Any]) -> Start:
-        """That of a new group."""
-        return Start(group["lr"], group.get("capturable"))
+    def of(optimizers: Sequence[torch.optim.Optimizer]) -> list[InitialGroup]:
+        """Those of all groups of new optimisers, in order."""
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        return [InitialGroup(group["lr"], group.get("capturable")) for group in groups]
+
+
+def take_step(
+    detector: Detector,
+    optimizers: Sequence[torch.optim.Optimizer],
+    images: Tensor,
+    step: int,
+    set_rates: Callable[[int], None] = lambda step: None,
+) -> Losses:
+    """One step of training on images [batch, channels, height, width] on the detector's device.
+
+    set_rates: called with the step before the optimisers are. Returns the terms of the loss before the step. Raises
+    Diverged when one is not finite, but on a GPU: there nothing waits for the values.
+    """
+    names, losses = terms_of(detector.training_step(images, step))
+    terms = names, losses.detach()
+    if losses.device.type == "cpu":
+        check_finite([terms], step)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    if detector.config.clip_norm > 0:
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), detector.config.clip_norm)
+    set_rates(step)
+    for optimizer in optimizers:
+        optimizer.step()
+    return terms
 
 
 class Steps:
-    """Training steps, each worked out as it comes."""
+    """Training steps, each computed as it comes."""
 
     how = ""
-    """What a record of the machine adds about the way steps were taken."""
+    """What a record of the machine adds about the way steps were computed."""
 
     def __init__(
-        self, detector: Detector, optimizers: Sequence[torch.optim.Optimizer], starts: Sequence[Start]
+        self, detector: Detector, optimizers: Sequence[torch.optim.Optimizer], initial: Sequence[InitialGroup]
     ) -> None:
-        """optimizers: as the checkpoint left them; starts: of each of their groups in order, before that."""
-        self.detector, self.optimizers, self.starts = detector, optimizers, starts
+        """optimizers: as the checkpoint left them; initial: what each of their groups was made with, in order."""
+        self.detector, self.optimizers, self.initial = detector, optimizers, initial
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        for group, start in zip(self.groups, starts, strict=True):
-            if start.capturable is not None:  # the checkpoint may be of steps that were captured
-                group["capturable"] = start.capturable
+        for group, made in zip(self.groups, initial, strict=True):
+            if made.capturable is not None:  # the checkpoint may be of steps that were captured
+                group["capturable"] = made.capturable
 
     def __call__(self, images: Tensor, step: int) -> Losses:
         """Takes one step on images [batch, channels, height, width] from the CPU; the terms of its loss."""
-        return self.compute(images.to(next(self.detector.parameters()).device, non_blocking=True), step)
+        images = images.to(next(self.detector.parameters()).device, non_blocking=True)
+        return take_step(self.detector, self.optimizers, images, step, self._set_rates)
 
-    def compute(self, images: Tensor, step: int) -> Losses:
-        """The step on images that are on the device. On a GPU nothing waits for what it finds."""
-        names, losses = terms_of(self.detector.training_step(images, step))
-        found = names, losses.detach()
-        if losses.device.type == "cpu":
-            check_finite([found], step)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        if self.detector.config.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.detector.config.clip_norm)
-        self.set_rates(step)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return found
-
-    def rates_fall(self) -> bool:
-        """Whether learning rates are set by the harness; otherwise they are the detector's own affair."""
-        return bool(self.detector.config.lr_end < 1)
-
-    def set_rates(self, step: int) -> None:
-        """Sets the learning rates of this step."""
-        if self.rates_fall():
+    def _set_rates(self, step: int) -> None:
+        if rates_fall(self.detector):
             share = rate_left(step / self.detector.config.steps, self.detector.config.lr_end)
-            for group, start in zip(self.groups, self.starts, strict=True):
-                group["lr"] = start.rate * share
+            for group, made in zip(self.groups, self.initial, strict=True):
+                group["lr"] = made.rate * share
+
+
+def rates_fall(detector: Detector) -> bool:
+    """Whether learning rates are set by the harness; otherwise they are the detector's own affair."""
+    return bool(detector.config.lr_end < 1)
 
 
 def rate_left(done: float, end: float) -> float:

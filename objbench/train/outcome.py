@@ -1,0 +1,90 @@
+"""A whole training: from parts made of plugins to what the detector finds on the test scenes."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from objbench.cells.protocols import Protocol
+from objbench.cells.result import Position
+from objbench.cells.store import position
+from objbench.detector import Detections, Detector, trains_by_steps
+from objbench.scenes import GroundTruth, SceneSource, first_indices
+from objbench.score.detect import detect, device_of, shown
+from objbench.score.random_state import undisturbed
+from objbench.score.trained import Built
+from objbench.train.loop import Watch, train
+
+SHOWN = 100
+"""Test scenes that are kept for pictures."""
+RECONSTRUCTED = 8
+"""How many of them the detector paints itself."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a training gives, beside the detector's weights."""
+
+    position: Position
+    detections: Detections
+    """On the test scenes, raw: with what-latents, if the detector has any."""
+    truth: GroundTruth
+    pictures: dict[str, Tensor]
+    """`images` [SHOWN, channels, height, width] and, if the detector has any, `reconstructions` of the first
+    RECONSTRUCTED; uint8."""
+    warnings: list[str]
+
+
+def run_training(built: Built, seed: int, protocol: Protocol, folder: Path, watch: Watch) -> Outcome:
+    """Trains the detector from the training's checkpoint, or from the start, to its end; then lets it detect.
+
+    Raises what `train` raises; TypeError when the detector's state cannot be saved.
+    """
+    detector = built.detector
+    for name, value in detector.state_dict().items():
+        if not isinstance(value, Tensor):  # better found now than after the training
+            raise TypeError(f"its state '{name}' is {type(value).__name__}; weights can only be tensors")
+    before = position(folder)
+    if trains_by_steps(type(detector)):
+        with watch.deferred():
+            at = train(detector, built.train_source, seed, folder, watch, protocol.fit_scenes)
+    else:
+        watch.report({"phase": "fitting"})
+        at = _fit(built, protocol)
+    warnings = []
+    if before.step and before.machine != at.machine:
+        warnings.append(f"trained on {before.machine} to step {before.step}, then on {at.machine}")
+    watch.report({"phase": "detecting"})
+    found, truth = detect(detector, built.test_source, "test", protocol.test_scenes)
+    return Outcome(at, found, truth, pictures(detector, built.test_source), warnings)
+
+
+def _fit(built: Built, protocol: Protocol) -> Position:
+    """For a detector that does not train by steps: shows it the first training scenes, once."""
+    indices = first_indices(built.train_source, "train", protocol.fit_scenes)
+    scenes = shown(built.train_source.scenes("train", indices), built.detector)
+    began = time.perf_counter()
+    built.detector.fit(scenes)
+    return Position(seconds=time.perf_counter() - began, images=len(scenes))
+
+
+def pictures(detector: Detector, source: SceneSource) -> dict[str, Tensor]:
+    """The first test scenes as bytes, and how the detector paints them, so that drawing needs neither of the two."""
+    images = source.scenes("test", first_indices(source, "test", SHOWN)).images
+    kept = {"images": _bytes(images)}
+    try:
+        with undisturbed(detector):
+            painted = detector.reconstruct(images[:RECONSTRUCTED].to(device_of(detector)))
+    except Exception:  # the training is done whether or not it can be drawn
+        traceback.print_exc()
+        return kept
+    return kept if painted is None else kept | {"reconstructions": _bytes(painted.cpu())}
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
