@@ -17,7 +17,7 @@ from objbench.options import build
 from objbench.plugins import load_plugins, load_target
 from objbench.scenes import SceneShape
 from objbench.score.random_state import seed_everything
-from objbench.train.steps import Start, Steps
+from objbench.train.steps import InitialGroup, Steps
 
 WAITS = {
     "_local_scalar_dense": "reads a value back (item, float, bool, if)",
@@ -130,11 +130,10 @@ def hold(detector: Detector, step: int) -> None:
     detector.held = values
 
 
-def steps_of(detector: Detector, kind: type[Steps] = Steps, *more: Any) -> Steps:
+def steps_of(detector: Detector, kind: Callable[..., Any] = Steps, *more: Any) -> Any:
     """Eager or other steps of a new detector."""
     optimizers = detector.optimizers()
-    starts = [Start.of(group) for o in optimizers for group in o.param_groups]
-    return kind(detector, optimizers, starts, *more)
+    return kind(detector, optimizers, InitialGroup.of(optimizers), *more)
 
 
 def some(cases: list[Case]) -> list[Any]:

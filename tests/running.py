@@ -22,11 +22,22 @@ from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
 from objbench.plugins import Registry, load_plugins
 from objbench.run import worker as cell_module
+from objbench.train.loop import Watch
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the cells' processes; results depend on the number of threads
 torch.set_num_threads(1)
 
 TOY = str(Path(__file__).with_name("toy_plugin.py").resolve())
+
+
+class Until(Watch):
+    """Stops a training after `count` more steps."""
+
+    def __init__(self, count: int) -> None:
+        self._left = iter(range(count))
+
+    def stopping(self) -> bool:
+        return next(self._left, None) is None
 
 
 class Ran(NamedTuple):
@@ -84,7 +95,9 @@ def run_here(out: Path, cell: Cell) -> CellResult:
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     with open("/dev/null", "wb") as nowhere:
         try:
-            cell_module.main([str(folder.parent), folder.name, "--plugin", TOY, "--events", str(nowhere.fileno())])
+            cell_module.main(
+                [str(folder.parent), folder.name, "--plugin", TOY, "--events", str(nowhere.fileno())]
+            )
         finally:
             signal.signal(signal.SIGTERM, handler)
             torch.set_num_threads(threads)

@@ -19,10 +19,10 @@ from capturing import PAPER, SMALL, Case, first_steps, hold, some, steps_of, wha
 from objbench.cells.store import position
 from objbench.detector import Detector, DetectorConfig
 from objbench.scenes import SceneShape
-from objbench.score.trained import build_cell
+from objbench.score.trained import build_training
 from objbench.train.batches import AHEAD, Ahead
 from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
-from objbench.train.loop import Way
+from objbench.train.loop import Execution
 from objbench.train.steps import Steps, terms_of
 from running import toy_cell, toys
 from test_resume import equal, train_here
@@ -273,12 +273,12 @@ def test_replayed_training_is_training(case: Case) -> None:
 class InTensors(Steps):
     """Eager steps that read their schedule and rates as captured ones do."""
 
-    def compute(self, images: Tensor, step: int) -> Any:
+    def __call__(self, images: Tensor, step: int) -> Any:
         hold(self.detector, step)
-        return super().compute(images, step)
+        return super().__call__(images, step)
 
-    def set_rates(self, step: int) -> None:
-        super().set_rates(step)
+    def _set_rates(self, step: int) -> None:
+        super()._set_rates(step)
         for group in self.groups:
             group["lr"] = torch.as_tensor(group["lr"])
 
@@ -381,17 +381,19 @@ def captured_way(monkeypatch: pytest.MonkeyPatch) -> list[Again]:
     recorders: list[Again] = []
 
     @contextlib.contextmanager
-    def way_of(detector: Detector, optimizers: Any, starts: Any, images_of: Any, first: int) -> Iterator[Way]:
+    def execution_for(
+        detector: Detector, optimizers: Any, initial: Any, images_of: Any, first: int
+    ) -> Iterator[Execution]:
         recorders.append(Again())
         ahead = Ahead(images_of, range(first, detector.config.steps), CPU)
-        take = CapturedSteps(detector, optimizers, starts, recorders[-1], ahead.lock)
+        take = CapturedSteps(detector, optimizers, initial, recorders[-1], ahead.lock)
         try:
-            yield Way(take, ahead, ahead.lock)
+            yield Execution(take, ahead, ahead.lock)
         finally:
             take.close()
             ahead.close()
 
-    monkeypatch.setattr("objbench.train.loop.way_of", way_of)
+    monkeypatch.setattr("objbench.train.loop.execution_for", execution_for)
     return recorders
 
 
@@ -421,15 +423,15 @@ def test_a_data_set_that_breaks_ends_captured_training(
     tmp_path: Path, captured_way: list[Again], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = toy_cell("toy", "toy.steps=24")
-    built = build_cell(toys(), cell, "cpu")
-    scenes = type(built.training).scenes
+    built = build_training(toys(), cell.training, "cpu")
+    scenes = type(built.train_source).scenes
 
     def breaks(self: Any, split: Any, indices: Tensor) -> Any:
         if int(indices[0]) >= 5 * built.detector.config.batch_size:
             raise OSError("the disk is gone")
         return scenes(self, split, indices)
 
-    monkeypatch.setattr(type(built.training), "scenes", breaks)
+    monkeypatch.setattr(type(built.train_source), "scenes", breaks)
     with pytest.raises(OSError, match="the disk is gone"):
         train_here(tmp_path / "cell", cell, evaluate=False)
     assert not any(t.name == "objbench-batches" for t in threading.enumerate())

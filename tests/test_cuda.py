@@ -29,11 +29,12 @@ from objbench.errors import Interrupted
 from objbench.plugins import load_plugins
 from objbench.scenes import SceneShape
 from objbench.score.random_state import seed_everything
-from objbench.score.trained import build_cell
+from objbench.score.trained import build_training
 from objbench.train.batches import Ahead
 from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
 from objbench.train.loop import EAGER, train
 from objbench.train.steps import Steps, terms_of
+from running import Until
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch finds none here")
 GPU = torch.device("cuda")
@@ -282,18 +283,14 @@ def a_cell(model: str, *options: str) -> Cell:
 def train_here(folder: Path, cell: Cell, device: str, stop_after: int = 10**9) -> dict[str, Any]:
     """Trains until done or for so many more steps; where the checkpoint then is."""
     folder.mkdir(exist_ok=True)
-    built = build_cell(load_plugins(), cell, device)
-    left = iter(range(stop_after))
+    built = build_training(load_plugins(), cell.training, device)
     with contextlib.suppress(Interrupted):
         train(
             built.detector,
-            built.training,
+            built.train_source,
             cell.identity["seed"],
             folder,
-            evaluate=dict,
-            tell=lambda event: None,
-            stopping=lambda: next(left, None) is None,
-            checkpoint_s=1e9,
+            Until(stop_after),
             fit_scenes=8,
         )
     at = position(folder)

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objbench.cells.files import read_json, write_json
+from objbench.cells.files import read_json
 from objbench.cells.identity import Cell
 from objbench.cells.store import Store, position, read_record, write_record
 from objbench.errors import Interrupted
@@ -27,10 +27,10 @@ from objbench.run.runner import Runner
 from objbench.score.arrays import load_tensors
 from objbench.score.detect import detect
 from objbench.score.random_state import undisturbed
-from objbench.score.trained import build_cell
+from objbench.score.trained import build_training
 from objbench.train.batches import batch_indices
 from objbench.train.loop import train
-from running import TOY, rows_of, run, run_here, toy_cell, toys
+from running import TOY, Until, rows_of, run, run_here, toy_cell, toys
 
 LONG = ["toy.steps=100", "toy.at=20", "toy.lr_end=0.1", "squares.size=50"]
 """Options of a training of several epochs."""
@@ -38,7 +38,7 @@ LONG = ["toy.steps=100", "toy.at=20", "toy.lr_end=0.1", "squares.size=50"]
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The final weights of a cell that is done."""
-    assert read_record(folder)[0].status == "done"
+    read_trained(folder)
     return load_tensors(folder / "weights.safetensors")
 
 
@@ -78,7 +78,7 @@ def process_of(folder: Path) -> int:
 def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -> None:
     out, slow, cell = tmp_path / "killed", tmp_path / "slow", toy_cell("toy", *LONG)
     slow.touch()  # from step 20 on there is time to stop it and to kill it
-    folder = Store(out).folder(cell.key)
+    folder = Store(out).folder(cell.training.key)
     words = [word for option in (*LONG, f"toy.slow={slow}") for word in ("-o", option)]
     often = [*words, "--checkpoint-every", "0", "--json"]
 
@@ -109,7 +109,7 @@ def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -
     assert ran.code == 0, ran
     assert not list(folder.glob("checkpoint*")), "a cell that is done needs none"
     whole = run_here(tmp_path / "whole", cell)
-    assert equal(weights(folder), weights(Path(whole.path)))
+    assert equal(weights(folder), weights(Path(whole.path).parent))
 
 
 def test_a_cell_whose_runner_is_gone_saves_and_stops(tmp_path: Path) -> None:
@@ -118,11 +118,20 @@ def test_a_cell_whose_runner_is_gone_saves_and_stops(tmp_path: Path) -> None:
     cell = toy_cell("toy", *LONG, f"toy.slow={slow}")
     store.prepare()
     folder = store.folder(cell.key)
-    folder.mkdir()
-    write_json(folder / "cell.json", vars(cell))
+    folder.mkdir(parents=True)
+    write_cell(folder, cell)
     write_record(folder, cell.result("running"))
     read_end, write_end = os.pipe()
-    words = [str(folder), "--plugin", TOY, "--events", str(write_end), "--checkpoint-every", "1000"]
+    words = [
+        str(folder.parent),
+        folder.name,
+        "--plugin",
+        TOY,
+        "--events",
+        str(write_end),
+        "--checkpoint-every",
+        "1000",
+    ]
     process = subprocess.Popen([sys.executable, "-m", "objbench.run.worker", *words], pass_fds=[write_end])
     os.close(write_end)
     assert os.read(read_end, 1), "it has begun"
@@ -140,31 +149,19 @@ def train_here(
     folder: Path, cell: Cell, stop_after: int = 10**9, evaluate: bool = True
 ) -> dict[str, torch.Tensor]:
     """Trains in this process until done, or for `stop_after` more steps; the weights."""
-    folder.mkdir(exist_ok=True)
-    built = build_cell(toys(), cell, "cpu")
-    steps = iter(range(stop_after))
+    folder.mkdir(parents=True, exist_ok=True)
+    built = build_training(toys(), cell.training, "cpu")
 
-    def look() -> dict[str, float]:
-        detect(built.detector, built.evaluation, "validation", 8)
-        torch.rand(3), np.random.rand(), random.random()
-        return {}
+    class Disturbing(Until):
+        def evaluate(self) -> dict[str, float]:
+            with undisturbed(built.detector):
+                detect(built.detector, built.test_source, "validation", 8)
+                torch.rand(3), np.random.rand(), random.random()
+                return {}
 
-    def disturb() -> dict[str, float]:
-        with undisturbed(built.detector):
-            return look()
-
+    watch = Disturbing(stop_after) if evaluate else Until(stop_after)
     with contextlib.suppress(Interrupted):
-        train(
-            built.detector,
-            built.training,
-            cell.identity["seed"],
-            folder,
-            evaluate=disturb if evaluate else dict,
-            tell=lambda event: None,
-            stopping=lambda: next(steps, None) is None,
-            checkpoint_s=1e9,
-            fit_scenes=8,
-        )
+        train(built.detector, built.train_source, cell.identity["seed"], folder, watch, fit_scenes=8)
     return {name: tensor.clone() for name, tensor in built.detector.state_dict().items()}
 
 
@@ -190,7 +187,7 @@ def test_killed_while_it_is_scored_it_is_not_trained_again(tmp_path: Path) -> No
     cell = toy_cell("toy", "toy.steps=6")
     store = Store(tmp_path)
     store.prepare()
-    folder = store.folder(cell.key)
+    folder = store.folder(cell.training.key)
     trained = train_here(folder, cell)
     seconds = position(folder).seconds
     result = run_here(tmp_path, cell)
@@ -241,22 +238,26 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_cell_run_again(
 ) -> None:
     store, cell, words = Store(tmp_path), toy_cell("toy", "toy.steps=4"), ["-o", "toy.steps=4"]
     store.prepare()
-    folder = store.folder(cell.key)
+    folder = store.folder(cell.training.key)
     train_here(folder, cell, 2)
-    write_json(folder / "cell.json", vars(cell))
-    write_record(folder, cell.result("interrupted"))
+    of_cell = store.folder(cell.key)
+    of_cell.mkdir()
+    write_cell(of_cell, cell)
+    write_record(of_cell, cell.result("interrupted"))
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
     assert f"damaged, to be set aside and run again: {name}" in run(tmp_path, "toy", *words, "--plan").out
 
-    def start_here(runner: Runner, cell: Cell, lock: int) -> None:  # a process of its own takes seconds
-        runner.results[cell.key] = run_here(tmp_path, cell)
+    def start_here(
+        runner: Runner, cells: list[Cell], lock: int
+    ) -> None:  # a process of its own takes seconds
+        runner.results |= {cell.key: run_here(tmp_path, cell) for cell in cells}
         os.close(lock)
 
     monkeypatch.setattr(Runner, "_start", start_here)
     ran = run(tmp_path, "toy", *words)
     assert ran.code == 0
     assert f"{name} was cut short" in ran.err
-    assert f"set aside as {cell.key}.broken-1" in ran.err
-    assert (tmp_path / "cells" / f"{cell.key}.broken-1" / name).exists()
-    assert read_record(folder)[0].status == "done"
+    assert f"set aside as {cell.training.key}.broken-1" in ran.err
+    assert (tmp_path / "cells" / f"{cell.training.key}.broken-1" / name).exists()
+    assert read_record(of_cell)[0].status == "done"

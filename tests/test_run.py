@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,6 @@ import torch
 import toy_plugin
 from objbench import DataSpec, ModelSpec, hookimpl
 from objbench.cells.difference import difference
-from objbench.cells.identity import source_hash
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
 from objbench.commands.devices import threads_each
@@ -64,37 +64,13 @@ def test_the_key_is_of_what_figures_depend_on(monkeypatch: pytest.MonkeyPatch) -
     assert len({base, *(cell.key for cell in others)}) == len(others) + 1
 
 
-def test_the_source_of_a_plugin_is_its_package_or_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "lonely_plugin.py").write_text("")
-    package = tmp_path / "packed_plugin"
-    (package / "below").mkdir(parents=True)
-    for name in ("__init__.py", "model.py", "below/part.py", "notes.txt"):
-        (package / name).write_text("")
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def hashes() -> tuple[str, str]:
-        return source_hash("lonely_plugin:Model"), source_hash("packed_plugin.model:Model")
-
-    seen = [hashes()]
-    (package / "notes.txt").write_text("no Python")
-    assert hashes() == seen[0]
-    (package / "below/part.py").write_text("x = 1")
-    seen.append(hashes())
-    assert seen[1][0] == seen[0][0]
-    assert seen[1][1] != seen[0][1]
-    (tmp_path / "lonely_plugin.py").write_text("x = 1")
-    assert hashes()[0] != seen[0][0]
-
-
 def test_differences_are_named() -> None:
     one, other = (
         toy_cell("toy-plain").identity,
         toy_cell("toy-plain", "toy-plain.lr=0.5", "gmm.components=3").identity,
     )
     assert difference(other, one) == ["gmm.components is 3, there 10", "toy-plain.lr is 0.5, there 0.03"]
-    assert difference(one | {"model_source": "x"}, one) == ["the source of toy-plain has changed"]
+    assert difference(one | {"model_code": "x"}, one) == ["the code of toy-plain has changed"]
 
 
 # A run and what comes after it
@@ -156,7 +132,7 @@ def test_only_touched_cells_run(out: Path) -> None:
 
 
 def test_a_damaged_cell_is_planned_to_run_again(out: Path) -> None:
-    weights = Store(out).folder(toy_cell("toy").key) / "weights.safetensors"
+    weights = Store(out).folder(toy_cell("toy").training.key) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "damaged, to be set aside and run again: weights.safetensors" in run(out, "toy", "--plan").out
 
@@ -182,16 +158,19 @@ def test_a_cell_somebody_else_is_at_work_on_is_waited_for(out: Path, tmp_path: P
 
     def finish_it() -> None:
         time.sleep(0.5)
-        shutil.copytree(Store(out).folder(key), elsewhere.folder(key))
+        training = key.partition("/")[0]
+        shutil.copytree(Store(out).folder(training), elsewhere.folder(training))
         os.close(lock)
 
     thread = threading.Thread(target=finish_it)
-    assert "another objbench is at work on it" in run(elsewhere.out, "toy", "--plan").out
+    assert (
+        f"process {os.getpid()} on {socket.gethostname()} since " in run(elsewhere.out, "toy", "--plan").out
+    )
     thread.start()
     ran = run(elsewhere.out, "toy")
     thread.join()
     assert ran.code == 0
-    assert not (elsewhere.folder(key) / "log.txt").stat().st_mtime > time.time() - 0.4, (
+    assert not (elsewhere.folder(key).parent / "log.txt").stat().st_mtime > time.time() - 0.4, (
         "not run a second time"
     )
 
@@ -258,7 +237,7 @@ def test_detectors_that_take_no_steps(tmp_path: Path, model: str) -> None:
 
 def test_the_curve_has_twenty_points(out: Path) -> None:
     folder = Store(out).folder(toy_cell("toy").key)
-    rows = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder.parent / "curve.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(3, 61, 3))
     assert rows[-1]["terms"].keys() == {"reconstruction", "prior"}
     assert rows[-1]["loss"] == pytest.approx(sum(rows[-1]["terms"].values()))

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from objbench.cells import files as files_module
-from objbench.cells.files import Damaged, verify_checksums, read_json, write_file, write_json
+from objbench.cells.files import Damaged, read_json, verify_checksums, write_file, write_json
 from objbench.cells.identity import Cell, MixtureConfig
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
