@@ -59,8 +59,8 @@ def test_no_operation_of_a_step_waits_in_any_phase(case: Case) -> None:
     for step in first_steps(detector):
         hold(detector, step)
         images = case.images(step)
-        steps.compute(images, step)  # what is made once and kept may wait
-        # Not `compute` itself: on a CPU it looks at losses.
+        steps(images, step)  # what is made once and kept may wait
+        # Not the step itself: on a CPU it looks at losses.
         found |= set(what_waits(lambda images=images, step=step: forward_and_back(detector, images, step)))
     assert not found
     assert len(first_steps(detector)) >= 3
@@ -366,9 +366,9 @@ def test_steps_after_captured_ones_have_optimisers_as_they_were_made() -> None:
     for group in steps.groups:
         group["capturable"] = True
     with pytest.raises(AssertionError, match="capturable"):
-        steps.compute(SMALL[2].images(0), 0)
-    again = type(steps)(detector, steps.optimizers, steps.starts)
-    again.compute(SMALL[2].images(0), 0)
+        steps(SMALL[2].images(0), 0)
+    again = type(steps)(detector, steps.optimizers, steps.initial)
+    again(SMALL[2].images(0), 0)
     assert not any(group["capturable"] for group in again.groups)
 
 

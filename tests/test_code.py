@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,9 +95,7 @@ SAME = {
 }
 OTHER = {
     "a value": lambda text: text + "x = 2\n",
-    "an order": lambda text: text.replace("import numpy\n", "").replace(
-        "import importlib\n", "import importlib, numpy\n"
-    ),
+    "an order": lambda text: text.replace("import numpy\n", "") + "import numpy\n",
     "a default": lambda text: text.replace("step(self)", "step(self, x=None)"),
     "a decorator": lambda text: text.replace("    def step", "    @staticmethod\n    def step"),
 }
@@ -165,20 +163,11 @@ def test_the_numerics_of_the_harness_are_in_the_key_and_nothing_that_only_runs_o
 
 def test_digests_are_alike_in_all_versions_of_python() -> None:
     """Pinned: other digits here would retire every cell that there is."""
-    import ast
-
-    text = "import a\nclass C(B):\n    x: int = 1\n    def f(self, *, y=None):\n        return f'{self.x!r:>3}' if y else ...\n"
-    assert code._short(code._dumped(ast.parse(text)).encode()) == PINNED
-
-
-PINNED = "0000000000000000"
+    text = "import a\nclass C(B):\n    x: int = 1\n    def f(self, y=None):\n        return f'{y!r:>3}' if y else 1.0\n"
+    assert code._short(code._dumped(ast.parse(text)).encode()) == "632319d304605ce1"
 
 
 # What runs is what the key says
-
-
-def edited(file: Path) -> Callable[[str], None]:
-    return lambda old: None
 
 
 @pytest.fixture

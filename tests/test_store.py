@@ -16,23 +16,33 @@ from hypothesis import strategies as st
 
 from objbench.cells import files as files_module
 from objbench.cells.files import Damaged, read_json, verify_checksums, write_file, write_json
-from objbench.cells.identity import Cell, MixtureConfig
-from objbench.cells.result import CellResult
-from objbench.cells.store import Store, read_record, write_record
+from objbench.cells.identity import Cell, MixtureConfig, Training, write_cell
+from objbench.cells.result import CellResult, Position, Trained
+from objbench.cells.store import (
+    Store,
+    read_record,
+    read_trained,
+    update_record,
+    write_record,
+    write_trained,
+)
 from objbench.errors import UsageError
 from objbench.score.arrays import load_tensors, save_tensors
 from objbench.score.mixture import Mixture
 
-RESULT = CellResult(
-    cell="0123456789abcdef",
-    model="m",
-    data="d",
-    protocol="demo",
-    seed=0,
-    status="done",
+
+def cell_of(seed: int = 0, components: int = 10) -> Cell:
+    """A cell that no plugin is behind."""
+    identity = {"model": "m", "data": "d", "protocol": {"name": "demo"}, "seed": seed}
+    identity |= {"model_config": {"lr": 1e-4}, "data_config": {}}
+    return Cell(Training(identity, {}, {}, {}), {"name": "gmm", "config": {"components": components}})
+
+
+CELL = cell_of()
+RESULT = CELL.result(
+    "done",
     metrics={"ap": 0.1 + 0.2, "undefined": math.nan},
     seconds=1.5,
-    model_config={"lr": 1e-4},
     provenance={"data": {"digits": 5000}},
 )
 
@@ -42,17 +52,21 @@ def store(tmp_path: Path) -> Store:
     """A store with one cell that is done."""
     store = Store(tmp_path / "out")
     store.prepare()
-    add(store, RESULT)
+    add(store, CELL, RESULT)
     return store
 
 
-def add(store: Store, result: CellResult) -> Path:
-    """A cell as the harness writes it."""
-    folder = store.folder(result.cell)
-    folder.mkdir()
-    write_json(folder / "cell.json", {"identity": {}})
-    save_tensors(folder / "weights.safetensors", {"w": torch.arange(300.0)})
-    write_record(folder, result, ["weights.safetensors"])
+def add(store: Store, cell: Cell, result: CellResult) -> Path:
+    """A cell and its training as the harness writes them."""
+    folder = store.folder(cell.key)
+    folder.mkdir(parents=True)
+    write_cell(folder, cell)
+    save_tensors(folder.parent / "weights.safetensors", {"w": torch.arange(300.0)})
+    if result.status == "done":
+        trained = Trained(cell.training.key, Position(step=9), ("a", "b"), (1, 4, 4), False, [], {})
+        write_trained(folder.parent, trained, ["weights.safetensors"])
+    save_tensors(folder / "clusters.safetensors", {"clusters": torch.arange(300)})
+    write_record(folder, result, ["clusters.safetensors"])
     return folder
 
 
@@ -81,10 +95,16 @@ def test_any_damage_to_a_record_is_seen(store: Store, place: float, bit: int, cu
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "cell.json", "record.json"])
+OF_TRAINING = ["weights.safetensors", "training.json", "trained.json"]
+OF_CELL = ["clusters.safetensors", "cell.json", "record.json"]
+
+
+@pytest.mark.parametrize("name", OF_TRAINING + OF_CELL)
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
-def test_a_damaged_cell_is_seen_and_set_aside(store: Store, name: str, how: str) -> None:
-    path = store.folder(RESULT.cell) / name
+def test_what_is_damaged_is_seen_and_set_aside(store: Store, name: str, how: str) -> None:
+    """A damaged cell leaves its training as it is; a damaged training takes its cells with it."""
+    key = CELL.training.key if name in OF_TRAINING else CELL.key
+    path = store.folder(key) / name
     whole = path.read_bytes()
     if how == "gone":
         path.unlink()
@@ -94,27 +114,41 @@ def test_a_damaged_cell_is_seen_and_set_aside(store: Store, name: str, how: str)
             whole[:middle] + (b"" if how == "cut" else bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
         )
     if (name, how) == ("record.json", "gone"):  # as one that was killed before it began
-        assert store.verified(RESULT.cell) is None
+        assert store.verify(CELL.key) is None
         assert "record.json is missing" in store.results()[1][0]
+    elif (name, how) == (
+        "trained.json",
+        "gone",
+    ):  # a training that has not ended, so its cells have not either
+        assert store.verify_training(CELL.training.key) is None
+        with pytest.raises(Damaged, match=name):
+            store.verify(CELL.key)
     else:
         with pytest.raises(Damaged, match=name):
-            store.verified(RESULT.cell)
-    assert store.set_aside(RESULT.cell).name == f"{RESULT.cell}.broken-1"
-    add(store, RESULT)
-    assert store.set_aside(RESULT.cell).name == f"{RESULT.cell}.broken-2"
-    assert store.results() == ([], []), "what is set aside is not read"
+            store.verify_training(key) if key == CELL.training.key else store.verify(key)
+    assert store.set_aside(key).name == f"{key.rpartition('/')[2]}.broken-1"
+    assert store.cell_keys() == [], "what is set aside is not read"
+    store.folder(key).mkdir(parents=True)
+    assert store.set_aside(key).name == f"{key.rpartition('/')[2]}.broken-2"
+    if key == CELL.key:
+        assert store.verify_training(CELL.training.key) is not None
 
 
-def test_copies_and_other_versions_are_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(store.folder(RESULT.cell), store.folder("copy"))
-    monkeypatch.setattr(files_module, "FORMAT", 2)
-    add(store, replace(RESULT, cell="later"))
+def test_copies_and_other_versions_are_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(store.folder(CELL.training.key), store.folder("copy"))
+    monkeypatch.setattr(files_module, "FORMAT", files_module.FORMAT + 1)
+    later = cell_of(seed=7)
+    add(store, later, later.result("done"))
     monkeypatch.undo()
-    results, (of_copy, of_later) = store.results()
-    assert [r.cell for r in results] == [RESULT.cell]
-    assert of_copy.startswith("cell copy is left out")
-    assert RESULT.cell in of_copy
-    assert "another version" in of_later
+    (store.cells / "old").mkdir()
+    (store.cells / "old/record.json").write_text("{}")
+    results, warnings = store.results()
+    assert [r.cell for r in results] == [CELL.key]
+    of_copy = next(w for w in warnings if w.startswith(f"cell copy/{CELL.clusterer_key} is left out"))
+    assert CELL.key in of_copy
+    assert any(w.startswith(f"cell {later.key}") and "another version" in w for w in warnings)
+    assert "cell old is left out: an earlier version of objbench wrote it" in warnings
+    assert len(warnings) == 3
 
 
 @pytest.mark.parametrize("breaks", ["fsync", "replace"])
@@ -152,14 +186,20 @@ def test_tensors_come_back_whatever_their_layout(tmp_path: Path) -> None:
 
 
 def test_a_dead_run_is_interrupted_and_a_live_one_runs(store: Store) -> None:
-    folder = add(store, replace(RESULT, cell="running", status="running"))
-    write_json(folder / "checkpoint.json", {"position": {"step": 7, "seconds": 2.0}})
-    lock = store.lock("running")
+    cell = cell_of(seed=1)
+    key = cell.training.key
+    folder = add(store, cell, cell.result("running"))
+    at = {"position": {"step": 7, "seconds": 2.0}}
+    write_json(folder.parent / "checkpoint.json", at)
+    assert not store.locked(key)
+    lock = store.lock(key)
     assert lock is not None
-    assert store.result("running").status == "running"
-    assert store.lock("running") is None, "one process at a time"
+    assert store.locked(key)
+    assert store.result(cell.key).status == "running"
+    assert store.lock(key) is None, "one process at a time"
+    assert store.holder(key).startswith(f"process {os.getpid()} on ")
     os.close(lock)
-    dead = store.result("running")
+    dead = store.result(cell.key)
     assert (dead.status, dead.train_steps, dead.seconds) == ("interrupted", 7, 2.0)
 
 
@@ -171,19 +211,26 @@ def test_out_must_be_a_directory_that_can_be_written(tmp_path: Path) -> None:
         Store("/proc/objbench").prepare()
 
 
-def test_a_record_vouches_for_what_it_names(store: Store) -> None:
-    folder = store.folder(RESULT.cell)
-    verify_checksums(folder, read_record(folder)[1])
+def test_a_record_holds_the_checksums_of_its_files(store: Store) -> None:
+    folder = store.folder(CELL.key)
+    result, files = read_record(folder)
+    assert list(files) == ["clusters.safetensors"]
+    verify_checksums(folder, files)
+    update_record(replace(result, metrics={"ap": 0.5}))
+    assert read_record(folder)[1] == files, "an update keeps them"
+    assert read_trained(folder.parent).files.keys() == {"weights.safetensors"}
     with pytest.raises(Damaged, match="missing"):
         read_json(folder / "nothing.json")
 
 
 def test_keys_do_not_depend_on_order_or_number_format() -> None:
-    one = Cell({"a": 1, "b": {"c": 2, "d": [3]}}, {}, {})
-    other = Cell({"b": {"d": [3], "c": 2}, "a": 1}, {"lies": "elsewhere"}, {})
+    one = Training({"a": 1, "b": {"c": 2, "d": [3]}}, {}, {}, {})
+    other = Training({"b": {"d": [3], "c": 2}, "a": 1}, {"lies": "elsewhere"}, {}, {})
     assert one.key == other.key
     assert len(one.key) == 16
-    assert one.key != Cell({"a": 2, "b": {"c": 2, "d": [3]}}, {}, {}).key
+    assert one.key != Training({"a": 2, "b": {"c": 2, "d": [3]}}, {}, {}, {}).key
+    assert Cell(one, {"name": "own"}).key == f"{one.key}/own"
+    assert len({cell_of().key, cell_of(seed=1).key, cell_of(components=3).key}) == 3
 
 
 # The mixture, which a cell keeps

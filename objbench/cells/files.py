@@ -14,7 +14,7 @@ from typing import Any
 
 from objbench.errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when files can no longer be read as before; those of another format are refused."""
 
 
