@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from objbench.clustering import MixtureConfig
 from objbench.errors import UsageError, told, unknown
-from objbench.options import build
+from objbench.options import as_json, build
 from objbench.overrides import Overrides, build_model_config, build_source_config
 from objbench.plugins import Registry, load_target
 from objbench.protocols import Protocol
@@ -104,7 +104,7 @@ def matrix(
                 of_model["mixture"] = mixture_config
             for seed in range(seeds):
                 identity = _plain(of_data | of_model | {"seed": seed})
-                cells.append(Cell(identity, dataclasses.asdict(config), dataclasses.asdict(source_config)))
+                cells.append(Cell(identity, as_json(config), as_json(source_config)))
     return sorted(cells, key=lambda cell: int(cell.identity["seed"]))
 
 
@@ -140,7 +140,7 @@ def _blaming(name: str) -> Iterator[None]:
 def identity_of(config: Any) -> dict[str, Any]:
     """A config's values, but for those that change no result (`option(..., identity=False)`)."""
     return {
-        f.name: getattr(config, f.name)
+        f.name: as_json(getattr(config, f.name))
         for f in dataclasses.fields(config)
         if f.metadata.get("identity", True)
     }
