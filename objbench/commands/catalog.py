@@ -19,6 +19,11 @@ plugin_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
+def as_typed(*words: str, plugins: tuple[str, ...] = ()) -> str:
+    """An objbench command for a hint, quoted so that it can be pasted into a shell, with its plugin files."""
+    return shlex.join(["objbench", *words, *(word for file in plugins for word in ("--plugin", file))])
+
+
 def warn_of_clashes(registry: Registry) -> None:
     """A line on stderr for each metric that figures will be without, as several plugins claim its name."""
     for name, owners in registry.clashes("metric").items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from objbench.commands.catalog import plugin_option, warn_of_clashes
+from objbench.commands.catalog import as_typed, plugin_option, warn_of_clashes
 from objbench.commands.run import out_option
 from objbench.errors import UsageError
 from objbench.plugins import Registry, load_plugins, load_target
@@ -68,7 +69,9 @@ def report(
     from objbench.report import cells, tables, text
     from objbench.store import Store
 
-    results, identities = read_cells(Store(out), registry, protocol_name, recheck=intervals)
+    results, identities = read_cells(
+        Store(out), registry, protocol_name, recheck=intervals, plugin_files=plugin_files
+    )
     published = registry.published if paper else []
     rows = tables.rows_of(results, identities, registry, published)
     for line in cells.seeds_that_lack(rows):
@@ -85,12 +88,16 @@ def report(
 
 
 def read_cells(
-    store: Store, registry: Registry, protocol_name: str | None, recheck: bool
+    store: Store,
+    registry: Registry,
+    protocol_name: str | None,
+    recheck: bool,
+    plugin_files: tuple[str, ...] = (),
 ) -> tuple[list[CellResult], dict[str, dict[str, Any]]]:
     """Cells that can be believed, by the metrics as they are now, and their identities.
 
     A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
-    finished cells are held against their raw detections, which takes torch and time.
+    finished cells are held against their raw detections, which takes torch and time. plugin_files: for hints.
     """
     from objbench.report.cells import check_figures, identity_of
     from objbench.store import Damaged
@@ -117,7 +124,8 @@ def read_cells(
         click.echo(f"warning: {warning}", err=True)
     if not results:
         which = f" of protocol {protocol_name}" if protocol_name else ""
-        raise UsageError(f"no cells{which} in {store.out}; run some with `objbench run --out {store.out}`")
+        hint = as_typed("run", "--out", str(store.out), plugins=plugin_files)
+        raise UsageError(f"no cells{which} in {store.out}; run some with `{hint}`")
     return results, identities
 
 
@@ -146,13 +154,15 @@ def draw(table: Table, on_screen: bool) -> str:
     """The table for a terminal, wrapped to its width; for a file or a pipe as wide as it is, uncoloured."""
     from rich.console import Console
 
-    from objbench.report.text import terminal
+    from objbench.progress import console_on
+    from objbench.report.text import one_line, terminal
 
-    console = Console() if on_screen else Console(width=10_000, color_system=None, force_terminal=False)
+    file = Console(width=10_000, color_system=None, force_terminal=False, emoji=False)
+    console = console_on(stderr=False) if on_screen else file
     with console.capture() as capture:
-        for grid in terminal(table, gap=2 if console.width >= 100 else 1):
+        for grid in terminal(table, console.width):
             console.print(grid, "")
-        for note in table.notes:
+        for note in map(one_line, table.notes):
             console.print(note, markup=False, highlight=False, style="dim", soft_wrap=not on_screen)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().strip("\n").splitlines())
 
@@ -163,5 +173,7 @@ def write_to(target: Path, written: str) -> None:
 
     try:
         write_file(target, written.encode())
+    except BrokenPipeError:  # whoever read `--to /dev/stdout` has enough
+        raise
     except OSError as error:
-        raise UsageError(f"--to {target}: {error.strerror}") from None
+        raise UsageError(f"--to {shlex.quote(str(target))}: {error.strerror}") from None

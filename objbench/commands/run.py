@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from objbench.commands.catalog import json_option, plugin_option, warn_of_clashes
+from objbench.commands.catalog import as_typed, json_option, plugin_option, warn_of_clashes
 from objbench.errors import UsageError
 from objbench.overrides import overrides_option, parse_overrides
 from objbench.plugins import Registry, load_plugins
@@ -89,7 +89,8 @@ def run(
     """Train and score models on data sets.
 
     What is done already is not run again; what was interrupted goes on from its checkpoint. Exit code 0: all
-    done, 1: some cell failed, 2: wrong usage, 130: interrupted.
+    done, 1: some cell failed, 2: wrong usage, 74: stdout could not be written, 130: interrupted, 141: whoever
+    read the output closed it.
     """
     overrides = parse_overrides(options)
     scale = protocol(protocol_name)
@@ -132,7 +133,7 @@ def run(
     for cell, result in zip(cells, in_order, strict=True):
         if pictures := sorted(str(path) for path in Path(result.path).glob("*.png")):
             click.echo(f"pictures of {cell.name}: {' '.join(pictures)}", err=True)
-    click.echo(f"table: objbench report --out {out}", err=True)
+    click.echo(f"table: {as_typed('report', '--out', out, plugins=plugin_files)}", err=True)
     if runner.asked:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(130)
