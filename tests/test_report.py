@@ -27,7 +27,7 @@ from objbench.evaluation import flat
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 from objbench.matrix import Cell
 from objbench.plugins import Registry, load_plugins
-from objbench.report import tables, text
+from objbench.report import cells, tables, text
 from objbench.report.statistics import Comparison
 from objbench.results import CellResult, Status
 from objbench.scenes import GroundTruth
@@ -625,6 +625,18 @@ def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_re
     ) in complaints
 
 
+def test_an_infinite_figure_is_what_its_detections_score(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record holds null, which is read as NaN."""
+    folder = folder_of(out, "gmair", 0)
+    edited(folder, metrics=read_record(folder)[0].metrics | {"ap50": -math.inf})
+    result = replace(read_record(folder)[0], path=str(folder))
+    monkeypatch.setattr("objbench.scoring.score", lambda *_: result.metrics | {"ap50": -math.inf})
+    cells.check_figures(load_plugins(), result)
+    monkeypatch.setattr("objbench.scoring.score", lambda *_: result.metrics | {"ap50": 0.5})
+    with pytest.raises(store.Damaged, match="its ap50 is nan"):
+        cells.check_figures(load_plugins(), result)
+
+
 def test_seeds_that_a_row_lacks_are_said(out: Path) -> None:
     for seed in (0, 2):
         shutil.rmtree(folder_of(out, "other", seed))
@@ -695,7 +707,7 @@ def test_nowhere_to_print_is_no_traceback_and_no_other_code(out: Path) -> None:
         assert shell(f"objbench report --out {out} {to}").returncode == 74
 
 
-@pytest.mark.parametrize("words", ["list models", "report --format json --to /dev/stdout"])
+@pytest.mark.parametrize("words", ["list models", "report --format json --to /dev/fd/1"])
 def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None:
     """As `| head` does, once it has closed the pipe."""
     read_end, write_end = os.pipe()
@@ -711,9 +723,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None
 def test_a_report_goes_to_stdout_by_its_path(out: Path) -> None:
     said = run("--out", str(out), "--format", "md")[0]
     target = out / "appended.md"
-    ran = shell(
-        f"echo before > {target}; objbench report --out {out} --format md --to /dev/stdout >> {target}"
-    )
+    ran = shell(f"echo before > {target}; objbench report --out {out} --format md --to /dev/fd/1 >> {target}")
     assert ran.returncode == 0, ran.stderr
     assert target.read_text() == f"before\n{said}"
     ran = shell(f"objbench report --out {out} --format md --to /proc/self/fd/1 | cat")
