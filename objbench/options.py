@@ -1,11 +1,19 @@
-"""Typed options: what a plugin's config dataclass is made of, and how `-o name.key=value` is read into it."""
+"""Typed options: what a plugin's config dataclass is made of, and how `-o name.key=value` is read into it.
+
+A value has three forms: as the config holds it, as JSON (`as_json`: what `cell.json` keeps), and as text
+(`as_text`: what a user writes). `build` reads all three.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, Flag
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from objbench.errors import UsageError, unknown
 
@@ -22,12 +30,19 @@ def option(
 ) -> Any:
     """A dataclass field with its meaning and the values it may take.
 
-    low, high: inclusive bounds; above: exclusive lower bound; choices: the words allowed. identity: False
-    keeps the field out of a cell's identity; right for a path, whose content a fingerprint names instead.
+    The field's type is one of TYPES. low, high: inclusive bounds; above: exclusive lower bound; choices: the
+    words allowed; in a tuple they hold for each value. identity: False keeps the field out of a cell's identity;
+    right for a path, whose content a fingerprint names instead.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata={"meaning": meaning, "identity": identity, **limits})
 
+
+TYPES = (
+    "bool, int, float, str, pathlib.Path, an Enum, a Literal of str, int or bool, tuple[...] of these, "
+    "or one of these | None"
+)
+"""What the type of an option can be. An optional one reads "none" as None, so none of its words may be that."""
 
 Settings = Mapping[tuple[str, str], Mapping[str, Any]]
 """(protocol, data) -> config values that differ from the defaults there; "*" is any."""
@@ -57,104 +72,298 @@ class OptionRow:
     name: str
     type: str
     default: Any
+    """As JSON."""
     meaning: str
     allowed: str
 
 
-def describe(config: type) -> list[OptionRow]:
-    """Every field of a config dataclass."""
-    hints = get_type_hints(config)
+def describe(config: type, owner: str = "") -> list[OptionRow]:
+    """Every option of a config dataclass. UsageError when one is of a type that cannot be read."""
     return [
         OptionRow(
-            f.name, _type_name(hints[f.name]), f.default, f.metadata.get("meaning", ""), _allowed(f.metadata)
+            name,
+            _type_name(hint),
+            as_json(default),
+            f.metadata.get("meaning", ""),
+            _allowed(hint, f.metadata),
         )
-        for f in dataclasses.fields(config)
+        for name, (f, hint, default) in _fields(config, owner or config.__name__).items()
     ]
 
 
 def build(config: type, owner: str, *layers: Mapping[str, Any]) -> Any:
     """An instance of `config`: its defaults, overlaid by each layer in turn.
 
-    Values given as text are converted to the field's type. owner: the plugin's name, for messages.
-    Raises UsageError on an unknown key (with the nearest) or a value of the wrong type or range.
+    Values may be of the field's type, or in JSON's or text's form of it. owner: the plugin's name, for messages.
+    Raises UsageError on an unknown key (with the nearest), a value of the wrong type or range, and a config
+    whose fields have other types than TYPES, or defaults that are not of their type.
     """
-    fields = {f.name: f for f in dataclasses.fields(config)}
-    hints = get_type_hints(config)
-    values: dict[str, Any] = {}
+    fields = _fields(config, owner)
+    values = {name: default for name, (_, _, default) in fields.items()}
     for layer in layers:
         for key, value in layer.items():
             if key not in fields:
                 raise unknown(f"{owner} option", key, fields)
-            values[key] = _checked(f"{owner}.{key}", value, hints[key], fields[key].metadata)
+            field, hint, _ = fields[key]
+            values[key] = _checked(f"{owner}.{key}", value, hint, field.metadata)
     try:
         return config(**values)
     except ValueError as error:  # a dataclass may check in __post_init__ what no single field can
         raise UsageError(f"{owner}: {error}") from None
 
 
+def as_json(value: Any) -> Any:
+    """An option's value, or a whole config, as JSON values: a Path its text, an Enum its name, a tuple a list."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    return value
+
+
+def as_text(value: Any) -> str:
+    """An option's value as a user writes it after "=": words, numbers, "none", values with commas between.
+
+    A tuple that commas cannot separate, such as one of tuples, is written as a JSON list.
+    """
+    value = as_json(value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, list):
+        return str(value)
+    parts = [as_text(v) for v in value]
+    plain = all(part and part == part.strip() and "," not in part and part[0] != "[" for part in parts)
+    return ",".join(parts) if parts and plain else json.dumps(value)
+
+
+def _fields(config: type, owner: str) -> dict[str, tuple[dataclasses.Field[Any], Any, Any]]:
+    """Each option's field, its type and its default. UsageError when a type or a default is refused."""
+    try:
+        hints = get_type_hints(config)
+    except Exception as error:  # a name that is imported for type checkers alone, say
+        raise UsageError(f"the types of the options of {owner} cannot be read: {error}") from None
+    found = {}
+    for f in dataclasses.fields(config):
+        if not f.init:
+            continue
+        key, hint = f"{owner}.{f.name}", hints[f.name]
+        if not _readable(hint):
+            name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+            raise UsageError(f"{key}: the type of an option cannot be {name}; it can be {TYPES}")
+        if f.default is not dataclasses.MISSING:
+            default = f.default
+        elif f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+        else:
+            raise UsageError(f"{key} has no default; every option needs one")
+        try:
+            read = _checked(key, default, hint, f.metadata)
+        except UsageError as error:
+            raise UsageError(f"the default of an option is wrong: {error}") from None
+        if not _same(read, default):
+            noun = _article(_type_name(hint))
+            raise UsageError(f"the default of an option is wrong: {key}={default!r} is not {noun}")
+        found[f.name] = (f, hint, read)
+    return found
+
+
+def _same(read: Any, default: Any) -> bool:
+    """Whether a default is of its type already; an integer is a number."""
+    if isinstance(read, tuple) and isinstance(default, tuple):
+        return all(map(_same, read, default))
+    return read == default and (type(read) is type(default) or (type(read), type(default)) == (float, int))
+
+
+# Types: each is a kind, or optional
+
+
+def _kind_of(hint: Any) -> tuple[Any, bool]:
+    """`X | None` as X and True; any other type as it is, and False."""
+    if get_origin(hint) in (Union, types.UnionType, Literal):
+        none = None if get_origin(hint) is Literal else type(None)
+        rest = tuple(a for a in get_args(hint) if a is not none)
+        if len(rest) < len(get_args(hint)) and rest:
+            if get_origin(hint) is Literal:
+                return Literal[rest], True
+            if len(rest) == 1:
+                return _kind_of(rest[0])[0], True
+    return hint, False
+
+
+def _readable(hint: Any) -> bool:
+    """Whether it is one of TYPES."""
+    kind, optional = _kind_of(hint)
+    if kind in (bool, int, float, str, Path):
+        return True
+    if get_origin(kind) is tuple:
+        parts = [a for a in get_args(kind) if a is not ...]
+        return bool(parts) and all(map(_readable, parts))
+    words = _words(kind)
+    return bool(words) and not (optional and "none" in words)
+
+
+def _words(kind: Any) -> dict[str, Any]:
+    """The words of a Literal or an Enum, and what they mean; nothing for another type, or if two look alike."""
+    if get_origin(kind) is Literal:
+        values = get_args(kind)
+        words = {as_text(v): v for v in values if type(v) in (str, int, bool)}
+        return words if len(words) == len(values) else {}
+    if isinstance(kind, type) and issubclass(kind, Enum) and not issubclass(kind, Flag):
+        return {member.name: member for member in kind}
+    return {}
+
+
+def _parts(kind: Any, count: int) -> list[Any] | None:
+    """The types of a tuple's `count` values; None when it has not so many."""
+    first, *rest = get_args(kind)
+    if rest == [...]:
+        return [first] * count
+    return [first, *rest] if len(rest) + 1 == count else None
+
+
+# Values
+
+
 def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
-    kind = hint
-    if get_origin(hint) is not None and type(None) in get_args(hint):  # `int | None`
-        if value is None or value == "none":
-            return None
-        kind = next(a for a in get_args(hint) if a is not type(None))
-    converted = _converted(key, value, kind)
+    """A value in any form as the field's type has it. UsageError when it is of another, or out of range."""
+    given = as_json(value)
+    try:
+        converted = _converted(given, hint)
+    except (TypeError, ValueError, OverflowError):
+        how = "; write it with commas, such as 3,4" if get_origin(_kind_of(hint)[0]) is tuple else ""
+        if words := _allowed(hint, {}):
+            raise UsageError(f"{key}={_shown(given)} is not {words}{how}") from None
+        raise UsageError(f"{key}={_shown(given)} is not {_article(_type_name(hint))}{how}") from None
     choices = limits.get("choices")
-    if choices and converted not in choices:
-        raise UsageError(f"{key}={value} is not one of: {', '.join(choices)}")
-    if isinstance(converted, int | float) and not isinstance(converted, bool):
-        low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
-        outside = (
-            (low is not None and converted < low)
-            or (high is not None and converted > high)
-            or (above is not None and converted <= above)
-            or not math.isfinite(converted)
-        )
-        if outside:
-            raise UsageError(f"{key}={value} is out of range: {_allowed(limits) or 'must be finite'}")
+    low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
+    for v in _leaves(converted):
+        if choices and as_json(v) not in choices:
+            raise UsageError(f"{key}={_shown(given)} is not one of: {', '.join(choices)}")
+        if isinstance(v, int | float) and not isinstance(v, bool | Enum):
+            outside = (
+                (low is not None and v < low)
+                or (high is not None and v > high)
+                or (above is not None and v <= above)
+                or (isinstance(v, float) and not math.isfinite(v))
+            )
+            if outside:
+                allowed = _allowed(hint, limits) or "must be finite"
+                raise UsageError(f"{key}={_shown(given)} is out of range: {allowed}")
     return converted
 
 
-def _converted(key: str, value: Any, kind: Any) -> Any:
-    wrong = UsageError(f"{key}={value} is not {_article(_type_name(kind))}")
+def _leaves(value: Any) -> Iterator[Any]:
+    """A tuple's values, and theirs; anything else itself, but for None."""
+    if isinstance(value, tuple):
+        for v in value:
+            yield from _leaves(v)
+    elif value is not None:
+        yield value
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """A value in JSON's or text's form as the type has it. TypeError, ValueError or OverflowError if it has not."""
+    kind, optional = _kind_of(hint)
+    if optional and (value is None or value == "none"):
+        return None
     if kind is bool:
         words = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in words:
-            return words[str(value).lower()]
-        raise wrong
-    if kind is str:
-        return str(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise wrong from None
-    if kind is int:
-        if isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-            return int(value)  # exact beyond 2**53
-        if not number.is_integer():
-            raise wrong
-        return int(number)
-    return number
+        return (
+            words[value.lower()] if isinstance(value, str) and value.lower() in words else _only(bool, value)
+        )
+    if kind is str or kind is Path:
+        return kind(_only(str, value))
+    if get_origin(kind) is tuple:
+        return _tuple(value, kind)
+    if words := _words(kind):
+        return _meant(value, kind, words)
+    if isinstance(value, bool):
+        raise TypeError
+    if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+        return int(value)  # exact beyond 2**53
+    if kind is int and isinstance(value, int):
+        return value
+    number = float(value)
+    if kind is int and not number.is_integer():
+        raise ValueError
+    return int(number) if kind is int else number
+
+
+def _only(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _tuple(value: Any, kind: Any) -> tuple[Any, ...]:
+    """From a JSON list, that as text, or values with commas between."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        value = json.loads(value)
+    elif isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if value.strip() else []
+    parts = _parts(kind, len(_only(list, value)))
+    if parts is None:
+        raise ValueError
+    return tuple(map(_converted, value, parts))
+
+
+def _meant(value: Any, kind: Any, words: Mapping[str, Any]) -> Any:
+    """The value of a Literal, or the member of an Enum: by its name, else by its value."""
+    text = as_text(value)
+    if isinstance(value, str | int) and text in words:
+        return words[text]
+    (member,) = (m for m in words.values() if isinstance(m, Enum) and as_text(m.value) == text)
+    return member
+
+
+# Words
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, which is one line."""
+    text = as_text(value)
+    return text if text.isprintable() else repr(text)
 
 
 def _type_name(hint: Any) -> str:
-    if get_origin(hint) is not None:
-        return " or ".join(_type_name(a) for a in get_args(hint))
-    return {int: "integer", float: "number", bool: "boolean", str: "text", type(None): "none"}.get(
-        hint, str(hint)
-    )
+    kind, optional = _kind_of(hint)
+    if optional:
+        return f"{_type_name(kind)} or none"
+    if get_origin(kind) is tuple:
+        first, *rest = names = [_type_name(a) for a in get_args(kind) if a is not ...]
+        if get_args(kind)[-1] is ...:
+            return f"list of {_plural(first)}"
+        if all(name == first for name in rest) and rest:
+            return f"list of {len(names)} {_plural(first)}"
+        return "list of " + ", ".join(map(_article, names))
+    nouns = {int: "integer", float: "number", bool: "boolean", str: "text", Path: "path"}
+    return nouns.get(kind, "word")
+
+
+def _plural(noun: str) -> str:
+    if noun.startswith("list of "):
+        return f"lists{noun.removeprefix('list')}"
+    noun, space, rest = noun.partition(" ")
+    return f"{noun}s{space}{rest}"
 
 
 def _article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-def _allowed(limits: Mapping[str, Any]) -> str:
+def _allowed(hint: Any, limits: Mapping[str, Any]) -> str:
+    """What the values of an option can be, beside their type; of each, where it has several."""
+    kind, optional = _kind_of(hint)
     parts = []
-    if limits.get("choices"):
-        parts.append("one of " + ", ".join(limits["choices"]))
+    if words := limits.get("choices") or list(_words(kind)):
+        parts.append("one of " + ", ".join(words) + (" or none" if optional and _words(kind) else ""))
+    elif get_origin(kind) is tuple:
+        of_parts = (_allowed(a, {}) for a in get_args(kind) if a is not ...)
+        parts += [f"each {words}" for words in dict.fromkeys(of_parts) if words]
     for name, words in (("above", "above"), ("low", "at least"), ("high", "at most")):
         if limits.get(name) is not None:
             parts.append(f"{words} {limits[name]:g}")

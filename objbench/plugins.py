@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import keyword
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -37,6 +39,8 @@ TELLINGS = 5
 
 OWN = "objbench"
 """The distribution whose plugins are loaded first, and whose names nobody else may take."""
+_folders: list[str] = []
+"""Of files, those that were added to `sys.path`."""
 HOOKS = {name for name in vars(hookspecs) if name.startswith("objbench_")}
 
 Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec)
@@ -139,18 +143,27 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
         registry.plugins.append(
             Plugin(name, "OBJBENCH_PLUGINS", "", "no such plugin or package is installed")
         )
+    while _folders:  # of files that were loaded before, in tests say: a name may lie elsewhere now
+        with contextlib.suppress(ValueError):
+            sys.path.remove(_folders.pop())
     for file in files:
         path = Path(file).resolve()
         if not path.is_file():
-            raise UsageError(f"--plugin {file}: there is no such file")
+            what = "that is a folder; give the file" if path.is_dir() else "there is no such file"
+            raise UsageError(f"--plugin {shlex.quote(file)}: {what}")
+        if any(
+            _lies_at(plugin.module.partition(":")[0], path) for plugin in registry.plugins if not plugin.error
+        ):
+            continue  # given twice, or installed
         error = _register(manager, registry, path.stem, str(path), partial(_load_file, path), FILE_LIMIT_S)
         if error:
-            raise UsageError(f"--plugin {file}: {error}")
+            raise UsageError(f"--plugin {shlex.quote(file)}: {error}")
         registry.plugins.append(Plugin(path.stem, str(path), path.stem))
         for (kind, name), owners in registry.owners.items():
             if len(owners) > 1 and str(path) in owners:
                 raise UsageError(
-                    f"--plugin {file}: a {kind} named '{name}' exists already (from {owners[0]}); rename one"
+                    f"--plugin {shlex.quote(file)}: a {kind} named '{name}' exists already "
+                    f"(from {owners[0]}); rename one"
                 )
     for name in registry.clashes("metric"):
         del registry.metrics[name]
@@ -169,23 +182,41 @@ def load_target(target: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    """Imports a file as a module under its own stem, so that its specs may say "my_detector:MyDetector"."""
-    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
-        return sys.modules[path.stem]
-    there = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
-    if path.stem in sys.modules or (there is not None and there.origin != str(path)):
-        raise ImportError(f"a module named '{path.stem}' already exists; rename the file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[path.stem]
-        raise
-    return module
+    """Imports a file as a module under its own stem, so that its specs may say "my_detector:MyDetector".
+
+    Its folder goes to the end of `sys.path`: the file can import what lies beside it, and so can processes that it
+    starts by multiprocessing, which hands them `sys.path`; but nothing there takes the place of an installed module.
+    UsageError when the name is not one that Python can import, or is another module's.
+    """
+    stem, folder = path.stem, str(path.parent)
+    if _lies_at(stem, path):
+        return sys.modules[stem]
+    if not stem.isidentifier() or keyword.iskeyword(stem) or stem == "__init__":
+        name = (
+            "plugin"
+            if stem == "__init__"
+            else re.sub(r"^(?=\d)|\W", "_", stem) + "_" * keyword.iskeyword(stem)
+        )
+        raise UsageError(f"Python cannot import a module named '{stem}'; rename the file, to {name}.py say")
+    if folder not in sys.path:
+        sys.path.append(folder)
+        _folders.append(folder)
+    importlib.invalidate_caches()  # the file may be newer than what Python remembers of its folder
+    found = None if stem in sys.modules else importlib.util.find_spec(stem)
+    if stem in sys.modules or (found is not None and not _same_file(found.origin, path)):
+        raise UsageError(f"a module named '{stem}' already exists; rename the file")
+    if found is None:
+        raise UsageError("not a Python file; its name must end in .py")
+    return importlib.import_module(stem)
+
+
+def _lies_at(module: str, path: Path) -> bool:
+    """Whether the module of that name is imported already, from that file."""
+    return _same_file(getattr(sys.modules.get(module), "__file__", None), path)
+
+
+def _same_file(file: str | None, path: Path) -> bool:
+    return file is not None and os.path.exists(file) and os.path.samefile(file, path)
 
 
 def _register(
@@ -215,6 +246,10 @@ def _register(
                 for spec in answers.get(hook, ()):
                     if not isinstance(spec, type_):
                         raise TypeError(f"{hook} must return {type_.__name__} objects, got {spec!r}")
+                    if not re.fullmatch(r"[^\s.,=]+", spec.name):  # -o NAME.KEY=VALUE, --models NAME,NAME
+                        raise ValueError(
+                            f"a {kind} cannot be named '{spec.name}': a name holds no dots, commas, spaces or ="
+                        )
                     owner = registry.owners.get((kind, spec.name), [""])[0]
                     if owner.startswith(f"{OWN} ") and owner != source:
                         raise ValueError(

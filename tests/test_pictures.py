@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -228,3 +229,15 @@ def test_writes_every_page_there_is_something_for(channels: int, tmp_path: Path)
 def test_drawing_needs_no_global_state() -> None:
     code = "import sys, objbench.report.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_pictures_are_drawn_whatever_backend_a_notebook_asks_for(backend: str) -> None:
+    code = (
+        "import io, os\nfrom objbench.report.pictures import Figure\n"
+        "Figure((1, 1)).savefig(io.BytesIO(), format='png')\nprint(os.environ['MPLBACKEND'])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"MPLBACKEND": backend}, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, backend), ran.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -246,6 +247,149 @@ def test_a_file_that_is_not_there_or_is_no_plugin(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("")
     ran = objbench("plugins", "--plugin", str(tmp_path / "json.py"))
     assert "a module named 'json' already exists; rename the file" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("my.plugin.py", "Python cannot import a module named 'my.plugin'; rename the file, to my_plugin.py say"),
+        ("a,b.py", "Python cannot import a module named 'a,b'; rename the file, to a_b.py say"),
+        ("my-detector.py", "Python cannot import a module named 'my-detector'; rename the file, to my_detector.py say"),
+        ("2nd.py", "Python cannot import a module named '2nd'; rename the file, to _2nd.py say"),
+        ("class.py", "Python cannot import a module named 'class'; rename the file, to class_.py say"),
+        ("__init__.py", "Python cannot import a module named '__init__'; rename the file, to plugin.py say"),
+        ("click.py", "a module named 'click' already exists; rename the file"),
+        ("antigravity.py", "a module named 'antigravity' already exists; rename the file"),
+        ("detector.txt", "not a Python file; its name must end in .py"),
+        ("folder", "that is a folder; give the file"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_imported_under_its_name_is_one_line(
+    name: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.mkdir() if name == "folder" else file.write_text("")
+    ran = objbench("list", "models", "--plugin", str(file))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"objbench: --plugin {shlex.quote(str(file))}: {says}\n"
+
+
+def test_a_file_given_twice_is_loaded_once(tmp_path: Path) -> None:
+    (tmp_path / "link.py").symlink_to(TOY)
+    ran = objbench("list", "models", "--plugin", TOY, "--plugin", os.path.relpath(TOY),
+                   "--plugin", str(tmp_path / "link.py"))  # fmt: skip
+    once = objbench("list", "models", "--plugin", TOY)
+    assert (ran.code, ran.out, ran.err) == (0, once.out, "")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_file_that_is_installed_too_is_loaded_once() -> None:
+    ran = objbench("list", "models", "--plugin", str(BROKEN / "prints.py"))
+    assert ran.code == 0, ran.err
+    assert sum(line.startswith("prints ") for line in ran.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.b", "a,b", "a=b", "a b", ""])
+def test_a_name_that_the_command_line_cannot_write_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd_name.py"
+    file.write_text(
+        "from objbench import ModelSpec, hookimpl\n"
+        f"objbench_models = hookimpl(lambda: [ModelSpec({name!r}, '', 'odd_name:M')])\n"
+    )
+    ran = objbench("list", "models", "--plugin", str(file))
+    sys.modules.pop("odd_name")
+    assert ran.code == 2
+    assert f"a model cannot be named '{name}': a name holds no dots, commas, spaces or =" in ran.err
+
+
+BESIDE = {
+    "helper_beside.py": "class Item:\n    def __call__(self): return 'of the helper'\n",
+    "json.py": "raise ImportError('this file beside a plugin must not be taken for json')\n",
+    "click.py": "raise ImportError('nor for click, which is installed')\n",
+    "starts_others.py": """
+import multiprocessing
+import helper_beside
+from objbench import ModelSpec, hookimpl
+
+objbench_models = hookimpl(lambda: [ModelSpec('m', '', 'starts_others:Mine')])
+
+class Mine(helper_beside.Item):
+    def __call__(self):
+        import click, json
+        return 'mine, ' + super().__call__()
+
+def work(queue, item, method):
+    "In a process of its own, and, where there is a method, in one that this starts."
+    if method is None:
+        queue.put(item())
+    else:
+        start(multiprocessing.get_context(method), work, queue, item, None)
+
+def start(context, target, *words):
+    process = context.Process(target=target, args=words)
+    process.start()
+    process.join()
+    assert process.exitcode == 0, process.exitcode
+""",
+}
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_a_file_starts_can_import_it_and_what_lies_beside_it(
+    method: str, tmp_path: Path
+) -> None:
+    for name, text in BESIDE.items():
+        (tmp_path / name).write_text(text)
+    program = f"""
+import multiprocessing, objbench.plugins
+if __name__ == "__main__":
+    objbench.plugins.load_plugins(({str(tmp_path / "starts_others.py")!r},))
+    import starts_others
+    context = multiprocessing.get_context({method!r})
+    queue = context.Queue()
+    starts_others.start(context, starts_others.work, queue, starts_others.Mine(), "spawn")
+    print(queue.get(timeout=30))
+"""
+    (tmp_path / "elsewhere").mkdir()
+    main = tmp_path / "elsewhere" / "main.py"  # which the processes import too, as they do objbench.run.worker
+    main.write_text(program)
+    ran = subprocess.run([sys.executable, "-P", str(main)], capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout) == (0, "mine, of the helper\n"), ran.stderr
+
+
+LOADS_BY_WORKERS = """
+import torch
+from toy_plugin import Toy
+from helper_beside import Item
+from objbench import ModelSpec, hookimpl
+from torch.utils.data import DataLoader, Dataset
+
+class Numbers(Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, i): return torch.tensor(float(len(Item()())))
+
+class Loads(Toy):
+    def training_step(self, images, step):
+        if step == 0:
+            loader = DataLoader(Numbers(), num_workers=1, multiprocessing_context="spawn")
+            assert [float(x) for x in loader] == [13.0] * 4
+        return super().training_step(images, step)
+
+objbench_models = hookimpl(lambda: [ModelSpec("loads", "", "loads_by_workers:Loads")])
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_of_a_file_loads_data_by_spawned_workers(tmp_path: Path) -> None:
+    (tmp_path / "helper_beside.py").write_text(BESIDE["helper_beside.py"])
+    file = tmp_path / "loads_by_workers.py"
+    file.write_text(LOADS_BY_WORKERS)
+    ran = objbench("run", "--models", "loads", "--data", "squares", "--plugin", TOY, "--plugin", str(file),
+                   "-o", "loads.steps=3", "--out", str(tmp_path / "runs"), "--json")  # fmt: skip
+    for name in ("loads_by_workers", "helper_beside"):
+        sys.modules.pop(name)
+    (row,) = rows_of(ran)
+    assert (row["status"], row["error"]) == ("done", "")
 
 
 def test_a_file_may_not_take_a_name_that_is_taken(tmp_path: Path) -> None:

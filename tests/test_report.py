@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import torch
 from click.testing import CliRunner
 
 from objbench.cells import files
-from objbench.cells.files import read_json, write_json
+from objbench.cells.files import Damaged, read_json, write_json
 from objbench.cells.identity import Cell
 from objbench.cells.result import CellResult, Status
 from objbench.cells.store import read_record, write_record
@@ -28,6 +30,7 @@ from objbench.errors import UsageError
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
+from objbench.report.believed import check_figures
 from objbench.report.rows import rows_of
 from objbench.report.statistics import Comparison
 from objbench.scenes import GroundTruth
@@ -318,6 +321,67 @@ def test_markdown_escapes_what_would_be_markup(registry: Registry) -> None:
     assert r"| a\|b \*c\* \_d\_ e_f \<g> \`h\` | Real |" in written
 
 
+ODD = "[bad](http://x) &amp; ~~gone~~\nsecond\x1b[31m line"
+AS_ONE_LINE = "[bad](http://x) &amp; ~~gone~~ second [31m line"
+
+
+def test_a_label_of_several_lines_or_with_brackets_stays_one_cell(registry: Registry) -> None:
+    registry.models["new"] = ModelSpec("new", "", "", label=ODD)
+    registry.data["real"] = DataSpec("real", "", "", label="* star", stand_in_for="two\nlines")
+    table = build([*three(0.9), *three(0.8, model="old")], registry)
+    rows = [line for line in text.markdown(table).splitlines() if line.startswith("|")]
+    assert len(rows) == 4
+    assert (
+        r"| \[bad](http://x) \&amp; \~\~gone\~\~ second \[31m line | \* star (stand-in for two lines) |"
+        in rows[3]
+    )
+    written = text.latex(table)
+    assert r"{}[bad](http://x) \& " not in written
+    assert "\n{}[bad](http://x) \\&amp; " in written  # after \\\\ a bracket would be a length
+    assert len([line for line in written.splitlines() if line.endswith(r"\\")]) == 3
+    assert AS_ONE_LINE in text.draw(table, None)
+    assert all(c == "\n" or c.isprintable() for c in text.draw(table, None))
+    assert "stands in for two lines" in text.markdown(table).splitlines()[-2]
+    assert next(csv.DictReader(io.StringIO(text.csv(table))))["data"] == "real"
+
+
+def test_a_latex_row_may_begin_with_a_bracket_or_a_star(registry: Registry) -> None:
+    for label in ("[x]", "*"):
+        registry.models["new"] = ModelSpec("new", "", "", label=label)
+        assert f"\n{{}}{label} & Real" in text.latex(build(three(0.9), registry))
+
+
+def test_infinite_figures_are_none_in_every_format(registry: Registry) -> None:
+    ends = [
+        cell(seed=i, metrics={"ap": ap, "nmi": math.inf})
+        for i, ap in enumerate((0.8, -math.inf, math.inf, 0.9))
+    ]
+    table = build(ends, registry)
+    assert lines(table)[0][2:5] == ["85.0 ± 7.07 (n=2)", "--", "--"]
+    table.frame.loc[0, "nmi"] = math.inf
+    json.loads(text.as_json(table), parse_constant=pytest.fail)
+    assert next(csv.DictReader(io.StringIO(text.csv(table))))["nmi"] == ""
+    json.loads(json.dumps(ends[1].as_json()), parse_constant=pytest.fail)
+    assert ends[1].as_json()["metrics"] == {"ap": None, "nmi": None}
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 200])
+def test_names_and_figures_stay_whole_on_any_terminal(registry: Registry, width: int) -> None:
+    from rich.console import Console
+
+    registry.models["old"] = ModelSpec("old", "", "", label="PCA on true boxes", clusters=False)
+    table = build([*three(0.9, 0.92), *three(0.2, 0.3, model="old")], registry)
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    for grid in text.terminal(table, width):
+        console.print(grid)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, printed.splitlines())) <= width
+    for words in ("NEW", "Real", "91.0 ± 1.41", "45.5 ± 0.71", "1.500 ± 0.0000", "25.0 ± 7.07", "AP"):
+        assert words in printed
+    for word in ("PCA", "true", "boxes", "GMM"):
+        assert word in printed
+
+
 def test_latex(registry: Registry) -> None:
     registry.data["real"] = DataSpec("real", "", "", label=r"R_1 #2 {x} ~ ^ \ $")
     written = text.latex(compared(registry))
@@ -564,6 +628,18 @@ def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_re
     ) in complaints
 
 
+def test_an_infinite_figure_is_what_its_detections_score(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record holds null, which is read as NaN."""
+    folder = folder_of(out, "gmair", 0)
+    edited(folder, metrics=read_record(folder)[0].metrics | {"ap50": -math.inf})
+    result = replace(read_record(folder)[0], path=str(folder))
+    monkeypatch.setattr("objbench.scoring.score", lambda *_: result.metrics | {"ap50": -math.inf})
+    check_figures(load_plugins(), result)
+    monkeypatch.setattr("objbench.scoring.score", lambda *_: result.metrics | {"ap50": 0.5})
+    with pytest.raises(Damaged, match="its ap50 is nan"):
+        check_figures(load_plugins(), result)
+
+
 def test_seeds_that_a_row_lacks_are_said(out: Path) -> None:
     for seed in (0, 2):
         shutil.rmtree(folder_of(out, "other", seed))
@@ -600,6 +676,102 @@ def objbench(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """`objbench` in a process of its own, and `code` after it."""
     code = f"import sys; from objbench.commands import main\ntry: main()\nfinally:\n    {code}"
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+def shell(line: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A line of shell in which `objbench` is ours."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | more
+    program = f"{shlex.quote(sys.executable)} -m objbench"
+    return subprocess.run(
+        ["bash", "-c", f'objbench() {{ {program} "$@"; }}; {line}'], capture_output=True, text=True, env=env
+    )
+
+
+@pytest.mark.parametrize("buffering", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("objbench list models >&-", "Bad file descriptor"),
+        ("objbench list models >&- <&-", "Bad file descriptor"),
+        ("objbench list models >/dev/full", "No space left on device"),
+        ("objbench --help >/dev/full", "No space left on device"),
+        ("objbench >/dev/full", "No space left on device"),
+    ],
+)
+def test_a_stdout_that_cannot_be_written_is_one_line_and_exit_code_74(
+    line: str, says: str, buffering: dict[str, str]
+) -> None:
+    ran = shell(line, **buffering)
+    assert (ran.returncode, ran.stderr) == (74, f"objbench: cannot write the output: {says}\n")
+
+
+def test_nowhere_to_print_is_no_traceback_and_no_other_code(out: Path) -> None:
+    for to in (">&- 2>&-", ">/dev/full 2>/dev/full"):
+        assert shell(f"objbench report --out {out} {to}").returncode == 74
+
+
+@pytest.mark.parametrize("words", ["list models", "report --format json --to /dev/fd/1"])
+def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None:
+    """As `| head` does, once it has closed the pipe."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    more = ["--out", str(out)] * words.startswith("report")
+    ran = subprocess.run(
+        [sys.executable, "-m", "objbench", *words.split(), *more], stdout=write_end, stderr=subprocess.PIPE
+    )
+    os.close(write_end)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+def test_a_report_goes_to_stdout_by_its_path(out: Path) -> None:
+    said = run("--out", str(out), "--format", "md")[0]
+    target = out / "appended.md"
+    ran = shell(f"echo before > {target}; objbench report --out {out} --format md --to /dev/fd/1 >> {target}")
+    assert ran.returncode == 0, ran.stderr
+    assert target.read_text() == f"before\n{said}"
+    ran = shell(f"objbench report --out {out} --format md --to /proc/self/fd/1 | cat")
+    assert ran.stdout == said
+
+
+def test_hints_can_be_pasted(tmp_path: Path) -> None:
+    odd, plugin = str(tmp_path / "it's here"), str(tmp_path / "plug in" / "odd_hints.py")
+    Path(plugin).parent.mkdir()
+    Path(plugin).write_text("")
+    with pytest.raises(UsageError) as error:
+        run("--out", odd, "--plugin", plugin)
+    sys.modules.pop("odd_hints")
+    hint = str(error.value).partition("`")[2].rstrip("`")
+    assert shlex.split(hint) == ["objbench", "run", "--out", odd, "--plugin", plugin]
+
+
+class Screen(io.StringIO):
+    """A stream that is a terminal, or is not."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_live_on_terminals_alone(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from objbench.run.progress import Progress
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen(terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    one = cell_of("[red]odd[/red]", 0)
+    with Progress(1, []) as progress:
+        progress.begin(one)
+        progress._bars.refresh()
+        progress.say("said :x:")
+    assert "said :x:\n" in screen.getvalue()
+    assert ("[red]odd[/red] on multimnist" in screen.getvalue()) == terminal
+    assert ("\x1b" in screen.getvalue()) == terminal
 
 
 def test_no_cells_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -220,3 +220,15 @@ def test_a_row_without_a_figure_is_never_best() -> None:
     undefined = row([math.nan], NOISE)
     assert best_and_tied([undefined, row([0.1], NOISE)]) == [False, True]
     assert best_and_tied([undefined, {}]) == [False, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_figure_has_no_interval_as_one_that_is_not_defined() -> None:
+    truth = GroundTruth(
+        4, torch.arange(4), torch.tensor([[0.0, 0, 4, 4]]).repeat(4, 1), torch.zeros(4).long()
+    )
+    found = Detections(4, truth.image, truth.boxes, torch.ones(4), truth.labels)
+    run = resample(found, truth, [lambda *_: {"nats": math.inf}], 100)["nats"]
+    low, high = interval([run, run])
+    assert math.isnan(low)
+    assert math.isnan(high)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
+import stat
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +186,130 @@ def test_tensors_come_back_whatever_their_layout(tmp_path: Path) -> None:
     loaded = load_tensors(tmp_path / "t")
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[k], v) and loaded[k].dtype == v.dtype for k, v in tensors.items())
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    for name in ("there", "not-yet"):
+        link, target = tmp_path / f"link-{name}", tmp_path / "far" / name
+        if name == "there":
+            target.write_bytes(b"old")
+        link.symlink_to(Path("far") / name)
+        write_file(link, b"new")
+        assert link.is_symlink()
+        assert target.read_bytes() == b"new"
+    assert sorted(p.name for p in (tmp_path / "far").iterdir()) == ["not-yet", "there"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
+def test_the_mode_of_a_file_is_kept(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write_file(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    before = os.umask(0o027)
+    try:
+        write_file(tmp_path / "new", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_a_pipe_and_a_device_are_written_to_and_stay(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_file(pipe, b"through")
+    reader.join(10)
+    assert got == [b"through"]
+    assert pipe.is_fifo()
+    for device in ("null", "full"):  # through links: whatever goes wrong here, the machine keeps its devices
+        (tmp_path / device).symlink_to(f"/dev/{device}")
+    write_file(tmp_path / "null", b"gone")
+    assert (tmp_path / "null").is_symlink()
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(OSError, match=r"No space left on device: '.*/full'"):
+        write_file(tmp_path / "full", b"too much")
+
+
+def test_our_own_descriptors_are_written_where_they_stand(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"before ")
+        file.flush()
+        write_file(Path(f"/dev/fd/{file.fileno()}"), b"now ")
+        write_file(Path(f"/proc/self/fd/{file.fileno()}"), b"then")
+    assert (tmp_path / "file").read_bytes() == b"before now then"
+    assert files_module._own_descriptor(Path("/dev/stdout")) == 1
+
+
+def test_a_name_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        write_file(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+    with pytest.raises(OSError, match="File name too long"):
+        write_file(tmp_path / ("n" * 256), b"x")
+    with pytest.raises(OSError, match="Is a directory"):
+        write_file(tmp_path, b"x")
+
+
+def test_two_that_write_one_file_at_once_both_end(tmp_path: Path) -> None:
+    path, troubles = tmp_path / "file", list[BaseException]()
+    texts = [bytes([65 + i]) * 10_000 for i in range(4)]
+
+    def write(data: bytes) -> None:
+        try:
+            for _ in range(50):
+                write_file(path, data)
+        except OSError as error:
+            troubles.append(error)
+
+    writers = [threading.Thread(target=write, args=(data,)) for data in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert troubles == []
+    assert path.read_bytes() in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_flushed_is_no_error(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_file(tmp_path / "file", b"x")
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        write_file(tmp_path / "file", b"y")
+
+
+def test_a_file_that_is_a_mount_is_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    (tmp_path / "file").write_bytes(b"what was there")
+    monkeypatch.setattr(os, "replace", busy)
+    write_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_infinite_metrics_are_null_in_a_record(store: Store) -> None:
+    folder = add(store, replace(RESULT, cell="infinite", metrics={"a": math.inf, "b": -math.inf, "c": 0.5}))
+    json.loads((folder / "record.json").read_text(), parse_constant=pytest.fail)
+    metrics = store.result("infinite").metrics
+    assert (math.isnan(metrics["a"]), math.isnan(metrics["b"]), metrics["c"]) == (True, True, 0.5)
 
 
 def test_a_dead_run_is_interrupted_and_a_live_one_runs(store: Store) -> None:

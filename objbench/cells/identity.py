@@ -12,7 +12,7 @@ from typing import Any
 from objbench.cells.code import Code, digest
 from objbench.cells.files import Damaged, canonical, read_json, write_json
 from objbench.cells.result import CellResult, Status
-from objbench.options import option
+from objbench.options import as_json, option
 
 OWN = "own"
 """The clusterer of a detector that clusters by itself."""
@@ -139,7 +139,7 @@ def read_cell(folder: Path) -> Cell:
 def identity_of(config: Any) -> dict[str, Any]:
     """A config's values, but for those that change no result (`option(..., identity=False)`)."""
     return {
-        f.name: getattr(config, f.name)
+        f.name: as_json(getattr(config, f.name))
         for f in dataclasses.fields(config)
         if f.metadata.get("identity", True)
     }

@@ -12,7 +12,7 @@ from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training,
 from objbench.cells.overrides import Overrides, build_model_config, build_source_config
 from objbench.cells.protocols import Protocol
 from objbench.errors import UsageError, told, unknown
-from objbench.options import build
+from objbench.options import as_json, build
 from objbench.plugins import Registry, load_target
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def matrix(
                 of_model = {"model": model, "model_config": identity_of(config)}
                 code = code_now(registry, model, data_name)
             clusterer = {"name": OWN} if spec.clusters else _mixture(mixture_config)
-            configs = (plain(dataclasses.asdict(c)) for c in (config, source_config))
-            model_config, data_config = configs
+            model_config, data_config = as_json(config), as_json(source_config)
             for seed in range(seeds):
                 identity = plain(of_data | of_model | _digests(code) | {"seed": seed})
                 training = Training(identity, model_config, data_config, code)

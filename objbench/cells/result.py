@@ -52,10 +52,10 @@ class CellResult:
     """Versions, git state, device, data source and so on."""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields that `objbench run --json` prints; a NaN metric is null, which JSON can say."""
+        """The fields that `objbench run --json` prints; a metric that is not finite is null, as JSON has it."""
         names = ["cell", "model", "data", "protocol", "seed", "status", "metrics", "seconds", "train_steps"]
         names += ["images_per_second", "peak_memory_mb", "path", "error"]
-        metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
+        metrics = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
         return {name: getattr(self, name) for name in names} | {"metrics": metrics}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from typing import Any
 
 import click
 
@@ -20,9 +23,23 @@ from objbench.commands.verify import verify
 from objbench.errors import UsageError
 
 COMMANDS = [run, report, show, list_, info, plugins, data, score, verify, check, new, predict]
+UNWRITABLE, CLOSED = 74, 141
+"""Exit codes: stdout could not be written (EX_IOERR); whoever read our output closed it (128 + SIGPIPE)."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Ends quietly when whoever reads the output has enough; click would do so with exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            give_up_output()
+            sys.exit(CLOSED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "-V", "--version", prog_name="objbench")
 def cli() -> None:
     """Train and compare unsupervised object detectors that also cluster what they find."""
@@ -34,17 +51,66 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Entry point: runs the command line; a UsageError is one line on stderr and exit code 2."""
+    hold_descriptors()
     try:
-        sys.exit(cli.main(standalone_mode=False))
+        sys.exit(run_command_line())
+    except OSError as error:
+        if not raised_by_output(error):
+            raise
+        with contextlib.suppress(OSError):
+            click.echo(f"objbench: cannot write the output: {error.strerror}", err=True)
+        give_up_output()
+        sys.exit(UNWRITABLE)
+
+
+def run_command_line() -> int | None:
+    """Runs the command line; its exit code."""
+    try:
+        code: int | None = cli.main(standalone_mode=False)
+        return code
     except UsageError as error:
         click.echo(f"objbench: {error}", err=True)
-        sys.exit(2)
+        return 2
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help())
-        sys.exit(2)
+        return 2
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "objbench"
         click.echo(f"{where}: {error.format_message()}", err=True)
-        sys.exit(2)
+        return 2
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
+
+
+def raised_by_output(error: OSError) -> bool:
+    """Whether it came up where text is printed, not where some other file is written."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].partition(".")[0] in ("click", "rich")
+
+
+def hold_descriptors() -> None:
+    """Opens those of stdin, stdout and stderr that are closed, so that no file of ours takes their place.
+
+    Writing to a stdout that was closed is an error all the same.
+    """
+    for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, mode), True)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def give_up_output() -> None:
+    """What is left in buffers goes nowhere, else Python would try to write it as it ends, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+            continue
+        os.dup2(nowhere, stream.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -59,21 +60,25 @@ def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
+
+    from objbench.options import as_text
+
     click.echo(f"{facts['name']} ({facts['kind']}): {facts['summary']}\nfrom {facts['target']}\n")
     click.echo(facts["doc"])
     for row in facts["options"]:
         allowed = f" ({row['allowed']})" if row["allowed"] else ""
-        click.echo(f"\n  -o {name}.{row['name']}={row['default']}  [{row['type']}{allowed}]")
+        default = shlex.quote(f"{name}.{row['name']}={as_text(row['default'])}")
+        click.echo(f"\n  -o {default}  [{row['type']}{allowed}]")
         click.echo(f"      {row['meaning']}")
         for label, value in row["settings"].items():
-            click.echo(f"      {label}: {value}")
+            click.echo(f"      {label}: {as_text(value)}")
 
 
 def _facts(registry: Registry, name: str) -> dict[str, Any]:
     from inspect import getdoc
 
     from objbench.cells.protocols import PROTOCOLS
-    from objbench.options import describe
+    from objbench.options import as_json, describe
 
     if name == "gmm":  # not a plugin: it clusters for every detector that does not
         from objbench.cells.identity import MixtureConfig
@@ -105,8 +110,10 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
             else:  # a model's settings may differ by data set
                 for data in registry.data:
                     settings[f"{protocol}, {data}"] = target.settings(protocol, data)
-        for row in describe(target.Config):
-            here = {label: values[row.name] for label, values in settings.items() if row.name in values}
+        for row in describe(target.Config, name):
+            here = {
+                label: as_json(values[row.name]) for label, values in settings.items() if row.name in values
+            }
             options.append({**asdict(row), "settings": here})
     return {
         "name": name,

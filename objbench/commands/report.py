@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 import click
 
 from objbench.cells.protocols import PROTOCOLS, protocol
-from objbench.commands.shared import out_option, plugin_option, warn_of_clashes
+from objbench.commands.shared import as_typed, out_option, plugin_option, warn_of_clashes
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -61,8 +62,10 @@ def report(
     from objbench.report import tables, text
     from objbench.report.believed import read_cells
     from objbench.report.rows import rows_of, seeds_that_lack
+    from objbench.run.progress import console_on
 
-    results, identities = read_cells(Store(out), registry, protocol_name, recheck=intervals)
+    hint = as_typed("run", "--out", out, plugins=plugin_files)
+    results, identities = read_cells(Store(out), registry, protocol_name, intervals, hint)
     published = registry.published if paper else []
     rows = rows_of(results, identities, registry, published)
     for line in seeds_that_lack(rows):
@@ -73,9 +76,9 @@ def report(
 
         comparison = compare_rows(rows, registry, resamples)
     table = tables.build(rows, tables.columns_of(registry, published), registry, comparison)
-    on_screen = target is None and sys.stdout.isatty()
+    console = console_on(stderr=False) if target is None and sys.stdout.isatty() else None
     writers = {"md": text.markdown, "latex": text.latex, "csv": text.csv, "json": text.as_json}
-    written = text.draw(table, on_screen) if form == "table" else writers[form](table)
+    written = text.draw(table, console) if form == "table" else writers[form](table)
     if target is None:
         click.echo(written, nl=False)
     else:
@@ -88,5 +91,7 @@ def write_to(target: Path, written: str) -> None:
 
     try:
         write_file(target, written.encode())
+    except BrokenPipeError:  # whoever read `--to /dev/stdout` has enough
+        raise
     except OSError as error:
-        raise UsageError(f"--to {target}: {error.strerror}") from None
+        raise UsageError(f"--to {shlex.quote(str(target))}: {error.strerror}") from None

@@ -15,6 +15,7 @@ from objbench.cells.overrides import parse_overrides
 from objbench.cells.protocols import PROTOCOLS, protocol
 from objbench.commands.devices import find_devices, threads_each
 from objbench.commands.shared import (
+    as_typed,
     json_option,
     names,
     out_option,
@@ -87,7 +88,8 @@ def run(
     """Train and score models on data sets.
 
     What is done already is not run again; what was interrupted goes on from its checkpoint. Exit code 0: all
-    done, 1: some cell failed, 2: wrong usage, 130: interrupted.
+    done, 1: some cell failed, 2: wrong usage, 74: stdout could not be written, 130: interrupted, 141: whoever
+    read the output closed it.
     """
     overrides = parse_overrides(options)
     scale = protocol(protocol_name)
@@ -124,7 +126,7 @@ def run(
     for cell in todo:
         if pictures := sorted(str(path) for path in store.folder(cell.key).glob("*.png")):
             click.echo(f"pictures of {cell.name}: {' '.join(pictures)}", err=True)
-    click.echo(f"table: objbench report --out {out}", err=True)
+    click.echo(f"table: {as_typed('report', '--out', out, plugins=plugin_files)}", err=True)
     if runner.stop_requests:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(130)

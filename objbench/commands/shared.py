@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -42,6 +43,11 @@ out_option = click.option(
 overrides_option = click.option(
     "-o", "--option", "options", multiple=True, metavar="NAME.KEY=VALUE", help="Set an option (repeatable)."
 )
+
+
+def as_typed(*words: str, plugins: tuple[str, ...] = ()) -> str:
+    """An objbench command for a hint, quoted so that it can be pasted into a shell, with its plugin files."""
+    return shlex.join(["objbench", *words, *(word for file in plugins for word in ("--plugin", file))])
 
 
 def warn_of_clashes(registry: Registry) -> None:

@@ -1,4 +1,4 @@
-"""Which cells of a results folder can be believed, beyond the checksums that `objbench.store` looks at.
+"""Which cells of a results folder can be believed, beyond the checksums that `objbench.cells.store` looks at.
 
 A checksum tells an accident from what was written, but whoever edits a file can write a new one. What cannot
 be made to agree so easily: a cell's name is the hash of its identity, its record repeats that identity, its
@@ -59,7 +59,8 @@ def check_figures(registry: Registry, result: CellResult) -> None:
     for spec, values in score_each(registry, load_detections(folder), load_truth(folder), to_stderr):
         for name, value in values.items():
             says = result.metrics.get(name, math.nan)
-            if math.isclose(says, value, rel_tol=1e-6, abs_tol=1e-6) or (says != says and value != value):
+            undefined = not math.isfinite(says) and not math.isfinite(value)  # records hold null for both
+            if undefined or math.isclose(says, value, rel_tol=1e-6, abs_tol=1e-6):
                 continue
             then, now = (
                 result.provenance.get("metric_code", {}),
@@ -76,12 +77,17 @@ def check_figures(registry: Registry, result: CellResult) -> None:
 
 
 def read_cells(
-    store: Store, registry: Registry, protocol_name: str | None, recheck: bool
+    store: Store,
+    registry: Registry,
+    protocol_name: str | None,
+    recheck: bool,
+    hint: str = "objbench run",
 ) -> tuple[list[CellResult], dict[str, dict[str, Any]]]:
     """Cells that can be believed, by the metrics as they are now, and their identities.
 
     A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
-    finished cells are held against their raw detections, which takes torch and time.
+    finished cells are held against their raw detections, which takes torch and time. hint: the
+    command that makes cells there.
     """
 
     found, warnings = store.results()
@@ -108,5 +114,5 @@ def read_cells(
         click.echo(f"warning: {warning}", err=True)
     if not results:
         which = f" of protocol {protocol_name}" if protocol_name else ""
-        raise UsageError(f"no cells{which} in {store.out}; run some with `objbench run --out {store.out}`")
+        raise UsageError(f"no cells{which} in {store.out}; run some with `{hint}`")
     return results, identities

@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +21,15 @@ from objbench.detector import PRESENT, Detections
 from objbench.matching import as_numpy, best_truth
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.arrays import load_detections, load_tensors, load_truth
+
+backend = os.environ.pop("MPLBACKEND", None)
+try:  # a notebook's is not always installed here; matplotlib would not import, and figures are only written
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+finally:
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
 
 FAINT = 0.1
 """Detections below this score are not drawn; those from here to PRESENT are dotted."""

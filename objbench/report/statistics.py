@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,9 @@ def resample(
 
 
 def _score(metrics: Sequence[Metric], detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    return {name: float(v) for metric in metrics for name, v in metric(detections, truth).items()}
+    """NaN for a value that is not finite, as records have it."""
+    values = {name: float(v) for metric in metrics for name, v in metric(detections, truth).items()}
+    return {name: v if math.isfinite(v) else math.nan for name, v in values.items()}
 
 
 def _draws(truth: GroundTruth, resamples: int) -> Iterator[Tensor]:

@@ -138,8 +138,11 @@ def _with_options(label: str, options: Sequence[str]) -> str:
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample standard deviation (n - 1) over the seeds that have the figure; NaN where too few."""
-    known = [v for v in values if not math.isnan(v)]
+    """Mean and sample standard deviation (n - 1) over the seeds that have the figure; NaN where too few.
+
+    A value that is not finite is none.
+    """
+    known = [v for v in values if math.isfinite(v)]
     return {
         name: statistics.fmean(known) if known else math.nan,
         f"{name}_std": statistics.stdev(known) if len(known) > 1 else math.nan,

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import rich.table
+    from rich.console import Console
 
     from objbench.report.tables import Table
 
 
 ABSENT = "--"
 """What is written where there is no figure, as in the paper."""
+
+NAME = 12
+"""Characters of a name that a table on a narrow terminal leaves, at least; else each figure has its own line."""
 
 Record = Mapping[Hashable, Any]
 
@@ -53,7 +57,11 @@ def sheets_of(table: Table) -> list[Sheet]:
         headings = [*(names[k] for k in keys), *table.columns.values(), *last]
         blocks = itertools.groupby(records, key=lambda r: (r["protocol"], r["data_label"]))
         figures = range(len(keys), len(keys) + len(table.columns))
-        return Sheet(headings, figures, [[line for r in block for line in lines(r)] for _, block in blocks])
+        written = [[line for r in block for line in lines(r)] for _, block in blocks]
+        clean = [
+            [line._replace(cells=[one_line(c) for c in line.cells]) for line in block] for block in written
+        ]
+        return Sheet([one_line(h) for h in headings], figures, clean)
 
     sheets = [sheet(records, keys, ["Seeds"], lambda r: _row_lines(r, keys, table.columns))]
     if len(table.pairs):
@@ -61,6 +69,11 @@ def sheets_of(table: Table) -> list[Sheet]:
         of_pair = [*protocol, "model_label", "minus_label", "data_label"]
         sheets.append(sheet(pairs, of_pair, [], lambda r: [_pair_line(r, of_pair, table.columns)]))
     return sheets
+
+
+def one_line(text: str) -> str:
+    """A label as every format can print it: white space and control characters become one space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _row_lines(record: Record, keys: list[str], columns: Mapping[str, str]) -> list[Line]:
@@ -144,18 +157,19 @@ def markdown(table: Table) -> str:
         aligned = ["---:" if i in sheet.figures else "---" for i in range(len(sheet.headings))]
         lines = [[_md(h) for h in sheet.headings], aligned]
         for line in itertools.chain.from_iterable(sheet.blocks):
-            cells = [f"**{_md(c)}**" if i in line.bold else _md(c) for i, c in enumerate(line.cells)]
+            cells = [c if i in sheet.figures else _md(c) for i, c in enumerate(line.cells)]
+            cells = [f"**{c}**" if i in line.bold else c for i, c in enumerate(cells)]
             if line.under:
                 cells = [f"*{c}*" if c else "" for c in cells]
             lines.append(cells)
         parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-    parts.append("\n".join(f"- {_md(note)}" for note in table.notes))
+    parts.append("\n".join(f"- {_md(one_line(note))}" for note in table.notes))
     return "\n\n".join(parts) + "\n"
 
 
 def _md(text: str) -> str:
-    r"""Escapes what Markdown would read as markup: \ ` * | <, and _ but inside a word."""
-    return re.sub(r"([\\`*|<]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    r"""Escapes what Markdown would read as markup: \ ` * | < [ ~~, an entity's &, and _ but inside a word."""
+    return re.sub(r"([\\`*|<\[]|~(?=~)|(?<=~)~|&(?=#?\w+;)|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def latex(table: Table) -> str:
@@ -168,7 +182,7 @@ def latex(table: Table) -> str:
             blocks.append("\n".join(_latex_line(line) for line in block))
         body = "\n\\midrule\n".join(blocks)
         parts.append(f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}")
-    parts.append("\n".join(f"\\par\\footnotesize {_tex(note)}" for note in table.notes))
+    parts.append("\n".join(f"\\par\\footnotesize {_tex(one_line(note))}" for note in table.notes))
     return "\n\n".join(parts) + "\n"
 
 
@@ -176,7 +190,8 @@ def _latex_line(line: Line) -> str:
     cells = [f"\\textbf{{{_tex(c)}}}" if i in line.bold else _tex(c) for i, c in enumerate(line.cells)]
     if line.under:
         cells = [f"\\quad {c}" if c and i == 0 else c for i, c in enumerate(cells)]
-    return " & ".join(cells) + r" \\"
+    text = " & ".join(cells) + r" \\"
+    return f"{{}}{text}" if text[0] in "[*" else text  # the line break before it would take these for its own
 
 
 def _tex(text: str) -> str:
@@ -186,34 +201,70 @@ def _tex(text: str) -> str:
     return "".join(special.get(c, c) for c in text)
 
 
-def terminal(table: Table, gap: int = 2) -> list[rich.table.Table]:
-    """Tables for a rich console, `gap` >= 1 spaces between columns. The notes are not in them."""
+def terminal(table: Table, width: int) -> list[rich.table.Table]:
+    """Tables for a rich console of `width` characters. The notes are not in them.
+
+    Names are wrapped where it is narrow; where that leaves fewer than NAME characters of them, each figure has a
+    line of its own.
+    """
+    return [_grid(sheet, width) or _stacked(sheet, width) for sheet in sheets_of(table)]
+
+
+def _grid(sheet: Sheet, width: int) -> rich.table.Table | None:
+    """A table as it is printed; None when it would not fit."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = []
-    for sheet in sheets_of(table):
-        grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)
-        lines = [line for block in sheet.blocks for line in block]
-        for i, heading in enumerate(sheet.headings):
-            if i in sheet.figures:  # where it is narrow, words are broken but figures never
-                width = max(map(len, [*heading.split(), *(line.cells[i] for line in lines)]))
-                grid.add_column(Text(heading), justify="right", width=width)
-            else:
-                grid.add_column(Text(heading), overflow="fold")
-        for block in sheet.blocks:
-            for line in block:
-                texts = [Text(c, "bold" if i in line.bold else "") for i, c in enumerate(line.cells)]
-                grid.add_row(*texts, style="dim" if line.under else "")
-            grid.add_section()
-        drawn.append(grid)
-    return drawn
+    gap = 2 if width >= 100 else 1
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)
+    lines = [line for block in sheet.blocks for line in block]
+    least = 0
+    for i, heading in enumerate(sheet.headings):
+        cells = [line.cells[i] for line in lines]
+        if i in sheet.figures:  # where it is narrow, words are broken but figures never
+            column = max(map(cell_len, [*heading.split(), *cells]))
+            grid.add_column(Text(heading), justify="right", width=column)
+        else:
+            column = min(NAME, max(map(cell_len, [heading, *cells])))
+            grid.add_column(Text(heading), overflow="fold")
+        least += column + gap
+    if least > width + gap:
+        return None
+    for block in sheet.blocks:
+        for line in block:
+            texts = [Text(c, "bold" if i in line.bold else "") for i, c in enumerate(line.cells)]
+            grid.add_row(*texts, style="dim" if line.under else "")
+        grid.add_section()
+    return grid
+
+
+def _stacked(sheet: Sheet, width: int) -> rich.table.Table:
+    """A line a name, then a line a figure; two where a figure does not fit beside its heading."""
+    from rich.cells import cell_len
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(box=None, show_header=False, pad_edge=False)
+    grid.add_column(overflow="fold")
+    for line in itertools.chain.from_iterable(sheet.blocks):
+        style = "dim" if line.under else ""
+        names = [c for c in line.cells[: sheet.figures.start] if c]
+        grid.add_row(Text(", ".join(names), style))
+        for i, figure in enumerate(line.cells[sheet.figures.start :], sheet.figures.start):
+            heading, bold = Text(f"  {sheet.headings[i]}: ", style), "bold" if i in line.bold else ""
+            if figure and heading.cell_len + cell_len(figure) > width:
+                grid.add_row(heading)
+                heading = Text("    ", style)
+            if figure:
+                grid.add_row(heading.append(figure, bold))
+    return grid
 
 
 def csv(table: Table) -> str:
     """The rows' numbers, fractions in 0..1, a line a row. An empty field is a figure that is not defined."""
-    return table.frame.to_csv(index=False)
+    return table.frame.replace([math.inf, -math.inf], math.nan).to_csv(index=False)
 
 
 def as_json(table: Table) -> str:
@@ -227,17 +278,17 @@ def as_json(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def draw(table: Table, on_screen: bool) -> str:
-    """The table for a terminal, wrapped to its width; for a file or a pipe as wide as it is, uncoloured."""
+def draw(table: Table, console: Console | None) -> str:
+    """The table for a terminal, wrapped to its width; without one as wide as it is, uncoloured."""
     from rich.console import Console
 
-    console = Console() if on_screen else Console(width=10_000, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        for grid in terminal(table, gap=2 if console.width >= 100 else 1):
-            console.print(grid, "")
-        for note in table.notes:
-            console.print(note, markup=False, highlight=False, style="dim", soft_wrap=not on_screen)
+    on = console or Console(width=10_000, color_system=None, force_terminal=False, emoji=False)
+    with on.capture() as capture:
+        for grid in terminal(table, on.width):
+            on.print(grid, "")
+        for note in map(one_line, table.notes):
+            on.print(note, markup=False, highlight=False, style="dim", soft_wrap=console is None)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().strip("\n").splitlines())

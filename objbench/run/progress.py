@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +15,20 @@ from rich.table import Column
 from objbench.cells.identity import Cell
 from objbench.cells.result import CellResult, Event
 
+NARROWEST = 20
+"""Columns of a terminal; one that says it has fewer (COLUMNS=0) does not know."""
 PLAIN_S = 15.0
 """Seconds between two lines of a cell where there is no terminal."""
+
+
+def console_on(stderr: bool) -> Console:
+    """A console on stdout or stderr, which is a terminal where that is one, whatever FORCE_COLOR says."""
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream is not None and stream.isatty()
+    console = Console(stderr=stderr, highlight=False, emoji=False, force_terminal=is_terminal)
+    if console.width < NARROWEST:
+        console.width = 80
+    return console
 
 
 class Progress:
@@ -24,12 +37,12 @@ class Progress:
     def __init__(self, total: int, metrics: Iterable[str]) -> None:
         """total: cells to run. metrics: those worth showing while they run, the best first."""
         self.total, self.ended, self.metrics = total, 0, list(metrics)
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console_on(stderr=True)
         self._known: dict[str, dict[str, Any]] = {}
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
         one_line = Column(no_wrap=True, overflow="ellipsis")
-        shown: list[ProgressColumn] = [TextColumn("{task.description}", table_column=one_line)]
+        shown: list[ProgressColumn] = [TextColumn("{task.description}", markup=False, table_column=one_line)]
         if self.console.width >= 110:
             shown.insert(0, BarColumn(16))
         self._bars = Bars(*shown, console=self.console, transient=True, disable=not self.console.is_terminal)
