@@ -43,6 +43,7 @@ from objbench.plugins import Registry, load_plugins, load_target
 from objbench.protocols import Protocol
 from objbench.provenance import now, peak_memory_mb, provenance
 from objbench.results import CellResult, Status
+from objbench.scene_checks import FIRST, check_scenes
 from objbench.scenes import SceneSource
 from objbench.scoring import metric_versions, score
 from objbench.store import check_files, load_tensors, read_json, read_record, save_tensors, write_record
@@ -138,6 +139,9 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
     for name, value in built.detector.state_dict().items():
         if not isinstance(value, torch.Tensor):  # better found out now than after the training
             raise TypeError(f"its state '{name}' is {type(value).__name__}; weights can only be tensors")
+    with undisturbed(built.detector):  # files were checked when this was planned; scenes of this seed were not
+        first = first_indices(built.training, "train", FIRST)
+        check_scenes(cell.identity["data"], built.training, "train", first)
 
     before = checkpoint.position(folder)
     if trains_by_steps(type(built.detector)):

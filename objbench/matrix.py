@@ -72,12 +72,13 @@ def matrix(
 ) -> list[Cell]:
     """The cells of models x data x seeds 0..seeds-1; all of the first seed come first.
 
-    Raises UsageError on unknown names and options, and on options of what is not in the matrix.
+    Raises UsageError on unknown names and options, on options of what is not in the matrix, and on scenes that
+    are not as the contract says (`objbench.scene_checks`).
     """
     mixture = [MIXTURE] if any(not registry.model(m).clusters for m in models) else []
     _check_owners(registry, [*models, *data, *mixture], overrides)
     mixture_config = dataclasses.asdict(build(MixtureConfig, MIXTURE, overrides.get(MIXTURE, {})))
-    cells = []
+    cells, sources = [], []
     for data_name in dict.fromkeys(data):
         with _blaming(data_name):
             target = registry.source(data_name).target
@@ -90,6 +91,7 @@ def matrix(
                 "fingerprint": source.fingerprint(),
                 "protocol": {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"},
             }
+            sources.append((data_name, source, {k: v for k, v in of_data.items() if k != "protocol"}))
         for model in dict.fromkeys(models):
             with _blaming(model):
                 spec = registry.model(model)
@@ -105,6 +107,11 @@ def matrix(
             for seed in range(seeds):
                 identity = _plain(of_data | of_model | {"seed": seed})
                 cells.append(Cell(identity, dataclasses.asdict(config), dataclasses.asdict(source_config)))
+    from objbench.scene_checks import check_source  # here, because tables need this module without torch
+
+    for data_name, source, depends_on in sources:  # last, for it may take a while: mistyped options are told first
+        with _blaming(data_name):
+            check_source(data_name, source, _plain(depends_on))
     return sorted(cells, key=lambda cell: int(cell.identity["seed"]))
 
 

@@ -107,3 +107,7 @@ class SceneSource(ABC):
 
         Part of a cell's identity: two sources with equal config and fingerprint give equal scenes.
         """
+
+    def origin(self, split: Split, index: int) -> str:
+        """Where a scene comes from, for messages: a file and the place in it. Empty when it is generated."""
+        return ""

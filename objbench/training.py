@@ -247,7 +247,8 @@ def batch_indices(size: int | None, seed: int, step: int, batch: int) -> Tensor:
 
 def first_indices(source: SceneSource, split: Split, count: int) -> Tensor:
     """The first `count` scenes of a split, or all when it has fewer."""
-    return torch.arange(min(count, source.size(split) or count))
+    size = source.size(split)
+    return torch.arange(count if size is None else min(count, size))
 
 
 @functools.lru_cache(maxsize=2)
