@@ -139,7 +139,9 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
     for name, value in built.detector.state_dict().items():
         if not isinstance(value, torch.Tensor):  # better found out now than after the training
             raise TypeError(f"its state '{name}' is {type(value).__name__}; weights can only be tensors")
-    with undisturbed(built.detector):  # files were checked when this was planned; scenes of this seed were not
+    with undisturbed(
+        built.detector
+    ):  # files were checked when this was planned; scenes of this seed were not
         first = first_indices(built.training, "train", FIRST)
         check_scenes(cell.identity["data"], built.training, "train", first)
 

@@ -91,7 +91,7 @@ def matrix(
                 "fingerprint": source.fingerprint(),
                 "protocol": {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"},
             }
-            sources.append((data_name, source, {k: v for k, v in of_data.items() if k != "protocol"}))
+            sources.append((data_name, source, scenes_depend_on(_plain(of_data))))
         for model in dict.fromkeys(models):
             with _blaming(model):
                 spec = registry.model(model)
@@ -109,9 +109,13 @@ def matrix(
                 cells.append(Cell(identity, dataclasses.asdict(config), dataclasses.asdict(source_config)))
     from objbench.scene_checks import check_source  # here, because tables need this module without torch
 
-    for data_name, source, depends_on in sources:  # last, for it may take a while: mistyped options are told first
+    for (
+        data_name,
+        source,
+        depends_on,
+    ) in sources:  # last, for it may take a while: mistyped options are told first
         with _blaming(data_name):
-            check_source(data_name, source, _plain(depends_on))
+            check_source(data_name, source, depends_on)
     return sorted(cells, key=lambda cell: int(cell.identity["seed"]))
 
 
@@ -164,6 +168,11 @@ def source_hash(target: str) -> str:
         for path in sorted(file.parent.rglob("*.py")):
             digest.update(path.relative_to(file.parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def scenes_depend_on(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a cell's identity that its scenes follow from, the seed left out."""
+    return {name: identity[name] for name in ("data", "data_config", "data_source", "fingerprint")}
 
 
 def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:

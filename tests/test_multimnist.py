@@ -47,7 +47,7 @@ def write_mnist(
     """Four small files of random 28x28 digits; returns images and labels, training and test concatenated."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
-    labels = rng.integers(0, 10, train + test, dtype=np.uint8)
+    labels = (np.arange(train + test) % 10).astype(np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
     for part, rows in (("train", slice(0, train)), ("t10k", slice(train, None))):
         for what, array in (("images-idx3-ubyte", images[rows]), ("labels-idx1-ubyte", labels[rows])):
@@ -148,8 +148,19 @@ def test_a_truncated_file_is_named(tmp_path, file, zipped):
     ("file", "content", "reason"),
     [
         (FILES[0], b"", "not an idx file"),
-        (FILES[0], b"<!DOCTYPE html>" * 99, "not an idx file"),
-        (FILES[0] + ".gz", b"not gzip at all", "cannot read"),
+        (FILES[0], b"<!DOCTYPE html>" * 99, "it is an HTML page, not idx; a download that failed"),
+        (FILES[0] + ".gz", b"\n<html><body>404", "it is an HTML page, not idx; a download that failed"),
+        (FILES[0] + ".gz", b"not gzip at all", "it begins with the bytes 6e 6f 74 20"),
+        (FILES[1], b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        (FILES[0], gzip.compress(idx(np.zeros((50, 28, 28))))[:-9], "gzip data ends too early"),
+        (FILES[0], idx(np.zeros(50)), "it has 1; are images and labels exchanged"),
+        (FILES[0], b"\0\0\x0d\3" + bytes(99), "holds floats"),
+        (
+            FILES[0],
+            b"\0\0\x08\3" + b"\xff" * 12,
+            "0 bytes of data where 79228162458924105385300197375 belong",
+        ),
+        (FILES[0], idx(np.full((50, 28, 28), 40)), "no pixel is above 40"),
         (FILES[0], idx(np.zeros((50, 20, 20))), "20x20 pixels, not 28x28"),
         (FILES[1], idx(np.zeros(49)), "49 labels for 50 images"),
         (FILES[1], idx(np.full(50, 12)), "label 12"),
@@ -510,7 +521,7 @@ def test_a_file_that_is_not_the_published_one_is_named(tmp_path):
         make(hdf5=str(path))
     with h5py.File(path, "w") as file:
         file["train/full/image"] = np.zeros((4, 8, 8), np.uint8)
-    with pytest.raises(UsageError, match=f"{path}: has no readable train/full"):
+    with pytest.raises(UsageError, match=f"{path}: train/full has no readable image"):
         make(hdf5=str(path))
     with h5py.File(path, "a") as file:
         file["train/full/bbox_w_c"] = np.zeros((3, 2, 5))

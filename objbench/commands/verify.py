@@ -7,7 +7,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -78,19 +78,21 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
 
 def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     """The same cell by the plugins and the data as they are now; its key differs if they have changed."""
-    from objbench.matrix import source_hash
+    from objbench.matrix import scenes_depend_on, source_hash
     from objbench.options import build
+    from objbench.scene_checks import check_source
 
     identity = dict(old.identity)
     model, data = registry.model(identity["model"]), registry.source(identity["data"])
     source_class = load_target(data.target)
     config = build(source_class.Config, data.name, old.data_config)
-    fingerprint: dict[str, Any] = source_class(config, 0).fingerprint()
+    source = source_class(config, 0)
     identity |= {
         "model_source": source_hash(model.target),
         "data_source": source_hash(data.target),
-        "fingerprint": fingerprint,
+        "fingerprint": source.fingerprint(),
     }
+    check_source(data.name, source, scenes_depend_on(identity))
     return dataclasses.replace(old, identity=identity)
 
 
