@@ -49,35 +49,34 @@ def faults(scenes: Scenes, shape: SceneShape, classes: int, expected: int) -> li
     scene for its pixels, one for its boxes and one for its labels.
     """
     if not (isinstance(scenes, Scenes) and isinstance(scenes.images, Tensor)):
-        return [Fault("images", None, f"are {type(scenes).__name__}, not Scenes with a tensor of images")]
+        return [Fault("images", None, f"{type(scenes).__name__} instead of Scenes with a tensor of images")]
     if not isinstance(scenes.truth, GroundTruth):
-        return [Fault("truth", None, f"have a truth that is {type(scenes.truth).__name__}, not GroundTruth")]
-    return _of_images(scenes.images, shape, expected) + _of_truth(scenes, shape, classes)
+        return [Fault("truth", None, f"their truth is {type(scenes.truth).__name__}, not GroundTruth")]
+    return _of_images(scenes.images, shape, expected) + _of_truth(scenes.truth, shape, classes, expected)
 
 
 def _of_images(images: Tensor, shape: SceneShape, expected: int) -> list[Fault]:
     if list(images.shape) != [expected, *shape]:
-        return [Fault("images", None, f"have images of shape {list(images.shape)}, not {[expected, *shape]}")]
+        return [Fault("images", None, f"images of shape {list(images.shape)}, not {[expected, *shape]}")]
     if images.dtype != torch.float32:
-        return [Fault("images", None, f"have images of type {_type(images)}, not float32")]
+        return [Fault("images", None, f"images of type {_type(images)}, not float32")]
     if not images.numel():
         return []
     low, high = torch.aminmax(images.flatten(1), dim=1)  # NaN where one pixel is NaN
     found = []
     for i in torch.nonzero(~((low >= 0) & (high <= 1)))[:, 0].tolist():
         if bad := int((~images[i].isfinite()).sum()):
-            what = f"has {bad} pixels that are NaN or infinite"
+            what = f"{bad} pixels are NaN or infinite"
         else:
-            what = f"has pixels from {low[i]:.4g} to {high[i]:.4g}; they must be in 0..1"
+            what = f"pixels from {low[i]:.4g} to {high[i]:.4g}; they must be in 0..1"
         found.append(Fault("images", i, what))
     return found
 
 
-def _of_truth(scenes: Scenes, shape: SceneShape, classes: int) -> list[Fault]:
-    truth, n = scenes.truth, len(scenes.images)
+def _of_truth(truth: GroundTruth, shape: SceneShape, classes: int, n: int) -> list[Fault]:
     image, boxes, labels = truth.image, truth.boxes, truth.labels
     if truth.images != n:
-        return [Fault("truth", None, f"are {n} images, but their truth is of {truth.images}")]
+        return [Fault("truth", None, f"their truth is of {truth.images} images, not {n}")]
     for name, values, dtype in (
         ("image", image, torch.int64),
         ("boxes", boxes, torch.float32),
@@ -85,11 +84,11 @@ def _of_truth(scenes: Scenes, shape: SceneShape, classes: int) -> list[Fault]:
     ):
         if values.dtype != dtype:
             right = str(dtype).removeprefix("torch.")
-            return [Fault("truth", None, f"have truth.{name} of type {_type(values)}, not {right}")]
+            return [Fault("truth", None, f"truth.{name} of type {_type(values)}, not {right}")]
     if not len(image):
         return []
     if not ((image.diff() >= 0).all() and image[0] >= 0 and image[-1] < n):
-        return [Fault("truth", None, f"have truth.image not ascending in 0..{n - 1}: {_some(image)}")]
+        return [Fault("truth", None, f"truth.image is not ascending in 0..{n - 1}: {_some(image)}")]
     limits = boxes.new_tensor([shape.width, shape.height] * 2)
     good = (boxes >= 0).all(1) & (boxes <= limits).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
     found = []
@@ -175,10 +174,10 @@ def scenes_of(name: str, source: SceneSource, split: Split, indices: Tensor) -> 
 def described(name: str, source: SceneSource, split: Split, indices: Tensor, fault: Fault) -> str:
     """A fault of the scenes at `indices` in one line: data set, split, scene, where it comes from, and what."""
     if fault.scene is None:
-        return f"{name}: {split} scenes {int(indices[0])} to {int(indices[-1])} {fault.what}"
+        return f"{name}: {split} scenes {int(indices[0])} to {int(indices[-1])}: {fault.what}"
     index = int(indices[fault.scene])
     origin = source.origin(split, index)
-    return f"{name}: {split} scene {index}{f' ({origin})' * bool(origin)} {fault.what}"
+    return f"{name}: {split} scene {index}{f' ({origin})' * bool(origin)}: {fault.what}"
 
 
 def _memory() -> Path:

@@ -75,10 +75,13 @@ class Part:
         self.height, self.width = sides
         with self._reading("its bbox_w_c cannot be read"):
             self.table: Floats = np.asarray(table[:]).astype(np.float64)  # [N, max, 5]
+        counts: Floats | None = None
         with self._reading("its digit_count cannot be read"):
-            counts = (
-                np.asarray(group["digit_count"][...]).astype(np.float64) if "digit_count" in group else None
-            )
+            if "digit_count" in group:
+                counts = np.asarray(group["digit_count"][...])
+                if counts.dtype.kind not in "buif":
+                    raise TypeError("it holds no numbers")
+                counts = counts.astype(np.float64)
         self.real = self.table[:, :, 4] > 0  # [N, max] rows that are objects
         self._check_table(counts)
 
