@@ -150,8 +150,16 @@ def test_a_truncated_file_is_named(tmp_path, file, zipped):
     ("file", "content", "reason"),
     [
         (FILES[0], b"", "not an idx file"),
-        (FILES[0], b"<!DOCTYPE html>" * 99, "it is an HTML page, not idx; a download that failed"),
-        (FILES[0] + ".gz", b"\n<html><body>404", "it is an HTML page, not idx; a download that failed"),
+        (
+            FILES[0],
+            b"<!DOCTYPE html>" * 99,
+            "in 3 dimensions: it is an HTML page; a download",
+        ),
+        (
+            FILES[0] + ".gz",
+            b"\n<html><body>404",
+            "in 3 dimensions: it is an HTML page; a download",
+        ),
         (FILES[0] + ".gz", b"not gzip at all", "it begins with the bytes 6e 6f 74 20"),
         (FILES[1], b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
         (FILES[0], gzip.compress(idx(np.zeros((50, 28, 28))))[:-9], "gzip data ends too early"),
@@ -639,12 +647,28 @@ def test_a_file_that_is_not_the_published_one_is_named(tmp_path):
         make(hdf5=str(path))
     with h5py.File(path, "w") as file:
         file["train/full/image"] = np.zeros((4, 8, 8), np.uint8)
-    with pytest.raises(UsageError, match=f"{path}: train/full has no readable image"):
+    with pytest.raises(UsageError, match=f"{path}: has no train/full/bbox_w_c; it holds .*train/full/image$"):
         make(hdf5=str(path))
     with h5py.File(path, "a") as file:
         file["train/full/bbox_w_c"] = np.zeros((3, 2, 5))
+        file["test/full/bbox_w_c"] = file["test/full/image"] = np.zeros((3, 2, 5))
     with pytest.raises(UsageError, match="needs image"):
         make(hdf5=str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<!DOCTYPE html><html>", "it is an HTML page; a download that failed"),
+        (gzip.compress(b"scenes"), "it is packed by gzip; unpack it"),
+        (b"", "it is empty"),
+        (b"\x89HDF\r\n\x1a\n", "Unable to"),
+    ],
+)
+def test_what_is_not_hdf5_is_said_in_words(tmp_path, content, reason):
+    (tmp_path / "scenes.hdf5").write_bytes(content)
+    with pytest.raises(UsageError, match=f"scenes.hdf5: cannot read it as HDF5: {reason}"):
+        make(hdf5=str(tmp_path / "scenes.hdf5"))
 
 
 def change_hdf5(path: Path, **changed: object) -> str:
@@ -705,7 +729,7 @@ def labels_from_0(table: np.ndarray) -> np.ndarray:
         ({"test_digit_count": np.full((10, 1), b"1")}, "digit_count cannot be read: it holds no numbers"),
         ({"test_image": lambda x: x[:0], "test_bbox_w_c": lambda b: b[:0]}, "test/full has no scenes"),
         ({"train_image": lambda x: x[:1], "train_bbox_w_c": lambda b: b[:1], "train_digit_count": [[2]]}, "one scene"),
-        ({"test_image": None}, "test/full has no readable image and bbox_w_c"),
+        ({"test_image": None}, "has no test/full/image; it holds test, test/full, test/full/bbox_w_c, "),
         ({"test_image": lambda x: x[:-1]}, "needs image"),
         ({"test_image": lambda x: np.stack([x] * 3, 3)}, r"needs image .* got \[10, 32, 48, 3\]"),
         ({"test_image": lambda x: x[:, :-1]}, "leaves the image|of different sizes"),

@@ -260,7 +260,7 @@ def read_idx(file: Path, dimensions: int) -> Bytes:
         raise UsageError(f"{file}: cannot read it: {_line(error)}") from None
     start = 4 + 4 * dimensions
     if data[:2] != b"\0\0" or len(data) < 4:
-        raise UsageError(f"{file}: not an idx file of bytes in {dimensions} dimensions: {_looks_like(data)}")
+        raise UsageError(f"{file}: not an idx file of bytes in {dimensions} dimensions: {looks_like(data)}")
     if data[2] != 8:
         kind = _IDX_TYPES.get(data[2], "an unknown type")
         raise UsageError(f"{file}: not an idx file of bytes: it says that it holds {kind} (0x{data[2]:02X})")
@@ -276,17 +276,19 @@ def read_idx(file: Path, dimensions: int) -> Bytes:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def _looks_like(data: bytes) -> str:
-    """What a file is that is no idx file, in words."""
+def looks_like(data: bytes) -> str:
+    """What a file of another format is, in words, by how it begins."""
     begins = data[:200].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not data:
         return "it is empty"
     if begins.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "it is an HTML page, not idx; a download that failed?"
+        return "it is an HTML page; a download that failed?"
     if begins.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS; run 'git lfs pull'"
     if begins.startswith(b"pk\x03\x04"):
         return "it is a zip file; unpack it"
+    if begins.startswith(_GZIP):
+        return "it is packed by gzip; unpack it"
     return f"it begins with the bytes {data[:4].hex(' ')}"
 
 

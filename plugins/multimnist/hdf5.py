@@ -26,7 +26,7 @@ from torch import Tensor
 
 from objbench.errors import UsageError
 from objbench.scenes import GroundTruth, Scenes, SceneShape, Split
-from objbench_plugins.multimnist.digits import INK, SPLITS
+from objbench_plugins.multimnist.digits import INK, SPLITS, looks_like
 
 if TYPE_CHECKING:
     import h5py
@@ -36,10 +36,11 @@ Floats = npt.NDArray[np.float64]
 CLASSES = 10
 MOST_PIXELS = 4096
 """Along a side of a scene."""
-MOST_OBJECTS = 10_000
-"""Rows of a scene in `bbox_w_c`; a file that claims more is damaged, and would fill the memory."""
+MOST_NUMBERS = 200_000_000
+"""In a part's `bbox_w_c`; a file that claims more would fill the memory. The published one has 3 million."""
 
 _BLOCK = 2**24  # bytes of images read at a time, about
+_ROUNDING = 1e-3  # pixels that a box may reach over the edge, as numbers of single precision are rounded
 _BAD = (OSError, KeyError, AttributeError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError)
 """What h5py raises on a damaged file."""
 
@@ -67,10 +68,10 @@ class Part:
                 raise UsageError(f"{self.where}/{what} holds no numbers (its type is of kind '{kind}')")
         if not self.count:
             raise UsageError(f"{self.where} has no scenes; the train and the test part both need some")
-        if not all(1 <= side <= MOST_PIXELS for side in sides) or table_shape[1] > MOST_OBJECTS:
+        if not all(1 <= side <= MOST_PIXELS for side in sides) or math.prod(table_shape) > MOST_NUMBERS:
             raise UsageError(
-                f"{self.where} claims images of {sides[1]}x{sides[0]} pixels with up to {table_shape[1]} objects; "
-                f"at most {MOST_PIXELS}x{MOST_PIXELS} and {MOST_OBJECTS} are read"
+                f"{self.where} claims {self.count:,} images of {sides[1]}x{sides[0]} pixels with up to "
+                f"{table_shape[1]:,} objects each, more than can be read; the file is probably damaged"
             )
         self.height, self.width = sides
         with self._reading("its bbox_w_c cannot be read"):
@@ -151,7 +152,7 @@ class Part:
             raise self._refusal(bad, f"has a class that is not 1 to {CLASSES}", "a class is the digit + 1")
         x, y, w, h = np.moveaxis(boxes, 2, 0)
         fits = [_near(e, limit) for e, limit in ((x + w, self.width), (y + h, self.height))]
-        outside = (x < 0) | (y < 0) | ~fits[0] | ~fits[1]
+        outside = (x < -_ROUNDING) | (y < -_ROUNDING) | ~fits[0] | ~fits[1]
         bad = self.real & (outside | (w <= 0) | (h <= 0))
         if bad.any():
             what = "leaves the image" if (outside & bad).any() else "has no size"
@@ -215,7 +216,11 @@ class SceneFile:
         try:
             opened = h5py.File(path, "r")
         except _BAD as error:
-            raise UsageError(f"{path}: cannot read it as HDF5: {' '.join(str(error).split())}") from None
+            raise UsageError(f"{path}: cannot read it as HDF5: {_reason(path, error)}") from None
+        with contextlib.suppress(*_BAD):  # a file so damaged that it cannot say is refused below
+            for name in ("train/full/image", "train/full/bbox_w_c", "test/full/image", "test/full/bbox_w_c"):
+                if name not in opened:
+                    raise UsageError(f"{path}: has no {name}; {_held(opened)}")
         self._parts = {name: Part(path, opened, name) for name in ("train", "test")}
         train, test = self._parts.values()
         if train.count < 2:
@@ -240,9 +245,8 @@ class SceneFile:
         images = part.pixels(rows)
         image, slot = np.nonzero(part.real[rows])
         left, top, width, height, label = part.table[rows][image, slot].T
-        # A sum of left and width may be larger than the image by a rounding.
-        right, bottom = np.minimum(left + width, part.width), np.minimum(top + height, part.height)
-        boxes = np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+        boxes = np.stack([left, top, left + width, top + height], axis=1).astype(np.float32)
+        boxes = boxes.clip(0, np.float32([part.width, part.height] * 2))  # which only takes off a rounding
         return Scenes(
             torch.from_numpy(images)[:, None].to(indices.device),
             GroundTruth(
@@ -282,6 +286,23 @@ class SceneFile:
         return (train, 0, held_out) if split == "train" else (train, held_out, train.count)
 
 
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file is no HDF5 file: what it is instead, or in the words of the library."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        begins = file.read(256)
+        if not begins.startswith(b"\x89HDF"):
+            return looks_like(begins)
+    return " ".join(str(error).split())[:200]
+
+
+def _held(opened: h5py.File) -> str:
+    """What there is in a file instead of what is missing."""
+    names: list[str] = []
+    with contextlib.suppress(*_BAD):
+        opened.visit(names.append)
+    return f"it holds {', '.join(names[:8])}{', ...' * (len(names) > 8)}" if names else "it holds nothing"
+
+
 def _grey(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """Height and width of images [N, height, width], which may have a channel axis of one; None otherwise."""
     if len(shape) == 4 and 1 in (shape[1], shape[3]):
@@ -291,4 +312,4 @@ def _grey(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 def _near(edge: Floats, limit: int) -> npt.NDArray[np.bool_]:
     """Whether an edge is within the image, up to a rounding of single precision."""
-    return np.asarray(edge <= limit + 1e-3)
+    return np.asarray(edge <= limit + _ROUNDING)
