@@ -66,7 +66,7 @@ def _of_images(images: Tensor, shape: SceneShape, expected: int) -> list[Fault]:
     found = []
     for i in torch.nonzero(~((low >= 0) & (high <= 1)))[:, 0].tolist():
         if bad := int((~images[i].isfinite()).sum()):
-            what = f"{bad} pixels are NaN or infinite"
+            what = f"{bad} of {images[i].numel()} pixels are NaN or infinite"
         else:
             what = f"pixels from {low[i]:.4g} to {high[i]:.4g}; they must be in 0..1"
         found.append(Fault("images", i, what))
@@ -82,6 +82,8 @@ def _of_truth(truth: GroundTruth, shape: SceneShape, classes: int, n: int) -> li
         ("boxes", boxes, torch.float32),
         ("labels", labels, torch.int64),
     ):
+        if not isinstance(values, Tensor):
+            return [Fault("truth", None, f"truth.{name} is {type(values).__name__}, not a tensor")]
         if values.dtype != dtype:
             right = str(dtype).removeprefix("torch.")
             return [Fault("truth", None, f"truth.{name} of type {_type(values)}, not {right}")]

@@ -220,7 +220,7 @@ def test_files_in_any_order_that_gives_every_split_its_share_are_cut_in_order(tm
     assert np.array_equal(found.parts["test"], np.arange(800, 1000))
 
 
-def test_classes_that_a_split_is_without_are_said(tmp_path, capsys):
+def test_classes_that_a_split_lacks_are_reported(tmp_path, capsys):
     digits._warn_once.cache_clear()
     _, labels = write_mnist(tmp_path)
     (tmp_path / FILES[1]).write_bytes(idx(np.where(labels[:50] == 7, 1, labels[:50])))
@@ -232,13 +232,13 @@ def test_classes_that_a_split_is_without_are_said(tmp_path, capsys):
     assert "test" not in said.replace(str(tmp_path), "")
 
 
-def test_test_digits_that_stand_in_train_are_said(tmp_path, capsys):
+def test_test_digits_that_also_occur_in_train_are_reported(tmp_path, capsys):
     digits._warn_once.cache_clear()
     images, _ = write_mnist(tmp_path)
     images[60:63] = images[3]
     (tmp_path / FILES[2]).write_bytes(idx(images[50:]))
     digits.read_folder(tmp_path)
-    assert "3 of 15 test digits stand in train too, pixel for pixel" in capsys.readouterr().err
+    assert "3 of 15 test digits also occur in train, pixel for pixel" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("parts", [("train", "t10k"), ("train",), ("t10k",)])
@@ -736,6 +736,7 @@ def labels_from_0(table: np.ndarray) -> np.ndarray:
         ({"test_image": np.full((10, 32, 48), b"x")}, "test/full/image holds no numbers"),
         ({"test_image": lambda x: x * 257.0}, "test/full/image has pixels from 0 to 65535; pixels are read as 0..1 or"),
         ({"test_image": lambda x: x / 127.5 - 1}, "test/full/image has pixels from -1 to 1"),
+        ({"test_image": lambda x: x * 0}, "test/full/image has pixels from 0 to 0: too dark"),
         ({"test_image": lambda x: x // 64}, "test/full/image has pixels from 0 to 3: too dark"),
         ({"test_image": lambda x: x / 255 / 255}, "test/full/image has pixels from 0 to 0.00392157: too dark"),
     ],
@@ -801,7 +802,7 @@ def test_a_pixel_that_is_not_a_number_is_found_wherever_it_is_and_its_row_named(
 
     path = change_hdf5(tmp_path / "scenes.hdf5", train_image=one_nan)
     with pytest.raises(
-        UsageError, match=rf"validation scene 2 \({path}: train/full, row 38\): 1 pixels are NaN"
+        UsageError, match=rf"validation scene 2 \({path}: train/full, row 38\): 1 of 1536 pixels are NaN"
     ):
         check_source("multimnist", make(hdf5=path))
 

@@ -54,8 +54,8 @@ def test_right_scenes_have_no_faults():
 @pytest.mark.parametrize(
     ("scenes", "scene", "what"),
     [
-        (with_pixel(NAN), 1, "1 pixels are NaN or infinite"),
-        (with_pixel(-INF), 1, "1 pixels are NaN or infinite"),
+        (with_pixel(NAN), 1, "1 of 1800 pixels are NaN or infinite"),
+        (with_pixel(-INF), 1, "1 of 1800 pixels are NaN or infinite"),
         (with_pixel(255), 1, "to 255; they must be in 0..1"),
         (with_pixel(-0.01), 1, "pixels from -0.01"),
         (with_box(2, 3, NAN, 8), 2, "object 1: box [2, 3, nan, 8] is not finite"),
@@ -76,6 +76,8 @@ def test_right_scenes_have_no_faults():
         (with_truth(images=4), None, "their truth is of 4 images, not 3"),
         (with_truth(labels=torch.zeros(3)), None, "truth.labels of type float32, not int64"),
         (with_truth(boxes=good().truth.boxes.double()), None, "truth.boxes of type float64, not float32"),
+        (with_truth(boxes=good().truth.boxes.numpy()), None, "truth.boxes is ndarray, not a tensor"),
+        (replace(good(), truth=None), None, "their truth is NoneType, not GroundTruth"),
         (replace(good(), images=good().images.double()), None, "images of type float64, not float32"),
         (replace(good(), images=good().images[:, :1]), None, "shape [3, 1, 20, 30], not [3, 3, 20, 30]"),
         (replace(good(), images=good().images[:2]), None, "shape [2, 3, 20, 30], not [3, 3, 20, 30]"),
@@ -240,10 +242,10 @@ def options(**changed: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({}, "strange: test scene 0: 256 pixels are NaN or infinite"),
+        ({}, "strange: test scene 0: 256 of 256 pixels are NaN or infinite"),
         (
             {"split": "train", "size": 300, "scene": 299},
-            "strange: train scene 299: 256 pixels are NaN",
+            "strange: train scene 299: 256 of 256 pixels are NaN",
         ),
         (
             {"how": "raise"},
@@ -277,17 +279,19 @@ def test_scenes_of_another_seed_are_checked_by_their_own_cell(strange, tmp_path)
     assert ran.code == 1
     first, second = ran.out.splitlines()
     assert first.startswith("done")
-    assert second.startswith("failed: nothing on strange, seed 1  strange: train scene 0: 256 pixels are")
+    assert second.startswith(
+        "failed: nothing on strange, seed 1  strange: train scene 0: 256 of 256 pixels are"
+    )
 
 
 @pytest.mark.parametrize(
     ("command", "changed", "code", "message"),
     [
-        ("check", {"size": 40, "scene": 39}, 1, "wrong: strange: test scene 39: 256 pixels are NaN"),
+        ("check", {"size": 40, "scene": 39}, 1, "wrong: strange: test scene 39: 256 of 256 pixels are NaN"),
         ("check", {"how": "raise"}, 2, "cannot be made: RuntimeError: no such scene"),
         ("check", {"how": "empty"}, 2, "its test split has 0 scenes"),
-        ("show", {"scene": 99}, 2, "strange: test scene 99: 256 pixels are NaN"),
-        ("export", {"scene": 99}, 2, "strange: test scene 99: 256 pixels are NaN"),
+        ("show", {"scene": 99}, 2, "strange: test scene 99: 256 of 256 pixels are NaN"),
+        ("export", {"scene": 99}, 2, "strange: test scene 99: 256 of 256 pixels are NaN"),
         ("export", {"how": "raise"}, 2, "cannot be made: RuntimeError: no such scene"),
     ],
 )
@@ -306,4 +310,4 @@ def test_the_data_commands_say_what_is_wrong_and_write_nothing(
 def test_the_kit_uses_the_same_check(strange):
     ran = objbench("check", "strange", "--plugin", str(strange))
     assert ran.code == 1
-    assert "came:     strange: test scene 0: 256 pixels are NaN or infinite" in ran.out
+    assert "came:     strange: test scene 0: 256 of 256 pixels are NaN or infinite" in ran.out

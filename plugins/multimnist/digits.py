@@ -111,8 +111,8 @@ def read_folder(folder: Path) -> Digits:
 
     Training and test digits are concatenated and cut in order, as published. Where that leaves a split with less
     than half its share of some class, as with sorted files, each class is cut by itself. Pixels are 0..255, or
-    0 and 1 where a part has no others. UsageError, naming the file, when something is wrong; what is strange but
-    possible is a warning: classes that a split is without, test digits that stand in train too.
+    0 and 1 where a part has no others. UsageError, naming the file, when something is wrong. Warnings on stderr
+    name the classes that a split lacks, and count the test digits that also occur in train.
     """
     whole, labels = [], []
     for images, of_part in _read_keras(folder) or _read_four(folder):
@@ -129,7 +129,7 @@ def read_folder(folder: Path) -> Digits:
             _warn_once(f"{folder}: no {split} digit is a {' or a '.join(map(str, missing))}")
     if copies := _copies(images, parts["test"], parts["train"]):
         _warn_once(
-            f"{folder}: {copies} of {len(parts['test'])} test digits stand in train too, pixel for pixel"
+            f"{folder}: {copies} of {len(parts['test'])} test digits also occur in train, pixel for pixel"
         )
     return Digits(halved(images), every, parts)
 

@@ -4,9 +4,9 @@
 digit + 1), padded with rows of a class of 0 or less, and `digit_count` [N, 1]. The last tenth of train is held
 out for validation; digits may occur in both.
 
-Files of other people differ in what white is, in the type of their numbers, and in how boxes and labels are
-written. What can be told for sure is read as it is meant: pixels 0..255, 0..1, or true and false, decided for
-each part; numbers of any type and byte order; a channel axis of one. What contradicts the layout is refused.
+Files that other programs write differ from it. Read correctly are: pixels 0..255, 0..1 or boolean, decided for each
+part; numbers of any type and byte order; a channel axis of length one; a missing `digit_count`. What contradicts the
+layout is refused before anything is trained.
 """
 
 from __future__ import annotations
@@ -108,14 +108,13 @@ class Part:
     def white(self) -> float:
         """The value of white in this part: 1 or 255. UsageError when its pixels are of neither range.
 
-        Reads until it meets a bright pixel, which settles it; whether the rest is in range is checked by the
-        harness, with all other scenes.
+        Reads images until one pixel is bright enough to decide. The harness checks that all others are in range.
         """
         kind = self._images.dtype.kind
         low, high = math.inf, -math.inf
         for block in self._blocks():
             if kind == "f":
-                block = block[np.isfinite(block)]  # the harness refuses the others, and names their scene
+                block = block[np.isfinite(block)]  # the harness refuses the others and names their scene
             if block.size:
                 low, high = min(low, float(block.min())), max(high, float(block.max()))
             if (kind == "f" and INK / 255 < high <= 1) or high > INK:
@@ -123,7 +122,8 @@ class Part:
         if low < 0 or high > 255:
             known = "pixels are read as 0..1 or as 0..255"
             raise UsageError(f"{self.where}/image has pixels from {low:g} to {high:g}; {known}")
-        if high <= 1 and (kind != "f" or high > INK / 255 or high <= 0):
+        black = high <= 0 and not self.real.any()
+        if black or (0 < high <= 1 and (kind != "f" or high > INK / 255)):
             return 1.0
         if high > INK:
             return 255.0
