@@ -108,7 +108,12 @@ class SceneSource(ABC):
         Part of a cell's identity: two sources with equal config and fingerprint give equal scenes.
         """
 
+    def origin(self, split: Split, index: int) -> str:
+        """Where a scene comes from, for messages: a file and the place in it. Empty when it is generated."""
+        return ""
+
 
 def first_indices(source: SceneSource, split: Split, count: int) -> Tensor:
     """The first `count` scenes of a split, or all when it has fewer."""
-    return torch.arange(min(count, source.size(split) or count))
+    size = source.size(split)
+    return torch.arange(count if size is None else min(count, size))

@@ -206,6 +206,124 @@ def test_show_writes_beside_where_one_stands_unless_told(run, tmp_path, monkeypa
     assert "cannot write" in err
 
 
+# data check
+
+ODD_PLUGIN = '''
+"""Eight scenes a split of 8x8 noise; test scene 5 is train scene 2, no validation object is green."""
+from dataclasses import dataclass
+
+import torch
+
+from objbench import DataSpec, hookimpl
+from objbench.options import option
+from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource
+
+
+@dataclass(frozen=True)
+class Config:
+    odd: bool = option(True, "as said above; else nothing is wrong")
+    endless: bool = option(False, "without end")
+
+
+class Odd(SceneSource):
+    Config = Config
+    shape = SceneShape(1, 8, 8)
+    classes = ("red", "green", "blue")
+
+    def __init__(self, config, seed):
+        self.config = config
+
+    def size(self, split):
+        return None if self.config.endless else 8
+
+    def scenes(self, split, indices):
+        images = []
+        for index in indices.tolist():
+            same = self.config.odd and (split, index) == ("test", 5)
+            name = f"{len('train' if same else split)}{2 if same else index:06}"
+            images.append(torch.rand(self.shape, generator=torch.Generator().manual_seed(int(name))))
+        n = len(indices)
+        labels = indices % 2 * (not self.config.odd or split != "validation")
+        boxes = torch.tensor([[1.0, 2.0, 4.0, 6.0]]).repeat(n, 1)
+        return Scenes(torch.stack(images), GroundTruth(n, torch.arange(n), boxes, labels))
+
+    def fingerprint(self):
+        return {"made": "here"}
+
+
+@hookimpl
+def objbench_data():
+    return [DataSpec(name="odd", summary="odd", target="odd:Odd")]
+'''
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """The path of a plugin with a scene in two splits and a class that one split is without."""
+    file = tmp_path / "odd.py"
+    file.write_text(ODD_PLUGIN)
+    yield file
+    sys.modules.pop("odd", None)
+
+
+def test_check_says_what_is_there_and_what_is_wrong(run, odd):
+    code, out, err = run("data", "check", "odd", "--plugin", odd)
+    assert (code, err) == (1, "")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    for split in ("train", "validation", "test"):
+        assert rows[split][0] == "8"
+        assert rows[split][-4:] == ["8", "1,", "1.00,", "1"]
+    assert out.count("no object of blue\n") == 2
+    assert "no object of green, blue\n" in out
+    assert out.splitlines()[-2:] == [
+        "wrong: 1 test images are also train images (scene 2 is 5)",
+        "wrong: validation has no object of green, which another split has",
+    ]
+
+
+def test_check_ends_well_where_nothing_is_wrong(run, odd):
+    code, out, err = run("data", "check", "odd", "--plugin", odd, "-o", "odd.odd=no")
+    assert (code, err) == (0, "")
+    assert out.endswith("nothing is wrong\n")
+
+
+@pytest.mark.parametrize(("n", "missed"), [(8, False), (40, True)])
+def test_a_class_that_a_sample_lacks_is_wrong_where_chance_is_out(run, odd, n, missed):
+    words = ("-o", "odd.endless=yes", "--n", n, "--json")
+    told = json.loads(run("data", "check", "odd", "--plugin", odd, *words)[1])
+    assert told["splits"]["validation"]["missing"] == ["green", "blue"]
+    assert ("validation has no object of green, which another split has" in told["wrong"]) == missed
+
+
+def test_check_prints_json(run, odd):
+    code, out, _ = run("data", "check", "odd", "--plugin", odd, "--json")
+    told = json.loads(out)
+    assert code == 1
+    assert (told["data"], told["protocol"], told["seed"], told["shape"]) == ("odd", "demo", 0, [1, 8, 8])
+    assert told["shared"] == [{"splits": ["train", "test"], "scenes": [[2, 5]]}]
+    assert len(told["wrong"]) == 2
+    train = told["splits"]["train"]
+    low, high = train.pop("pixels")
+    assert 0 <= low < 0.1
+    assert 0.9 < high <= 1
+    assert train == {
+        "scenes": 8,
+        "without_end": False,
+        "objects": 8,
+        "objects_per_image": [1, 1, 1],
+        "per_class": {"red": 4, "green": 4, "blue": 0},
+        "missing": ["blue"],
+        "repeated": 0,
+        "faults": [],
+    }
+
+
+def test_check_of_the_embedded_digits_finds_nothing_wrong(run):
+    code, out, err = run("data", "check", "multimnist", "--n", 200)
+    assert (code, err) == (0, "")
+    assert "first 200" in out
+
+
 # data fetch
 
 
@@ -232,9 +350,10 @@ def test_fetch_tells_when_there_is_nothing_to_fetch(run, coloured):
         (("multimnist", "-o", "multimnist.digits=/no/such"), "/no/such"),
     ],
 )
-@pytest.mark.parametrize("command", ["export", "show"])
+@pytest.mark.parametrize("command", ["export", "show", "check"])
 def test_what_cannot_work_is_one_line_and_exit_code_2(run, tmp_path, command, arguments, reason):
-    code, out, err = run("data", command, *arguments, "--to", tmp_path / "out.png")
+    to = () if command == "check" else ("--to", tmp_path / "out.png")
+    code, out, err = run("data", command, *arguments, *to)
     assert (code, out) == (2, "")
     assert reason in err
     assert err.count("\n") == 1

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 from objbench.errors import UsageError
 from objbench.options import build
+from objbench.score.scene_checks import check_source
 from objbench_plugins.multimnist import digits
 from objbench_plugins.multimnist.reference import plain_scene
 from objbench_plugins.multimnist.source import MultiMnist, MultiMnistConfig
+from running import objbench
 
 DEMO = MultiMnist.settings("demo")
 FILES = [
@@ -47,7 +49,7 @@ def write_mnist(
     """Four small files of random 28x28 digits; returns images and labels, training and test concatenated."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
-    labels = rng.integers(0, 10, train + test, dtype=np.uint8)
+    labels = (np.arange(train + test) % 10).astype(np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
     for part, rows in (("train", slice(0, train)), ("t10k", slice(train, None))):
         for what, array in (("images-idx3-ubyte", images[rows]), ("labels-idx1-ubyte", labels[rows])):
@@ -148,8 +150,27 @@ def test_a_truncated_file_is_named(tmp_path, file, zipped):
     ("file", "content", "reason"),
     [
         (FILES[0], b"", "not an idx file"),
-        (FILES[0], b"<!DOCTYPE html>" * 99, "not an idx file"),
-        (FILES[0] + ".gz", b"not gzip at all", "cannot read"),
+        (
+            FILES[0],
+            b"<!DOCTYPE html>" * 99,
+            "in 3 dimensions: it is an HTML page; a download",
+        ),
+        (
+            FILES[0] + ".gz",
+            b"\n<html><body>404",
+            "in 3 dimensions: it is an HTML page; a download",
+        ),
+        (FILES[0] + ".gz", b"not gzip at all", "it begins with the bytes 6e 6f 74 20"),
+        (FILES[1], b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        (FILES[0], gzip.compress(idx(np.zeros((50, 28, 28))))[:-9], "gzip data ends too early"),
+        (FILES[0], idx(np.zeros(50)), "it has 1; are images and labels exchanged"),
+        (FILES[0], b"\0\0\x0d\3" + bytes(99), "holds floats"),
+        (
+            FILES[0],
+            b"\0\0\x08\3" + b"\xff" * 12,
+            "0 bytes of data where 79228162458924105385300197375 belong",
+        ),
+        (FILES[0], idx(np.full((50, 28, 28), 40)), "no pixel is above 40"),
         (FILES[0], idx(np.zeros((50, 20, 20))), "20x20 pixels, not 28x28"),
         (FILES[1], idx(np.zeros(49)), "49 labels for 50 images"),
         (FILES[1], idx(np.full(50, 12)), "label 12"),
@@ -173,6 +194,122 @@ def test_a_folder_that_is_not_there_and_too_few_digits_are_told(tmp_path):
     write_mnist(tmp_path, train=1, test=1)
     with pytest.raises(UsageError, match="too few digits"):
         make(digits=str(tmp_path))
+
+
+def sorted_mnist(folder: Path) -> None:
+    """100 digits of each class in two files, ordered by class, as a table that was sorted comes out."""
+    images, _ = write_mnist(folder, train=800, test=200)
+    labels = np.sort(np.arange(1000) % 10).astype(np.uint8)
+    for part, rows in (("train", slice(0, 800)), ("t10k", slice(800, None))):
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(images[rows]))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels[rows]))
+
+
+def test_sorted_files_are_cut_class_by_class(tmp_path, capsys):
+    sorted_mnist(tmp_path)
+    found = digits.read_folder(tmp_path)
+    for split, expected in (("train", 64), ("validation", 16), ("test", 20)):
+        assert np.bincount(found.labels[found.parts[split]]).tolist() == [expected] * 10
+    assert sorted(np.concatenate(list(found.parts.values()))) == list(range(1000))
+    assert capsys.readouterr().err == ""
+
+
+def test_files_in_any_order_that_gives_every_split_its_share_are_cut_in_order(tmp_path):
+    write_mnist(tmp_path, train=800, test=200)
+    found = digits.read_folder(tmp_path)
+    assert np.array_equal(found.parts["test"], np.arange(800, 1000))
+
+
+def test_classes_that_a_split_lacks_are_reported(tmp_path, capsys):
+    digits._warn_once.cache_clear()
+    _, labels = write_mnist(tmp_path)
+    (tmp_path / FILES[1]).write_bytes(idx(np.where(labels[:50] == 7, 1, labels[:50])))
+    (tmp_path / FILES[3]).write_bytes(idx(np.r_[7, np.where(labels[51:] == 7, 1, labels[51:])]))
+    digits.read_folder(tmp_path)
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: no train digit is a 7\n" in said
+    assert f"{tmp_path}: no validation digit is a 7\n" in said
+    assert "test" not in said.replace(str(tmp_path), "")
+
+
+def test_test_digits_that_also_occur_in_train_are_reported(tmp_path, capsys):
+    digits._warn_once.cache_clear()
+    images, _ = write_mnist(tmp_path)
+    images[60:63] = images[3]
+    (tmp_path / FILES[2]).write_bytes(idx(images[50:]))
+    digits.read_folder(tmp_path)
+    assert "3 of 15 test digits also occur in train, pixel for pixel" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", [("train", "t10k"), ("train",), ("t10k",)])
+def test_pixels_of_0_and_1_are_black_and_white(tmp_path, parts):
+    images, _ = write_mnist(tmp_path)
+    ones = (images > 127).astype(np.uint8)
+    expected = images.copy()
+    for part, rows in (("train", slice(0, 50)), ("t10k", slice(50, None))):
+        if part in parts:
+            (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(ones[rows]))
+            expected[rows] = 255 * ones[rows]
+    assert np.array_equal(digits.read_folder(tmp_path).images, digits.halved(expected))
+
+
+@pytest.mark.parametrize("below", [".", "MNIST/raw", "raw"])
+@pytest.mark.parametrize("dotted", [("train-images",), ("train-images", "train-labels", "t10k-images"), ()])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_files_go_by_other_names_and_may_lie_where_torchvision_puts_them(tmp_path, below, dotted, zipped):
+    write_mnist(tmp_path / "plain")
+    write_mnist(tmp_path / "other" / below, zipped=zipped)
+    for name in dotted:
+        (file,) = (tmp_path / "other" / below).glob(f"{name}-idx*")
+        file.rename(file.with_name(file.name.replace("-idx", ".idx")))
+    plain, other = digits.read_folder(tmp_path / "plain"), digits.read_folder(tmp_path / "other")
+    assert plain.checksum == other.checksum
+
+
+def test_gzip_without_its_suffix_and_its_suffix_without_gzip_are_read(tmp_path):
+    images, _ = write_mnist(tmp_path)
+    (tmp_path / FILES[0]).write_bytes(gzip.compress(idx(images[:50])))
+    (tmp_path / FILES[2]).rename(tmp_path / f"{FILES[2]}.gz")  # a browser has unpacked it
+    assert np.array_equal(digits.read_folder(tmp_path).images, digits.halved(images))
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("kind", ["uint8", "int64", ">i4"])
+def test_keras_file_is_read(tmp_path, named, kind):
+    images, labels = write_mnist(tmp_path / "four")
+    arrays = {"x_train": images[:50], "y_train": labels[:50], "x_test": images[50:], "y_test": labels[50:]}
+    (tmp_path / "keras").mkdir()
+    file = tmp_path / "keras" / "mnist.npz"
+    np.savez(file, **{name: array.astype(kind) for name, array in arrays.items()})
+    found = digits.load_digits("auto", str(file if named else file.parent))
+    assert found.checksum == digits.read_folder(tmp_path / "four").checksum
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"x_test": np.zeros((25, 14, 14), np.uint8)}, "x_test: images are 14x14 pixels, not 28x28"),
+        ({"x_train": np.zeros((49, 28, 28), np.uint8)}, r"x_train and y_train are \[49, 28, 28\] and \[50\]"),
+        ({"x_train": np.full((50, 28, 28), 0.5)}, "x_train is not of whole numbers from 0 to 255"),
+        ({"y_test": np.full(25, 10)}, "y_test: has a label 10"),
+        ({"y_test": np.full(25, -1)}, "y_test is not of whole numbers"),
+        ({"y_test": np.array([{}] * 25)}, "not Keras's mnist.npz of .*allow_pickle"),
+        ({"y_test": None}, "not Keras's mnist.npz of .*'y_test is not a file"),
+    ],
+)
+def test_another_npz_file_is_refused(tmp_path, changed, reason):
+    images, labels = write_mnist(tmp_path)
+    arrays = {"x_train": images[:50], "y_train": labels[:50], "x_test": images[50:], "y_test": labels[50:]}
+    np.savez(tmp_path / "mnist.npz", **{k: v for k, v in (arrays | changed).items() if v is not None})
+    with pytest.raises(UsageError, match=reason) as caught:
+        digits.read_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path):
+    write_mnist(tmp_path)
+    with pytest.raises(UsageError, match="is a file; give the folder"):
+        digits.read_folder(tmp_path / FILES[0])
 
 
 # The cache and the download
@@ -510,9 +647,182 @@ def test_a_file_that_is_not_the_published_one_is_named(tmp_path):
         make(hdf5=str(path))
     with h5py.File(path, "w") as file:
         file["train/full/image"] = np.zeros((4, 8, 8), np.uint8)
-    with pytest.raises(UsageError, match=f"{path}: has no readable train/full"):
+    with pytest.raises(UsageError, match=f"{path}: has no train/full/bbox_w_c; it holds .*train/full/image$"):
         make(hdf5=str(path))
     with h5py.File(path, "a") as file:
         file["train/full/bbox_w_c"] = np.zeros((3, 2, 5))
+        file["test/full/bbox_w_c"] = file["test/full/image"] = np.zeros((3, 2, 5))
     with pytest.raises(UsageError, match="needs image"):
         make(hdf5=str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<!DOCTYPE html><html>", "it is an HTML page; a download that failed"),
+        (gzip.compress(b"scenes"), "it is packed by gzip; unpack it"),
+        (b"", "it is empty"),
+        (b"\x89HDF\r\n\x1a\n", "Unable to"),
+    ],
+)
+def test_what_is_not_hdf5_is_said_in_words(tmp_path, content, reason):
+    (tmp_path / "scenes.hdf5").write_bytes(content)
+    with pytest.raises(UsageError, match=f"scenes.hdf5: cannot read it as HDF5: {reason}"):
+        make(hdf5=str(tmp_path / "scenes.hdf5"))
+
+
+def change_hdf5(path: Path, **changed: object) -> str:
+    """Writes the file with other values under names such as train_image (None: nothing); returns its path."""
+    write_hdf5(path)
+    with h5py.File(path, "a") as file:
+        for name, value in changed.items():
+            part, what = name.split("_", 1)
+            old = file[f"{part}/full/{what}"][...]
+            del file[f"{part}/full/{what}"]
+            if value is not None:
+                file[f"{part}/full/{what}"] = value(old) if callable(value) else value
+    return str(path)
+
+
+def set_row(scene: int, *row: float) -> object:
+    """Puts (left, top, width, height, class) into the first row of a scene."""
+
+    def change(table: np.ndarray) -> np.ndarray:
+        table = table.astype(float)
+        table[scene, 0] = row
+        return table
+
+    return change
+
+
+def to_xyxy(table: np.ndarray) -> np.ndarray:
+    table = table.copy()
+    table[:, 0, :4] = [30, 16, 40, 28]
+    table[0, 1, :4] = [20, 3, 28, 12]
+    return table
+
+
+def labels_from_0(table: np.ndarray) -> np.ndarray:
+    real = table[:, :, 4] > 0
+    table = table.copy()
+    table[:, :, 4][real] -= 1
+    return table
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"train_bbox_w_c": set_row(7, 5, 6, 10, 12, 11)}, "train/full, scene 7, row 0 .* not 1 to 10"),
+        ({"train_bbox_w_c": set_row(7, 5, 6, 10, 12, 2.5)}, "train/full, scene 7, row 0 .* not 1 to 10"),
+        ({"test_bbox_w_c": set_row(3, 5, 6, 44, 12, 4)}, r"scene 3, row 0 .*\[5, 6, 44, 12, 4\] leaves the"),
+        ({"test_bbox_w_c": set_row(3, -1, 6, 4, 12, 4)}, "scene 3, row 0 .* leaves the image"),
+        ({"test_bbox_w_c": set_row(3, 5, 6, 0, 12, 4)}, "scene 3, row 0 .* has no size"),
+        ({"test_bbox_w_c": set_row(3, np.nan, 6, 4, 12, 4)}, "scene 3, row 0 .* is not finite"),
+        ({"test_bbox_w_c": set_row(3, 5, 6, 4, 12, np.inf)}, "scene 3, row 0 .* is not finite"),
+        ({"train_bbox_w_c": to_xyxy}, "seem to be x0, y0, x1, y1; here they are left, top, width, height"),
+        ({"train_bbox_w_c": lambda b: np.where(b[..., 4:] > 0, b / [48, 32, 48, 32, 1], b)}, "seem to be fractions"),
+        ({"train_bbox_w_c": labels_from_0}, "the labels seem to count from 0"),
+        ({"test_bbox_w_c": set_row(3, -1, -1, -1, -1, 0)}, "test/full, row 3: digit_count is 1, but bbox_w_c has 0"),
+        ({"test_digit_count": lambda c: c + (np.arange(10) == 4)[:, None]}, "row 4: digit_count is 2, but"),
+        ({"test_digit_count": lambda c: c[:-1]}, r"has 10 images, but digit_count has \[9, 1\]"),
+        ({"test_digit_count": np.full((10, 1), np.nan)}, "row 0: digit_count is nan"),
+        ({"test_digit_count": np.full((10, 1), b"1")}, "digit_count cannot be read: it holds no numbers"),
+        ({"test_image": lambda x: x[:0], "test_bbox_w_c": lambda b: b[:0]}, "test/full has no scenes"),
+        ({"train_image": lambda x: x[:1], "train_bbox_w_c": lambda b: b[:1], "train_digit_count": [[2]]}, "one scene"),
+        ({"test_image": None}, "has no test/full/image; it holds test, test/full, test/full/bbox_w_c, "),
+        ({"test_image": lambda x: x[:-1]}, "needs image"),
+        ({"test_image": lambda x: np.stack([x] * 3, 3)}, r"needs image .* got \[10, 32, 48, 3\]"),
+        ({"test_image": lambda x: x[:, :-1]}, "leaves the image|of different sizes"),
+        ({"test_image": np.full((10, 32, 48), b"x")}, "test/full/image holds no numbers"),
+        ({"test_image": lambda x: x * 257.0}, "test/full/image has pixels from 0 to 65535; pixels are read as 0..1 or"),
+        ({"test_image": lambda x: x / 127.5 - 1}, "test/full/image has pixels from -1 to 1"),
+        ({"test_image": lambda x: x * 0}, "test/full/image has pixels from 0 to 0: too dark"),
+        ({"test_image": lambda x: x // 64}, "test/full/image has pixels from 0 to 3: too dark"),
+        ({"test_image": lambda x: x / 255 / 255}, "test/full/image has pixels from 0 to 0.00392157: too dark"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_the_layout_is_refused_with_file_part_and_row(tmp_path, changed, reason):
+    path = change_hdf5(tmp_path / "scenes.hdf5", **changed)
+    with pytest.raises(UsageError, match=reason) as caught:
+        make(hdf5=path).fingerprint()
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        lambda x: (x > 127).astype("u1"),
+        lambda x: x > 127,
+        lambda x: (x > 127).astype(">i8"),
+        lambda x: (x > 127).astype("f4"),
+    ],
+)
+def test_0_and_1_are_black_and_white_in_each_part_by_itself(tmp_path, part, image):
+    written = write_hdf5(tmp_path / "plain.hdf5")
+    source = make(hdf5=change_hdf5(tmp_path / "scenes.hdf5", **{f"{part}_image": image}))
+    for one in ("train", "test"):
+        found = source.scenes(one, torch.arange(10)).images[:, 0].numpy()
+        of_part = written[one][:10]
+        np.testing.assert_allclose(found, of_part > 127 if one == part else of_part / 255, atol=1e-6)
+
+
+def test_a_part_in_0_to_1_beside_one_in_0_to_255_is_as_bright(tmp_path):
+    written = write_hdf5(tmp_path / "plain.hdf5")
+    source = make(hdf5=change_hdf5(tmp_path / "scenes.hdf5", test_image=lambda x: (x / 255).astype("f4")))
+    for part in ("train", "test"):
+        found = source.scenes(part, torch.arange(10)).images[:, 0]
+        torch.testing.assert_close(found, torch.from_numpy(written[part][:10]).float() / 255)
+
+
+@pytest.mark.parametrize(
+    "table", [lambda b: b.astype(">f8"), lambda b: b.astype(">i2"), lambda b: b.astype("f2")]
+)
+@pytest.mark.parametrize("padding", [-1, 0])
+def test_boxes_of_any_type_and_padding_are_the_same(tmp_path, table, padding):
+    write_hdf5(tmp_path / "plain.hdf5")
+    plain = make(hdf5=str(tmp_path / "plain.hdf5")).scenes("train", torch.arange(36)).truth
+
+    def changed(boxes: np.ndarray) -> np.ndarray:
+        return table(np.where(boxes[..., 4:] > 0, boxes, padding))
+
+    path = change_hdf5(tmp_path / "scenes.hdf5", train_bbox_w_c=changed, train_digit_count=None)
+    found = make(hdf5=path).scenes("train", torch.arange(36)).truth
+    assert torch.equal(found.boxes, plain.boxes)
+    assert torch.equal(found.labels, plain.labels)
+    assert torch.equal(found.image, plain.image)
+
+
+def test_a_pixel_that_is_not_a_number_is_found_wherever_it_is_and_its_row_named(tmp_path):
+    def one_nan(images: np.ndarray) -> np.ndarray:
+        images = images / 255
+        images[38, 3, 4] = np.nan
+        return images
+
+    path = change_hdf5(tmp_path / "scenes.hdf5", train_image=one_nan)
+    with pytest.raises(
+        UsageError, match=rf"validation scene 2 \({path}: train/full, row 38\): 1 of 1536 pixels are NaN"
+    ):
+        check_source("multimnist", make(hdf5=path))
+
+
+def test_a_wrong_file_of_scenes_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = change_hdf5(
+        tmp_path / "scenes.hdf5",
+        test_image=lambda x: x[:0], test_bbox_w_c=lambda b: b[:0], test_digit_count=lambda c: c[:0],
+    )  # fmt: skip
+    for words in (
+        ["run", "--models", "pca-gmm", "--data", "multimnist", "--out", str(tmp_path / "runs")],
+        ["data", "show", "multimnist", "--n", "1", "--to", str(tmp_path / "sheet.png")],
+        ["data", "export", "multimnist", "--n", "1", "--to", str(tmp_path / "set")],
+        ["data", "check", "multimnist"],
+    ):
+        ran = objbench(*words, "-o", f"multimnist.hdf5={path}")
+        assert (ran.code, ran.out) == (2, "")
+        assert (
+            ran.err
+            == f"objbench: {path}: test/full has no scenes; the train and the test part both need some\n"
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["scenes.hdf5"]

@@ -351,7 +351,9 @@ if __name__ == "__main__":
     print(queue.get(timeout=30))
 """
     (tmp_path / "elsewhere").mkdir()
-    main = tmp_path / "elsewhere" / "main.py"  # which the processes import too, as they do objbench.run.worker
+    main = (
+        tmp_path / "elsewhere" / "main.py"
+    )  # which the processes import too, as they do objbench.run.worker
     main.write_text(program)
     ran = subprocess.run([sys.executable, "-P", str(main)], capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (0, "mine, of the helper\n"), ran.stderr

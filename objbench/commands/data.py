@@ -1,7 +1,9 @@
-"""`objbench data`: look at the scenes of a data set, write them to disk, get what they are made of."""
+"""`objbench data`: look at the scenes of a data set, check them, write them to disk, get what they are made of."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +14,19 @@ from objbench.cells.files import written_beside
 from objbench.cells.overrides import build_source_config, parse_overrides
 from objbench.cells.protocols import protocol
 from objbench.commands.shared import (
+    json_option,
     overrides_option,
     plugin_option,
     protocol_option,
     seed_option,
     split_option,
 )
-from objbench.errors import UsageError
+from objbench.errors import UsageError, told
 from objbench.plugins import load_plugins, load_target
 
 if TYPE_CHECKING:
     from objbench.scenes import GroundTruth, Scenes, SceneSource, Split
+    from objbench.score.scene_survey import Survey
 
 
 _BATCH = 256
@@ -32,7 +36,7 @@ _ON_SHEET = 48
 
 @click.group()
 def data() -> None:
-    """Look at a data set's scenes, export them, fetch what they are made of."""
+    """Look at a data set's scenes, check them, export them, fetch what they are made of."""
 
 
 @data.command()
@@ -121,6 +125,52 @@ def show(
 
 @data.command()
 @click.argument("name")
+@click.option(
+    "--n",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="How many scenes of a split that is generated without end.",
+)
+@seed_option
+@protocol_option
+@overrides_option
+@plugin_option
+@json_option
+def check(
+    name: str,
+    n: int,
+    seed: int,
+    protocol_name: str,
+    options: tuple[str, ...],
+    plugin_files: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Decode all scenes, and report what is in them and what is wrong.
+
+    Wrong is: an image, a box or a label that is not as the contract says, the same image in two splits, and a
+    class that one split has and another has not. Exit code 0: nothing is wrong, 1: something is, 2: the data
+    cannot be read.
+    """
+    source = _source(name, protocol_name, seed, options, plugin_files)
+    from objbench.score.scene_survey import survey
+
+    found = survey(name, source, n)
+    wrong = found.wrong()
+    if as_json:
+        about = {"data": name, "protocol": protocol_name, "seed": seed, "shape": source.shape}
+        click.echo(json.dumps(about | found.as_json(), indent=2))
+    else:
+        _, height, width = source.shape
+        click.echo(f"{name}: seed {seed}, {protocol_name} protocol, {width}x{height} pixels\n")
+        click.echo(_surveyed(found))
+        click.echo("\n".join(f"wrong: {line}" for line in wrong) or "nothing is wrong")
+    sys.exit(bool(wrong))
+
+
+@data.command()
+@click.argument("name")
 @plugin_option
 def fetch(name: str, plugin_files: tuple[str, ...]) -> None:
     """Download what a data set is made of, once, and verify it."""
@@ -138,19 +188,26 @@ def _source(
             f"-o {strange[0]}.{next(iter(overrides[strange[0]]))}: only options of {name} are used here"
         )
     config = build_source_config(registry, name, protocol(protocol_name).name, overrides)
-    source: SceneSource = load_target(registry.source(name).target)(config, seed)
+    try:
+        source: SceneSource = load_target(registry.source(name).target)(config, seed)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"'{name}' does not load: {told(error)}") from None
     return source
 
 
 def _batches(name: str, source: SceneSource, split: Split, n: int) -> Iterator[tuple[int, Scenes]]:
-    """The first n scenes of a split, and the place of the first of each batch."""
+    """The first n scenes of a split, checked, and the place of the first of each batch."""
     import torch
+
+    from objbench.score.scene_checks import check_scenes
 
     size = source.size(split)
     if size is not None and n > size:
         raise UsageError(f"--n {n}: the {split} split of {name} has {size} scenes")
     for start in range(0, n, _BATCH):
-        yield start, source.scenes(split, torch.arange(start, min(n, start + _BATCH)))
+        yield start, check_scenes(name, source, split, torch.arange(start, min(n, start + _BATCH)))
 
 
 def _summary(truth: GroundTruth, classes: tuple[str, ...]) -> str:
@@ -173,4 +230,19 @@ def _summary(truth: GroundTruth, classes: tuple[str, ...]) -> str:
         if len(values):
             least, mean, most = values.min(), values.mean(), values.max()
             lines.append(f"{what:<{wide}}  {least:>7.4g} {mean:>7.2f} {most:>7.4g}")
+    return "\n".join([*lines, ""])
+
+
+def _surveyed(found: Survey) -> str:
+    """A row a split: scenes, range of pixels, objects an image, and the classes it lacks."""
+    lines = [f"{'split':<10}  {'scenes':>12}  {'pixels':>13}  {'objects':>8}  an image: least, mean, most"]
+    for split, row in found.as_json()["splits"].items():
+        pixels = "{:.4g} to {:.4g}".format(*row["pixels"]) if row["pixels"] else "--"
+        spread = "{}, {:.2f}, {}".format(*row["objects_per_image"]) if row["objects_per_image"] else "--"
+        scenes = f"{'first ' * row['without_end']}{row['scenes']:,}"
+        lines.append(f"{split:<10}  {scenes:>12}  {pixels:>13}  {row['objects']:>8,}  {spread}")
+        if row["missing"]:
+            lines.append(f"{'':<10}  no object of {', '.join(row['missing'])}")
+        if row["repeated"]:
+            lines.append(f"{'':<10}  {row['repeated']:,} images are there more than once")
     return "\n".join([*lines, ""])

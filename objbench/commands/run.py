@@ -103,9 +103,11 @@ def run(
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
     from objbench.score.metrics import rescored
+    from objbench.score.scene_checks import check_data_of
 
     devices = find_devices(device)
     cells = matrix(registry, models, data, seeds, scale, overrides)
+    check_data_of(registry, cells)
     store = Store(out)
     if plan_only:
         show_plan(plan(store, cells), workers, as_json)

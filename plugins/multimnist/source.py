@@ -120,3 +120,7 @@ class MultiMnist(SceneSource):
     def fingerprint(self) -> dict[str, Any]:
         """Which digits, how many a split, and their checksum; or those of the HDF5 file."""
         return self._file.fingerprint() if self._file else self._digits.fingerprint()
+
+    def origin(self, split: Split, index: int) -> str:
+        """File, part and row of a scene of an HDF5 file."""
+        return self._file.origin(split, index) if self._file else ""

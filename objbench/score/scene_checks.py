@@ -1,0 +1,226 @@
+"""Are scenes what the contract says? They are checked where they enter, here, for every data plugin.
+
+Of a data set of a known size every scene is decoded and checked, once: a set that was found right is remembered
+in the user's cache under a hash of its name, options, source code and fingerprint. Of one that is generated
+without end the first batch of each split is checked, every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import click
+import torch
+from torch import Tensor
+
+from objbench.cells.files import canonical, write_file
+from objbench.cells.identity import Cell
+from objbench.errors import UsageError, told
+from objbench.options import build
+from objbench.plugins import Registry, load_target
+from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+FIRST = 32
+"""Scenes of a split without end that are checked."""
+VERSION = 1
+"""Raised when something else is checked: what was remembered as right is then looked at again."""
+
+_BATCH = 256
+_VALUES = 2**24  # of pixels, at most, in a batch: 64 MB
+_MANY = 1000  # scenes; checking more is announced
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a batch of scenes."""
+
+    part: Literal["images", "truth"]
+    scene: int | None
+    """Its place in the batch; None when it is the batch as a whole that is wrong."""
+    what: str
+
+
+def faults(scenes: Scenes, shape: SceneShape, classes: int, expected: int) -> list[Fault]:
+    """What is wrong with `expected` scenes of that shape and number of classes; nothing when all is right.
+
+    Images must be `[n, *shape]` float32, finite and in 0..1; the truth of as many images, `image` ascending in
+    0..n-1, boxes finite, of positive size and inside the image, labels in 0..classes-1. At most one entry a
+    scene for its pixels, one for its boxes and one for its labels.
+    """
+    if not (isinstance(scenes, Scenes) and isinstance(scenes.images, Tensor)):
+        return [Fault("images", None, f"{type(scenes).__name__} instead of Scenes with a tensor of images")]
+    if not isinstance(scenes.truth, GroundTruth):
+        return [Fault("truth", None, f"their truth is {type(scenes.truth).__name__}, not GroundTruth")]
+    return _of_images(scenes.images, shape, expected) + _of_truth(scenes.truth, shape, classes, expected)
+
+
+def _of_images(images: Tensor, shape: SceneShape, expected: int) -> list[Fault]:
+    if list(images.shape) != [expected, *shape]:
+        return [Fault("images", None, f"images of shape {list(images.shape)}, not {[expected, *shape]}")]
+    if images.dtype != torch.float32:
+        return [Fault("images", None, f"images of type {_type(images)}, not float32")]
+    if not images.numel():
+        return []
+    low, high = torch.aminmax(images.flatten(1), dim=1)  # NaN where one pixel is NaN
+    found = []
+    for i in torch.nonzero(~((low >= 0) & (high <= 1)))[:, 0].tolist():
+        if bad := int((~images[i].isfinite()).sum()):
+            what = f"{bad} of {images[i].numel()} pixels are NaN or infinite"
+        else:
+            what = f"pixels from {low[i]:.4g} to {high[i]:.4g}; they must be in 0..1"
+        found.append(Fault("images", i, what))
+    return found
+
+
+def _of_truth(truth: GroundTruth, shape: SceneShape, classes: int, n: int) -> list[Fault]:
+    image, boxes, labels = truth.image, truth.boxes, truth.labels
+    if truth.images != n:
+        return [Fault("truth", None, f"their truth is of {truth.images} images, not {n}")]
+    for name, values, dtype in (
+        ("image", image, torch.int64),
+        ("boxes", boxes, torch.float32),
+        ("labels", labels, torch.int64),
+    ):
+        if not isinstance(values, Tensor):
+            return [Fault("truth", None, f"truth.{name} is {type(values).__name__}, not a tensor")]
+        if values.dtype != dtype:
+            right = str(dtype).removeprefix("torch.")
+            return [Fault("truth", None, f"truth.{name} of type {_type(values)}, not {right}")]
+    if not len(image):
+        return []
+    if not ((image.diff() >= 0).all() and image[0] >= 0 and image[-1] < n):
+        return [Fault("truth", None, f"truth.image is not ascending in 0..{n - 1}: {_some(image)}")]
+    limits = boxes.new_tensor([shape.width, shape.height] * 2)
+    good = (boxes >= 0).all(1) & (boxes <= limits).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    found = []
+    for i, j in _first_of_each(image, ~good):
+        box = boxes[j]
+        if not box.isfinite().all():
+            what = "is not finite"
+        elif not (box[2:] > box[:2]).all():
+            what = "has no size (x0, y0, x1, y1 with x1 > x0 and y1 > y0)"
+        else:
+            what = f"leaves the image of {shape.width}x{shape.height} pixels"
+        found.append(Fault("truth", i, f"{_place(image, i, j)}: box {_some(box)} {what}"))
+    for i, j in _first_of_each(image, (labels < 0) | (labels >= classes)):
+        what = f"label {int(labels[j])} is not one of the {classes} classes, 0 to {classes - 1}"
+        found.append(Fault("truth", i, f"{_place(image, i, j)}: {what}"))
+    return found
+
+
+def check_scenes(name: str, source: SceneSource, split: Split, indices: Tensor) -> Scenes:
+    """The scenes at `indices` [n]. UsageError, naming data set, split, scene and value, when they are wrong."""
+    scenes = scenes_of(name, source, split, indices)
+    for fault in faults(scenes, source.shape, len(source.classes), len(indices)):
+        raise UsageError(described(name, source, split, indices, fault))
+    return scenes
+
+
+def check_source(name: str, source: SceneSource, identity: Mapping[str, Any] | None = None) -> None:
+    """Checks the scenes of every split: all where a split has a size, the first `FIRST` where it has none.
+
+    identity: what the scenes depend on, as JSON values. With it, a data set of a known size that was found right
+    is remembered and not decoded again. Raises UsageError on the first thing that is wrong.
+    """
+    sizes = checked_sizes(name, source)
+    scenes = sum(size or 0 for size in sizes.values())
+    remembered = None
+    if identity is not None and scenes:
+        described = {**identity, "shape": source.shape, "classes": source.classes, "checks": VERSION}
+        remembered = _memory() / hashlib.sha256(canonical(described).encode()).hexdigest()[:32]
+    if remembered is None or not remembered.exists():
+        if scenes > _MANY:
+            click.echo(f"{name}: checking its {scenes:,} scenes, once", err=True)
+        for split, size in sizes.items():
+            if size is not None:
+                for indices in batches(source.shape, size):
+                    check_scenes(name, source, split, indices)
+        if remembered is not None:
+            with suppress(OSError):  # a cache that cannot be written only means that it is checked again
+                remembered.parent.mkdir(parents=True, exist_ok=True)
+                write_file(remembered, b"")
+    for split, size in sizes.items():
+        if size is None:
+            check_scenes(name, source, split, torch.arange(FIRST))
+
+
+def check_data_of(registry: Registry, cells: Iterable[Cell]) -> None:
+    """Checks the scenes of every data set that the cells are trained on, each once. UsageError as `check_source`."""
+    seen = set()
+    for cell in cells:
+        identity = cell.training.identity
+        depends_on = {name: identity[name] for name in ("data", "data_config", "data_code", "fingerprint")}
+        if (key := canonical(depends_on)) not in seen:
+            seen.add(key)
+            source_class = load_target(registry.source(identity["data"]).target)
+            config = build(source_class.Config, identity["data"], cell.training.data_config)
+            check_source(identity["data"], source_class(config, 0), depends_on)
+
+
+def checked_sizes(name: str, source: SceneSource) -> dict[Split, int | None]:
+    """How many scenes each split has, None where it is without end. UsageError when one has none."""
+    sizes = {split: source.size(split) for split in SPLITS}
+    for split, size in sizes.items():
+        if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+            raise UsageError(
+                f"{name}: its {split} split has {size!r} scenes; it needs at least one (None is without end)"
+            )
+    return sizes
+
+
+def batches(shape: SceneShape, count: int) -> Iterator[Tensor]:
+    """The indices 0..count-1 in runs whose images need no more than some 64 MB."""
+    length = max(1, min(_BATCH, _VALUES // max(1, shape.channels * shape.height * shape.width)))
+    yield from torch.split(torch.arange(count), length)
+
+
+def scenes_of(name: str, source: SceneSource, split: Split, indices: Tensor) -> Scenes:
+    """The scenes at `indices` [n]; whatever the plugin raises becomes a UsageError of one line."""
+    try:
+        return source.scenes(split, indices)
+    except UsageError:
+        raise
+    except Exception as error:
+        span = f"{int(indices[0])} to {int(indices[-1])}" if len(indices) else "(none)"
+        raise UsageError(f"{name}: {split} scenes {span} cannot be made: {told(error)}") from None
+
+
+def described(name: str, source: SceneSource, split: Split, indices: Tensor, fault: Fault) -> str:
+    """A fault of the scenes at `indices` in one line: data set, split, scene, where it comes from, and what."""
+    if fault.scene is None:
+        return f"{name}: {split} scenes {int(indices[0])} to {int(indices[-1])}: {fault.what}"
+    index = int(indices[fault.scene])
+    origin = source.origin(split, index)
+    return f"{name}: {split} scene {index}{f' ({origin})' * bool(origin)}: {fault.what}"
+
+
+def _memory() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("objbench") / "checked"
+
+
+def _first_of_each(image: Tensor, bad: Tensor) -> Iterator[tuple[int, int]]:
+    """(image, object) of the first bad object of each image."""
+    seen = -1
+    for j in torch.nonzero(bad)[:, 0].tolist():
+        if (i := int(image[j])) != seen:
+            seen = i
+            yield i, j
+
+
+def _place(image: Tensor, i: int, j: int) -> str:
+    return f"object {j - int((image < i).sum())}"
+
+
+def _some(values: Tensor) -> str:
+    shown = ", ".join(f"{v:.6g}" for v in values[:8].tolist())
+    return f"[{shown}{', ...' * (len(values) > 8)}]"
+
+
+def _type(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")

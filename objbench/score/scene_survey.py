@@ -1,0 +1,161 @@
+"""What is in a data set, scene by scene: `objbench data check` prints it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from objbench.scenes import Scenes, SceneSource, Split
+from objbench.score.scene_checks import SPLITS, Fault, batches, checked_sizes, described, faults, scenes_of
+
+SHOWN = 3
+"""Of the faults of a split, and of the images that two splits share."""
+
+_SURE = 10  # objects expected: that none comes by chance has a probability below 1 in 20,000
+
+
+@dataclass
+class SplitSurvey:
+    """What was seen of one split."""
+
+    scenes: int
+    without_end: bool
+    low: float = math.inf
+    """The least value of any pixel, NaN and infinities left out."""
+    high: float = -math.inf
+    per_image: Counter[int] = field(default_factory=Counter)
+    """How many images have so many objects."""
+    per_class: Counter[int] = field(default_factory=Counter)
+    """Objects of each label."""
+    repeated: int = 0
+    """Images that the same split has already; images of one colour are not compared."""
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Survey:
+    """What was seen of a data set."""
+
+    classes: tuple[str, ...]
+    splits: dict[Split, SplitSurvey]
+    shared: dict[tuple[Split, Split], list[tuple[int, int]]] = field(default_factory=dict)
+    """(scene of the one, scene of the other) with equal images, under the names of two splits."""
+
+    def missing(self, split: Split) -> list[str]:
+        """The classes that no object of a split is of."""
+        there = self.splits[split].per_class
+        return [name for label, name in enumerate(self.classes) if not there[label]]
+
+    def wrong(self) -> list[str]:
+        """Everything that is wrong, a line each: faults, equal images in two splits, and classes in one split only."""
+        lines = []
+        for split, seen in self.splits.items():
+            lines += seen.faults[:SHOWN]
+            if len(seen.faults) > SHOWN:
+                lines.append(f"{split}: {len(seen.faults) - SHOWN} more faults of this kind or another")
+        for (one, other), pairs in self.shared.items():
+            some = ", ".join(f"{a} is {b}" for a, b in pairs[:SHOWN])
+            more = ", ..." * (len(pairs) > SHOWN)
+            lines.append(f"{len(pairs)} {other} images are also {one} images (scene {some}{more})")
+        for split in self.splits:
+            if lacks := [name for name in self.missing(split) if self._should_have(split, name)]:
+                lines.append(f"{split} has no object of {', '.join(lacks)}, which another split has")
+        return lines
+
+    def _should_have(self, split: Split, name: str) -> bool:
+        """Whether another split has a class; if only a sample was seen of this one, so often that chance is out."""
+        seen, label = self.splits[split], self.classes.index(name)
+        others = [other.per_class for other in self.splits.values() if other.per_class[label]]
+        most = max((counts[label] / sum(counts.values()) for counts in others), default=0)
+        return bool(others) and (not seen.without_end or most * sum(seen.per_class.values()) >= _SURE)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        rows = {}
+        for split, seen in self.splits.items():
+            images, objects = sum(seen.per_image.values()), sum(seen.per_class.values())
+            rows[split] = {
+                "scenes": seen.scenes,
+                "without_end": seen.without_end,
+                "pixels": [seen.low, seen.high] if seen.low <= seen.high else None,
+                "objects": objects,
+                "objects_per_image": (
+                    [
+                        min(seen.per_image),
+                        sum(k * n for k, n in seen.per_image.items()) / images,
+                        max(seen.per_image),
+                    ]
+                    if images
+                    else None
+                ),
+                "per_class": {name: seen.per_class[label] for label, name in enumerate(self.classes)},
+                "missing": self.missing(split),
+                "repeated": seen.repeated,
+                "faults": seen.faults,
+            }
+        shared = [
+            {"splits": [one, other], "scenes": [list(pair) for pair in pairs]}
+            for (one, other), pairs in self.shared.items()
+        ]
+        return {"splits": rows, "shared": shared, "wrong": self.wrong()}
+
+
+def survey(name: str, source: SceneSource, endless: int) -> Survey:
+    """Decodes every scene of every split; the first `endless` of a split that is generated without end.
+
+    UsageError when a split has no scenes, or the plugin raises.
+    """
+    sizes = checked_sizes(name, source)
+    found = Survey(
+        tuple(source.classes),
+        {split: SplitSurvey(size or endless, size is None) for split, size in sizes.items()},
+    )
+    first_seen: dict[bytes, tuple[Split, int]] = {}
+    for split in SPLITS:
+        for indices in batches(source.shape, found.splits[split].scenes):
+            scenes = scenes_of(name, source, split, indices)
+            bad = faults(scenes, source.shape, len(source.classes), len(indices))
+            found.splits[split].faults += [described(name, source, split, indices, fault) for fault in bad]
+            if all(fault.scene is not None for fault in bad):  # else there is nothing to be counted on
+                _count(found.splits[split], scenes, bad, len(source.classes))
+                _compare(found, first_seen, split, indices, scenes.images)
+    return found
+
+
+def _count(seen: SplitSurvey, scenes: Scenes, bad: list[Fault], classes: int) -> None:
+    if not scenes.images.numel():
+        return
+    images, truth = scenes.images, scenes.truth
+    if any(fault.part == "images" for fault in bad):
+        images = images[images.isfinite()]
+    if images.numel():
+        low, high = torch.aminmax(images)
+        seen.low, seen.high = min(seen.low, float(low)), max(seen.high, float(high))
+    seen.per_image.update(torch.bincount(truth.image, minlength=truth.images).tolist())
+    seen.per_class.update(label for label in truth.labels.tolist() if 0 <= label < classes)
+
+
+def _compare(
+    found: Survey, first_seen: dict[bytes, tuple[Split, int]], split: Split, indices: Tensor, images: Tensor
+) -> None:
+    pixels = images.cpu().contiguous().flatten(2)  # [n, channels, height * width]
+    plain = (
+        (pixels == pixels[:, :, :1]).flatten(1).all(1)
+    )  # of one colour: such images say nothing by being equal
+    for index, image, one_colour in zip(indices.tolist(), pixels, plain.tolist(), strict=True):
+        if one_colour:
+            continue
+        digest = hashlib.sha256(image.numpy().tobytes()).digest()
+        where = first_seen.setdefault(digest, (split, index))
+        if where == (split, index):
+            continue
+        if where[0] == split:
+            found.splits[split].repeated += 1
+        else:
+            found.shared.setdefault((where[0], split), []).append((where[1], index))
