@@ -276,18 +276,19 @@ def train(session: Session, options: Sequence[str]) -> dict[str, Any]:
 
 def last_cell(runs: Path) -> Path:
     """The folder of the cell that was run last."""
-    folders = [path.parent for path in runs.glob("cells/*/record.json")]
+    folders = [path.parent for path in runs.glob("cells/*/*/record.json")]
     if not folders:
         raise RuntimeError("no cell was made; see log.txt")
     return max(folders, key=lambda folder: (folder / "record.json").stat().st_mtime)
 
 
 def keep(folder: Path, out: Path) -> None:
-    """Puts what is small of a cell beside the tables: its running figures, and its weights in half precision."""
+    """Puts what is small of a cell's training beside the tables: running figures, and weights in half precision."""
     import torch
 
     from objbench.score.arrays import load_tensors, save_tensors
 
+    folder = folder.parent
     if (folder / "curve.jsonl").exists():
         (out / "curve.jsonl").write_bytes((folder / "curve.jsonl").read_bytes())
     found = sorted(folder.glob("checkpoint-*.safetensors")) + sorted(folder.glob("weights.safetensors"))
@@ -346,24 +347,24 @@ def measured_phase(
     from objbench.score.random_state import seed_everything
     from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
     from objbench.train.machine import peak_memory_mb
-    from objbench.train.steps import Start, Steps, check_finite
+    from objbench.train.steps import InitialGroup, Steps, check_finite
 
     seed_everything(0)
     device, side = torch.device(device_name), 64 if tiny else 128
     detector = cls(config, SceneShape(1, side, side)).to(device).train()
     optimizers = detector.optimizers()
-    starts = [Start.of(group) for optimizer in optimizers for group in optimizer.param_groups]
+    initial = InitialGroup.of(optimizers)
     batches = [torch.rand(config.batch_size, 1, side, side).pow(4) for _ in range(4)]
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             batches = [images.pin_memory() for images in batches]
-        take = Steps(detector, optimizers, starts)
+        take: Any = Steps(detector, optimizers, initial)
         if way == "captured":
             graph = CudaGraph(device)
             stack.enter_context(graph.stream())
-            take = CapturedSteps(detector, optimizers, starts, graph)
+            take = CapturedSteps(detector, optimizers, initial, graph)
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         warm, seconds, count = 1 if tiny else WARM_STEPS + 3, 0.0, 0
         losses = [take(batches[step % 4], start + step) for step in range(warm)]

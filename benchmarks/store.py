@@ -43,9 +43,10 @@ def rows() -> list[dict[str, Any]]:
         store.prepare()
         with patch("os.fsync"):  # making the example is not what is timed
             for number in range(CELLS):
-                folder = store.folder(f"{number:016x}")
-                folder.mkdir()
-                write_record(folder, replace(CELL, cell=folder.name))
+                key = f"{number:016x}/own"
+                folder = store.folder(key)
+                folder.mkdir(parents=True)
+                write_record(folder, replace(CELL, cell=key))
         size = (folder / "record.json").stat().st_size
         start = time.perf_counter()
         results, warnings = store.results()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -21,9 +22,9 @@ from click.testing import CliRunner
 
 from objbench.cells import files
 from objbench.cells.files import Damaged, read_json, write_json
-from objbench.cells.identity import Cell
-from objbench.cells.result import CellResult, Status
-from objbench.cells.store import read_record, write_record
+from objbench.cells.identity import Cell, Training, write_cell
+from objbench.cells.result import CellResult, Position, Status, Trained
+from objbench.cells.store import read_record, write_record, write_trained
 from objbench.commands.report import report
 from objbench.detector import Detections
 from objbench.errors import UsageError
@@ -35,7 +36,7 @@ from objbench.report.rows import rows_of
 from objbench.report.statistics import Comparison
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import flat, save_tensors
-from objbench.score.metrics import score
+from objbench.score.metrics import by_these_metrics, score
 from objbench_plugins.published import objbench_published
 
 NEW = ModelSpec("new", "", "", label="NEW")
@@ -130,10 +131,11 @@ def test_cells_of_another_plugin_source_or_mixture_never_share_a_row(registry: R
     results = three(0.9, 0.8, 0.7)
     base: dict[str, Any] = {"model_config": {}, "data_config": {}, "protocol": {"name": "demo"}}
     for part, value in (
-        ("model_source", "new"),
-        ("data_source", "new"),
+        ("model_code", "new"),
+        ("data_code", "new"),
+        ("harness_code", "new"),
         ("fingerprint", {"digits": 5}),
-        ("mixture", {"components": 3}),
+        ("clusterer", {"name": "gmm", "config": {"components": 3}}),
         ("protocol", {"name": "demo", "test_scenes": 7}),
     ):
         identities = {r.cell: base | ({part: value} if r.seed == 2 else {}) for r in results}
@@ -433,7 +435,7 @@ def cell_of(model: str, seed: int) -> Cell:
         "data_config": {},
         "protocol": {"name": "demo"},
     }
-    return Cell(identity, {}, {})
+    return Cell(Training(identity, {}, {}, {}), {"name": "own"})
 
 
 def stored(out: Path, model: str, seed: int, found_share: float, status: Status = "done") -> Path:
@@ -441,7 +443,7 @@ def stored(out: Path, model: str, seed: int, found_share: float, status: Status 
     registry, cell = load_plugins(), cell_of(model, seed)
     folder = folder_of(out, model, seed)
     folder.mkdir(parents=True)
-    write_json(folder / "cell.json", vars(cell))
+    write_cell(folder, cell)
     image = torch.arange(30)
     boxes = torch.tensor([[4.0, 4, 12, 12]]).repeat(30, 1)
     truth = GroundTruth(30, image, boxes, image % 3)
@@ -450,14 +452,16 @@ def stored(out: Path, model: str, seed: int, found_share: float, status: Status 
         30, image, torch.where(hit[:, None], boxes, boxes + 20), torch.full((30,), 0.9), image % 3
     )
     if status == "done":
-        save_tensors(folder / "detections.safetensors", flat(found))
-        save_tensors(folder / "truth.safetensors", flat(truth))
+        save_tensors(folder.parent / "detections.safetensors", flat(found))
+        save_tensors(folder.parent / "truth.safetensors", flat(truth))
+        trained = Trained(cell.training.key, Position(), ("a", "b", "c"), (1, 32, 32), False, [], {})
+        write_trained(folder.parent, trained, FILES)
     result = cell.result(
         status,
         metrics=score(registry, found, truth) if status == "done" else {},
-        provenance={"metric_versions": registry.metric_versions},
+        provenance=by_these_metrics(registry, registry.metrics.values()),
     )
-    write_record(folder, result, FILES if status == "done" else [])
+    write_record(folder, result)
     return folder
 
 
@@ -521,7 +525,7 @@ def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
     result, _ = read_record(folder)
     result.metrics["ap50"] = 0.123
     result.provenance["metric_versions"]["ap50"] = 0
-    write_record(folder, result, FILES)
+    write_record(folder, result)
     rows = json.loads(run("--out", str(out), "--format", "json")[0])["rows"]
     assert rows[0]["ap50_std"] == 0
 
@@ -529,7 +533,7 @@ def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
 def edited(folder: Path, **changes: Any) -> None:
     """Changes a record, and makes its checksum fit: whoever edits a file can do that."""
     result, _ = read_record(folder)
-    write_record(folder, replace(result, **changes), FILES)
+    write_record(folder, replace(result, **changes))
 
 
 def cut(path: Path) -> None:
@@ -540,12 +544,13 @@ def cut(path: Path) -> None:
 def add_of_the_future(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "FORMAT", files.FORMAT + 1)
-        write_record(folder, cell_of("gmair", 0).result("done"), FILES)
+        write_record(folder, cell_of("gmair", 0).result("done"))
 
 
 def another_seed(folder: Path) -> None:
     """A second of the same training, passed off as a run of its own."""
-    write_json(folder / "cell.json", vars(cell_of("gmair", 7)))
+    other = cell_of("gmair", 7).training
+    write_json(folder.parent / "training.json", dataclasses.asdict(other))
     edited(folder, seed=7)
 
 
@@ -561,17 +566,25 @@ BAD = {
         "record.json cannot be read",
     ),
     "no identity": (lambda f: (f / "cell.json").unlink(), "cell.json is missing"),
+    "no identity of its training": (
+        lambda f: (f.parent / "training.json").unlink(),
+        "training.json is missing",
+    ),
+    "a training that did not end": (lambda f: (f.parent / "trained.json").unlink(), "trained.json is missing"),
     "detections cut short": (
-        lambda f: cut(f / "detections.safetensors"),
+        lambda f: cut(f.parent / "detections.safetensors"),
         "detections.safetensors was cut short or edited",
     ),
-    "half a copy": (lambda f: (f / "truth.safetensors").unlink(), "truth.safetensors is missing"),
+    "half a copy": (lambda f: (f.parent / "truth.safetensors").unlink(), "truth.safetensors is missing"),
     "a future format": (add_of_the_future, "record.json was written by another version of objbench"),
     "a future field": (
         lambda f: write_json(f / "record.json", read_json(f / "record.json") | {"more": 1}),
         "record.json was written by another version of objbench",
     ),
-    "another identity": (another_seed, f"cell.json is that of cell {cell_of('gmair', 7).key}: a copy, or edited"),
+    "another identity": (
+        another_seed,
+        f"training.json is that of training {cell_of('gmair', 7).training.key}: a copy, or edited",
+    ),
     "another seed": (lambda f: edited(f, seed=7), "record.json was edited: its seed is 7, the cell's 0"),
     "another model": (
         lambda f: edited(f, model="other"),
@@ -597,22 +610,22 @@ def test_a_bad_cell_is_left_out_and_said_in_one_line(out: Path, how: str) -> Non
     row = json.loads(printed)["rows"][0]
     assert (row["model"], row["done"], row["ap50"]) == ("gmair", 1, pytest.approx(AP))
     line, lacking = complaints.splitlines()
-    assert line.startswith(f"warning: cell {folder.name} is left out: {says}")
+    assert line.startswith(f"warning: cell {folder.parent.name}/{folder.name} is left out: {says}")
     assert lacking == "warning: gmair on multimnist (demo): there is no cell of seed 0"
 
 
 def test_a_cell_that_is_there_twice_counts_once(out: Path) -> None:
-    folder = folder_of(out, "gmair", 0)
-    names = {f"{folder.name} (copy)", f"{folder.name}.bak", cell_of("gmair", 9).key}
+    folder = folder_of(out, "gmair", 0).parent
+    names = {f"{folder.name} (copy)", f"{folder.name}.bak", cell_of("gmair", 9).training.key}
     for name in names:
         shutil.copytree(folder, out / "cells" / name)
     printed, complaints = run("--out", str(out), "--format", "json")
     assert json.loads(printed)["rows"][0]["done"] == 2
     assert {line.split(" is left out: ")[0] for line in complaints.splitlines()} == {
-        f"warning: cell {name}" for name in names
+        f"warning: cell {name}/own" for name in names
     }
     assert all(
-        f"it holds the record of cell {folder.name}: a copy" in line for line in complaints.splitlines()
+        f"it holds the record of cell {folder.name}/own: a copy" in line for line in complaints.splitlines()
     )
 
 
@@ -623,8 +636,8 @@ def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_re
     printed, complaints = run(*words)
     assert json.loads(printed)["rows"][0]["done"] == 1
     assert (
-        f"warning: cell {folder.name} is left out: record.json was edited: its ap50 is 0.9900, its detections "
-        "score 0.8100"
+        f"warning: cell {folder.parent.name}/{folder.name} is left out: record.json was edited: its ap50 is "
+        "0.9900, its detections score 0.8100"
     ) in complaints
 
 
@@ -633,16 +646,53 @@ def test_an_infinite_figure_is_what_its_detections_score(out: Path, monkeypatch:
     folder = folder_of(out, "gmair", 0)
     edited(folder, metrics=read_record(folder)[0].metrics | {"ap50": -math.inf})
     result = replace(read_record(folder)[0], path=str(folder))
-    monkeypatch.setattr("objbench.scoring.score", lambda *_: result.metrics | {"ap50": -math.inf})
-    check_figures(load_plugins(), result)
-    monkeypatch.setattr("objbench.scoring.score", lambda *_: result.metrics | {"ap50": 0.5})
+    registry = load_plugins()
+
+    def scores(value: float) -> None:
+        scored = [(registry.metrics["ap50"], {"ap50": value})]
+        monkeypatch.setattr("objbench.score.metrics.score_each", lambda *_: iter(scored))
+
+    scores(-math.inf)
+    check_figures(registry, result)
+    scores(0.5)
     with pytest.raises(Damaged, match="its ap50 is nan"):
+        check_figures(registry, result)
+
+
+def test_a_metric_edited_without_a_new_version_is_reported_as_that(out: Path) -> None:
+    """And not as a record that somebody edited."""
+    folder = folder_of(out, "gmair", 0)
+    result = replace(read_record(folder)[0], path=str(folder))
+    result.metrics["ap50"] = 0.99
+    with pytest.raises(Damaged, match=r"record\.json was edited: its ap50 is 0\.9900"):
         check_figures(load_plugins(), result)
+    result.provenance["metric_code"]["ap50"] = "0" * 16
+    with pytest.raises(
+        Damaged, match=r"metric 'ap50' as it is now, whose code was changed without a new version"
+    ):
+        check_figures(load_plugins(), result)
+
+
+def test_cells_of_one_row_that_were_run_in_different_surroundings_are_noted(out: Path) -> None:
+    def surroundings(seed: int, torch: str, device: str = "AMD", objbench: str = "0.1.0") -> None:
+        folder = folder_of(out, "gmair", seed)
+        told = {"packages": {"torch": torch}, "device": device, "objbench": objbench}
+        edited(folder, provenance=read_record(folder)[0].provenance | told)
+
+    surroundings(0, "2.9.1")
+    surroundings(1, "2.9.0+cpu")
+    assert "differ in" not in run("--out", str(out))[0], "a patch release is no other torch"
+    surroundings(1, "2.10.0", "Intel", "0.2.0")
+    printed = run("--out", str(out))[0]
+    assert (
+        "GMAIR on MultiMNIST: its cells differ in objbench (0.1.0, 0.2.0), torch (2.10, 2.9), device (AMD, Intel)"
+        in printed
+    )
 
 
 def test_seeds_that_a_row_lacks_are_said(out: Path) -> None:
     for seed in (0, 2):
-        shutil.rmtree(folder_of(out, "other", seed))
+        shutil.rmtree(folder_of(out, "other", seed).parent)
     assert run("--out", str(out))[1].splitlines() == [
         "warning: other on multimnist (demo): there is no cell of seeds 0, 2"
     ]

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from objbench.errors import UsageError
-from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
+from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split, first_indices
 from objbench.score.scene_checks import FIRST, check_scenes, check_source, faults
-from objbench.training import first_indices
 from running import objbench
 
 SHAPE = SceneShape(3, 20, 30)

@@ -6,6 +6,7 @@ A row is every seed of one (protocol, data, model, configuration). `objbench.rep
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,7 @@ def _notes(
         notes.append(f"{name} stands in for {imitated}: a figure on it is not a figure on {imitated}.")
     if any(r["oracle"] for r in ours):
         notes.append("Oracle: was given the true boxes; a bound to compare with, not a detector.")
+    notes += [line for row, r in zip(rows, records, strict=True) if (line := _mixed(row, r))]
     for kind, known in (("model", registry.models), ("data", registry.data)):
         for name in dict.fromkeys(r[kind] for r in ours if r[kind] not in known):
             notes.append(f"No plugin registers {name} any more: its label, and what it is, cannot be told.")
@@ -189,3 +191,21 @@ def _notes(
     published = [row.published for row in rows if row.published]
     notes += [f"Paper: {source}." for source in dict.fromkeys(p.source for p in published)]
     return notes + list(dict.fromkeys(p.note for p in published if p.note))
+
+
+def _mixed(row: Row, record: Mapping[str, Any]) -> str:
+    """A note on a row whose finished cells were run by different versions or on different devices; else ""."""
+    found: dict[str, set[str]] = {"objbench": set(), "torch": set(), "device": set()}
+    for result in row.done:
+        known = result.provenance
+        minor = re.match(r"\d+\.\d+", str(known.get("packages", {}).get("torch", "")))
+        for name, value in (
+            ("objbench", known.get("objbench")),
+            ("torch", minor and minor[0]),
+            ("device", known.get("device")),
+        ):
+            if value:
+                found[name].add(value)
+    mixed = [f"{name} ({', '.join(sorted(values))})" for name, values in found.items() if len(values) > 1]
+    where = f"{record['model_label']} on {record['data_label']}"
+    return f"{where}: its cells differ in {', '.join(mixed)}." if mixed else ""
