@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install lint bench clean
+.PHONY: demo test test-fast install lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/objbench run --models gmair,spair --data multimnist --protocol demo --workers 2
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# What a change can break in a minute: everything but training, fuzzing and whole commands.
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
 
 install: $(VENV)/.installed
 

@@ -36,7 +36,7 @@ def main() -> None:
         keep([result for result in results if result.status == "done"], Store(folder))
     for name, form in TABLES.items():
         write_file(folder / name, report(folder, form, paper=not parsed.ours_alone).encode())
-    draw_curves(folder)
+    draw_curves(folder, {"ap50": "AP at IoU 0.5", "acc": "ACC, one to one", "nmi": "NMI"})
     draw_scenes(folder)
     write_file(README, with_tables(README.read_text()).encode())
 

@@ -32,6 +32,27 @@ def test_a_quick_answer_imports_nothing_heavy(words: list[str]) -> None:
     assert json.loads(ran.stdout.splitlines()[-1]) == []
 
 
+CELLS = "code difference files identity matrix overrides plan protocols result store".split()
+LIGHT = [f"objbench.cells.{name}" for name in CELLS]
+LIGHT += ["objbench.run.runner", "objbench.run.link", "objbench.run.local"]
+LIGHT += [
+    "objbench.report.rows",
+    "objbench.report.tables",
+    "objbench.report.text",
+    "objbench.report.believed",
+]
+
+
+def test_facts_and_the_runner_and_tables_are_imported_without_torch() -> None:
+    there = {path.stem for path in (Path(objbench.__file__).parent / "cells").glob("[!_]*.py")}
+    assert set(CELLS) == there, "all of the room"
+    code = (
+        f"import importlib, sys\n[importlib.import_module(n) for n in {LIGHT}]\nprint('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
 def test_the_harness_imports_no_plugin(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):

@@ -12,6 +12,7 @@ from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training,
 from objbench.cells.overrides import Overrides, build_model_config, build_source_config
 from objbench.cells.protocols import Protocol
 from objbench.errors import UsageError, told, unknown
+from objbench.hookspecs import ModelSpec
 from objbench.options import as_json, build
 from objbench.plugins import Registry, load_target
 
@@ -54,7 +55,7 @@ def matrix(
                 check_fit(load_target(spec.target), config, source.shape, model, data_name)
                 of_model = {"model": model, "model_config": identity_of(config)}
                 code = code_now(registry, model, data_name)
-            clusterer = {"name": OWN} if spec.clusters else _mixture(mixture_config)
+            clusterer = clusterer_of(spec, mixture_config)
             model_config, data_config = as_json(config), as_json(source_config)
             for seed in range(seeds):
                 identity = plain(of_data | of_model | _digests(code) | {"seed": seed})
@@ -71,7 +72,7 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     source = source_class(build(source_class.Config, data.name, then.data_config), 0)
     code = code_now(registry, model, data.name)
     identity = then.identity | _digests(code) | {"fingerprint": plain(source.fingerprint())}
-    clusterer = old.clusterer if old.clusterer["name"] == OWN else _mixture(old.clusterer["config"])
+    clusterer = clusterer_of(registry.model(model), old.clusterer.get("config", {}))
     return Cell(dataclasses.replace(then, identity=identity, code=code), clusterer)
 
 
@@ -124,8 +125,11 @@ def _digests(code: Mapping[str, Code]) -> dict[str, str]:
     return {name: digest(files) for name, files in code.items()}
 
 
-def _mixture(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": MIXTURE, "config": plain(config), "code": digest(clustering_code())}
+def clusterer_of(spec: ModelSpec, mixture: Mapping[str, Any]) -> dict[str, Any]:
+    """What clusters for a detector: itself, or a mixture with this config; as `Cell.clusterer`."""
+    if spec.clusters:
+        return {"name": OWN}
+    return {"name": MIXTURE, "config": plain(mixture), "code": digest(clustering_code())}
 
 
 def _check_owners(registry: Registry, used: list[str], overrides: Overrides) -> None:

@@ -65,6 +65,8 @@ def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
 
     click.echo(f"{facts['name']} ({facts['kind']}): {facts['summary']}\nfrom {facts['target']}\n")
     click.echo(facts["doc"])
+    outside = f"; that of {', '.join(facts['foreign'])} is not" if facts["foreign"] else ""
+    click.echo(f"\ncode in the key of its cells: {', '.join(facts['code']) or 'none'}{outside}")
     for row in facts["options"]:
         allowed = f" ({row['allowed']})" if row["allowed"] else ""
         default = shlex.quote(f"{name}.{row['name']}={as_text(row['default'])}")
@@ -77,6 +79,7 @@ def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
 def _facts(registry: Registry, name: str) -> dict[str, Any]:
     from inspect import getdoc
 
+    from objbench.cells.code import clustering_code, code_of, foreign
     from objbench.cells.protocols import PROTOCOLS
     from objbench.options import as_json, describe
 
@@ -89,6 +92,8 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
             "summary": "the Gaussian mixture that clusters the what-latents of detectors without clusters",
             "target": "objbench.cells.identity:MixtureConfig",
             "doc": getdoc(MixtureConfig) or "",
+            "code": sorted(clustering_code()),
+            "foreign": ["sklearn"],
             "options": [{**asdict(row), "settings": {}} for row in describe(MixtureConfig)],
         }
     kinds: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
@@ -121,5 +126,7 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
         "summary": spec.summary,
         "target": spec.target,
         "doc": getdoc(target) or "",
+        "code": sorted(code_of(spec.target)),
+        "foreign": foreign(spec.target),
         "options": options,
     }

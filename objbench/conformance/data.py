@@ -81,6 +81,11 @@ def _registration(subject: DataSubject) -> str:
     return registration.light(subject.registry, "data set", subject.name)
 
 
+@check("code", "keys", registration.CODE)
+def _code(subject: DataSubject) -> str:
+    return registration.code(subject.registry, "data set", subject.name)
+
+
 @check("settings", "config", "`settings` answers for every protocol, with options that exist")
 def _settings(subject: DataSubject) -> str:
     for protocol in PROTOCOLS:

@@ -58,7 +58,7 @@ def truth_and_detections() -> tuple[Detections, GroundTruth]:
     m = len(image)
     clusters = torch.cat([truth.labels[kept], torch.zeros(IMAGES // 2).long()])
     clusters[::5] = 3
-    scores = (torch.randperm(m, generator=generator) + 1) / (m + 1)  # no two alike: their order is defined
+    scores = (torch.randperm(m, generator=generator) // 3 + 1) / (m // 3 + 2)  # ties: three of each score
     return Detections(
         IMAGES, image, boxes, scores, clusters, torch.randn(m, LATENT, generator=generator)
     ), truth
@@ -78,6 +78,11 @@ def different(one: dict[str, float], other: dict[str, float]) -> str:
 @check("registration", "registering", registration.EXPECTED)
 def _registration(subject: MetricSubject) -> str:
     return registration.light(subject.registry, "metric", subject.name)
+
+
+@check("code", "keys", registration.CODE)
+def _code(subject: MetricSubject) -> str:
+    return registration.code(subject.registry, "metric", subject.name)
 
 
 @check(

@@ -209,6 +209,11 @@ def _registration(subject: ModelSubject) -> str:
     return registration.light(subject.registry, "model", subject.name)
 
 
+@check("code", "keys", registration.CODE)
+def _code(subject: ModelSubject) -> str:
+    return registration.code(subject.registry, "model", subject.name)
+
+
 @check("settings", "config", "`settings` answers for every protocol and data set, with options that exist")
 def _settings(subject: ModelSubject) -> str:
     for protocol in PROTOCOLS:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from objbench.cells.code import code_of, foreign
 from objbench.conformance.kit import DoesNotApply, Wrong
+from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec
 from objbench.plugins import Registry
 
 HEAVY = ["torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn"]
@@ -19,6 +21,19 @@ _IMPORT = (
     "[importlib.import_module(name) for name in {modules!r}]; "
     "print(json.dumps([name for name in {heavy!r} if name in sys.modules]), file=out)"
 )
+
+
+CODE = "the code that its figures depend on is found: files of its own package, reached by import"
+
+
+def code(registry: Registry, kind: str, name: str) -> str:
+    """Names the files that are in a key, and the packages whose code is not."""
+    table: dict[str, dict[str, ModelSpec | DataSpec | MetricSpec]] = {
+        "model": {**registry.models}, "data set": {**registry.data}, "metric": {**registry.metrics}
+    }  # fmt: skip
+    target = table[kind][name].target
+    files, others = code_of(target), foreign(target)
+    return f"{len(files)} files in the key" + (f"; not {', '.join(others)}, imported too" if others else "")
 
 
 def light(registry: Registry, kind: str, name: str) -> str:

@@ -15,13 +15,10 @@ from objbench.report.pictures import draw_found, draw_true
 from objbench.scenes import Scenes
 from objbench.score.arrays import load_detections, load_tensors, load_truth
 
-CURVES = {"ap50": "AP at IoU 0.5", "acc": "ACC, one to one", "nmi": "NMI"}
-"""Metric value -> the title of its panel."""
 
-
-def draw_curves(folder: Path, metrics: Mapping[str, str] = CURVES) -> None:
+def draw_curves(folder: Path, metrics: Mapping[str, str]) -> None:
     """Writes curves.png: metrics on validation scenes over training, as the paper's Fig. 2a; a panel a data set and
-    metric. Nothing is written when no training has a curve.
+    metric. Nothing is written when no training has a curve. metrics: metric value -> the title of its panel.
     """
     runs: dict[str, dict[str, list[Sequence[dict[str, Any]]]]] = defaultdict(lambda: defaultdict(list))
     for result in Store(folder).results()[0]:

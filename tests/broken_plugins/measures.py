@@ -26,6 +26,12 @@ def order(detections, truth):
     return {"boxes": float(detections.scores[0]) if len(detections.scores) else 0.0}
 
 
+def ties(detections, truth):
+    """Depends on the order of detections of one score alone, as a stable sort keeps it."""
+    best = detections.scores.argsort(descending=True, stable=True)[:1]
+    return {"boxes": float(detections.boxes[best, 0].sum())}
+
+
 def clusters(detections, truth):
     same = detections.clusters is not None and len(detections.clusters)
     return {"boxes": float((detections.clusters == 1).float().mean()) if same else 0.0}
@@ -52,4 +58,7 @@ def objbench_metrics():
         MetricSpec(f"bad-{name}", "broken", f"measures:{function.__name__}", columns={"boxes": "BOXES"})
         for name, function in BROKEN.items()
     ]
+    broken.append(
+        MetricSpec("ties", "hangs on the order of ties", "measures:ties", columns={"boxes": "BOXES"})
+    )
     return [MetricSpec("sound", "breaks nothing", "measures:sound", columns={"boxes": "BOXES"}), *broken]
