@@ -161,7 +161,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
     link.tell({"phase": "scoring"})
     found, truth = detect(built.detector, built.evaluation, "test", protocol.test_scenes)
     tensors = {"weights": built.detector.state_dict()}
-    warnings = []
+    warnings = list(built.detector.warnings())
     if before.step and before.machine != at.machine:
         warnings.append(f"trained on {before.machine} to step {before.step}, then on {at.machine}")
     if built.mixture:
