@@ -325,6 +325,16 @@ def test_gating_with_all_cells_changes_nothing_and_with_few_only_what_they_hold(
     assert few["what"] < plain["what"] / 2
 
 
+def test_before_gating_a_step_uses_the_first_images_of_the_batch():
+    model = small_space(warmup_images=2, gate_from=0.1, gate_cells=4)
+    used, infer = [], model.infer_cells
+    model.infer_cells = lambda images: (used.append(images), infer(images))[1]
+    images = torch.rand(5, 1, 32, 32)
+    for step, n in ((9, 2), (10, 5)):
+        model.training_step(images, step)
+        assert torch.equal(used[-1], images[:n])
+
+
 def test_it_learns():
     model = small_space(steps=40, lr=1e-3)
     images = torch.zeros(8, 1, 32, 32)

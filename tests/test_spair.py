@@ -276,6 +276,16 @@ def test_gating_starts_at_its_step_and_keeps_the_most_present():
     torch.testing.assert_close(kept, cells.presence[..., 0].sort(1, descending=True).values[:, :2])
 
 
+def test_before_gating_a_step_uses_the_first_images_of_the_batch():
+    m = model(warmup_images=2, gate_step=10, gate_cells=4)
+    used, infer = [], m.infer
+    m.infer = lambda images, *rest: (used.append(images), infer(images, *rest))[1]
+    images = some_images(m.shape, 5)
+    for step, n in ((9, 2), (10, 5)):
+        m.training_step(images, step)
+        assert torch.equal(used[-1], images[:n])
+
+
 # The backbone, the boxes
 
 
