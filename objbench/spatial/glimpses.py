@@ -45,7 +45,7 @@ CACHED = 4_000_000
 
 
 class Painter:
-    """Paints glimpses into boxes; the resampling of a set of boxes is worked out once for all that is painted there."""
+    """Paints glimpses into boxes; the resampling of a set of boxes is computed once for all that is painted there."""
 
     def __init__(self, boxes: Tensor, glimpse: int, height: int, width: int) -> None:
         """boxes: [n, k, 4] xyxy in pixels, of positive size; glimpse: the side g of a glimpse; the canvas in pixels."""

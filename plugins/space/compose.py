@@ -5,7 +5,7 @@ of cell i,
 
     sum over all cells of exp(l_i)  =  cells + sum over boxes that reach the pixel of (exp(l_i) - 1),
 
-and only the pixels inside boxes are ever looked at: each box has a window of the canvas, big enough to hold
+and only pixels inside boxes need to be computed: each box has a window of the canvas, big enough to hold
 it, and windows are added into the canvas. The published code makes a whole canvas for every cell, and so does
 `reference.py`. The sizes of windows depend on values, for which a GPU would have to wait: there, the window of each
 box is the whole canvas (`Canvases`).

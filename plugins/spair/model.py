@@ -128,7 +128,7 @@ class Spair(Detector):
         self.cells = self.rows * self.columns
         context_size = 4 + c.what_dim + 2  # what a neighbour reads of a cell: box, what, depth and presence
         # Box, depth and presence network all read features and context: these are the first layers of all three. Depth
-        # and presence network also read what the networks before them found, and `carry` features of theirs.
+        # and presence network also read the attributes from the networks before them, and `carry` features.
         self.from_features = nn.Linear(c.features, 3 * c.hidden)
         self.from_context = nn.Linear(len(NEIGHBOURS) * context_size, 3 * c.hidden, bias=False)
         self.box_net = networks.perceptron(c.hidden, (c.hidden,), 8 + c.carry)
