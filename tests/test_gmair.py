@@ -501,6 +501,16 @@ def test_an_image_that_a_backbone_cannot_do_is_refused(backbone, height, says):
         Gmair(config, SceneShape(1, height, 32))
 
 
+def test_a_batch_that_the_backbone_cannot_normalise_is_refused():
+    config = dataclasses.replace(small().config, backbone="resnet18", batch_size=1)
+    with pytest.raises(UsageError, match="batch_size=1 needs images larger than 32x32"):
+        Gmair(config, SceneShape(1, 32, 32))
+    for batch, width in ((2, 32), (1, 64)):
+        model = Gmair(dataclasses.replace(config, batch_size=batch), SceneShape(1, 32, width)).train()
+        terms = model.training_step(torch.rand(batch, 1, 32, width), 0)
+        assert torch.stack(list(terms.values())).isfinite().all()
+
+
 @pytest.mark.parametrize("backbone", list(networks.MULTIPLES))
 def test_an_image_that_a_backbone_can_do_is_taken(backbone):
     side = networks.MULTIPLES[backbone]

@@ -111,6 +111,11 @@ class Gmair(Detector):
                     f"gmair.backbone={backbone} needs image sides that are multiples of {multiple}, and an image of "
                     f"{shape.height}x{shape.width} has others ({', '.join(others)})"
                 )
+        if c.backbone == "resnet18" and shape[1:] == (32, 32) and c.batch_size == 1:
+            raise UsageError(
+                "gmair.backbone=resnet18 with gmair.batch_size=1 needs images larger than 32x32: its batch normalisation "
+                "cannot use the one value that each feature has there; take a batch of 2 or more"
+            )
         self.grid = (shape.height // networks.STRIDE, shape.width // networks.STRIDE)
         self.cells = self.grid[0] * self.grid[1]
         if c.backbone == "resnet18":
