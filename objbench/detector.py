@@ -199,7 +199,7 @@ class Detector(nn.Module):
 
     @property
     def captured(self) -> bool:
-        """Whether the training step is now run as a step that is captured: without Python's decisions on values."""
+        """Whether the training step runs as one that is captured for a GPU: no size in it may then depend on values."""
         return self.held is not None
 
     def reconstruct(self, images: Tensor) -> Tensor | None:

@@ -396,7 +396,7 @@ def test_reconstruction_is_a_picture():
     ("shape", "options", "said"),
     [
         ((1, 48, 64), {"cell_size": 32}, "space.cell_size=32 does not divide an image of 48x64"),
-        ((1, 40, 40), {"cell_size": 8}, "multiples of 32, and an image of 40x40 has others"),
+        ((1, 40, 40), {"cell_size": 8}, "multiples of 32, but images are 40x40"),
         ((1, 64, 64), {"cell_size": 12}, "cell_size=12 is not 8, 16 or 32"),
         ((1, 64, 64), {"glimpse_nets": "conv"}, "glimpse=8"),
         ((1, 64, 64), {"boundary_width": 4}, "boundary_width=4 leaves no middle of glimpse=8"),

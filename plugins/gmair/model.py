@@ -106,14 +106,16 @@ class Gmair(Detector):
         c = config
         for backbone, multiple in networks.MULTIPLES.items():
             if c.backbone == backbone and (shape.height % multiple or shape.width % multiple):
-                others = [f"{b} needs {m}" for b, m in networks.MULTIPLES.items() if b != backbone]
+                others = [
+                    f"{b} needs multiples of {m}" for b, m in networks.MULTIPLES.items() if b != backbone
+                ]
                 raise UsageError(
-                    f"gmair.backbone={backbone} needs image sides that are multiples of {multiple}, and an image of "
-                    f"{shape.height}x{shape.width} has others ({', '.join(others)})"
+                    f"gmair.backbone={backbone} needs image sides that are multiples of {multiple}, but images are "
+                    f"{shape.height}x{shape.width} ({', '.join(others)})"
                 )
         if c.backbone == "resnet18" and shape[1:] == (32, 32) and c.batch_size == 1:
             raise UsageError(
-                "gmair.backbone=resnet18 with gmair.batch_size=1 needs images larger than 32x32: its batch normalisation "
+                "gmair.backbone=resnet18 with gmair.batch_size=1 needs images larger than 32x32: batch normalisation "
                 "cannot use the one value that each feature has there; take a batch of 2 or more"
             )
         self.grid = (shape.height // networks.STRIDE, shape.width // networks.STRIDE)

@@ -123,7 +123,9 @@ class Space(Detector):
             )
         stride = networks.BACKGROUND_STRIDE
         if shape.height % stride or shape.width % stride:
-            raise UsageError(f"space needs image sides that are multiples of {stride}, and {size} has others")
+            raise UsageError(
+                f"space needs image sides that are multiples of {stride}, but images are {shape.height}x{shape.width}"
+            )
         self.grid = (shape.height // c.cell_size, shape.width // c.cell_size)
         self.cells = self.grid[0] * self.grid[1]
         self.image_encoder = networks.ImageEncoder(shape.channels, c.cell_size, c.backbone_width)
