@@ -23,10 +23,10 @@ from typing import Any
 
 from objbench.run.local import ENVIRONMENT
 
-ALL = {"gate_cells": 0, "first_batch": 0}
+ALL = {"gate_cells": 0, "warmup_images": 0}
 LATE = {"gmair": {"gate_step": 0}, "spair": {"gate_step": 0}, "space": {"gate_from": 0.0}}
 """Makes a step gated wherever it is; with it, steps are those of the end of training, when schedules have run out."""
-SPAIR_11 = {"what_dim": 50, "anchor": 48.0, "wheels_steps": 0}
+SPAIR_11 = {"what_dim": 50, "anchor": 48.0, "where_frozen_steps": 0}
 """As SPAIR was published; the paper compares with A = 256 and anchor 72."""
 
 

@@ -7,7 +7,7 @@ metrics, pictures and tables.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,8 @@ PRESENT = 0.5
 
 AP ranks all detections, whatever their score.
 """
+MIN_SCORE = 0.01
+"""Candidates with a score below this are not worth returning: `Detections.from_padded` drops them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Detections:
         scores: Tensor,  # [n, k]
         clusters: Tensor | None = None,  # [n, k]
         what: Tensor | None = None,  # [n, k, A]
-        min_score: float = 0.01,
+        min_score: float = MIN_SCORE,
     ) -> Detections:
         """From k candidates an image; dropped are scores below `min_score` and boxes of no width or no height.
 
@@ -159,6 +161,14 @@ class Detector(nn.Module):
         """Numbers to log beside the loss, of the last training step (cluster usage, objects an image)."""
         return {}
 
+    def warnings(self) -> list[str]:
+        """What a reader of the results must know about this training, a sentence each; none unless overridden.
+
+        Called once after training, in the process that ended it: what it says must follow from the config and the
+        `state_dict`, which checkpoints keep. It goes into the record and is printed.
+        """
+        return []
+
     def milestones(self) -> tuple[int, ...]:
         """Steps before which training pauses for `at_milestone`; none unless overridden."""
         return ()
@@ -187,6 +197,11 @@ class Detector(nn.Module):
         """What `training_step` takes its `schedule` from: plain numbers, or under capture 0-dim tensors."""
         return self.schedule(step) if self.held is None else self.held
 
+    @property
+    def captured(self) -> bool:
+        """Whether the training step runs as one that is captured for a GPU: no size in it may then depend on values."""
+        return self.held is not None
+
     def reconstruct(self, images: Tensor) -> Tensor | None:
         """The model's own picture of `images`, same shape, for `objbench show`; None when it has none."""
         return None
@@ -202,6 +217,12 @@ class Detector(nn.Module):
     def detect_scenes(self, scenes: Scenes) -> Detections:
         """What the harness calls. Only an oracle overrides it; for others `scenes.truth` is empty."""
         return self.detect(scenes.images)
+
+
+def other_parameters(module: nn.Module, chosen: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters of a module that are not among the chosen ones: for optimisers with several groups."""
+    identities = {id(parameter) for parameter in chosen}
+    return [parameter for parameter in module.parameters() if id(parameter) not in identities]
 
 
 def trains_by_steps(detector: type[Detector]) -> bool:

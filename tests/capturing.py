@@ -95,12 +95,14 @@ class Case:
 
 SMALL = [
     Case("gmair", "demo", dict(
-        steps=24, batch_size=4, first_batch=2, gate_step=5, mixture_start=10, detach_steps=15, overlap_steps=19,
+        steps=24, batch_size=4, warmup_images=2, gate_step=5, mixture_start=10, detach_steps=15, overlap_steps=19,
         lr_end=0.1,
     )),
-    Case("spair", "demo", dict(steps=16, batch_size=4, first_batch=2, gate_step=5, wheels_steps=10, lr_end=0.5)),
+    Case("spair", "demo", dict(
+        steps=16, batch_size=4, warmup_images=2, gate_step=5, where_frozen_steps=10, lr_end=0.5,
+    )),
     Case("space", "demo", dict(
-        steps=24, batch_size=4, first_batch=2, fixed_alpha_until=0.2, gate_from=0.4, boundary_from=0.6,
+        steps=24, batch_size=4, warmup_images=2, fixed_alpha_until=0.2, gate_from=0.4, boundary_from=0.6,
         boundary_until=0.8, lr_end=0.1,
     )),
 ]  # fmt: skip

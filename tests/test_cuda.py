@@ -40,8 +40,8 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, 
 GPU = torch.device("cuda")
 LARGE = [
     Case("gmair", "paper", dict(batch_size=2), side=128, channels=3),
-    Case("spair", "paper", dict(batch_size=2, wheels_steps=0), side=128, channels=3),
-    Case("space", "paper", dict(batch_size=1, cell=16, components=3, steps=100), side=64, channels=3),
+    Case("spair", "paper", dict(batch_size=2, where_frozen_steps=0), side=128, channels=3),
+    Case("space", "paper", dict(batch_size=1, cell_size=16, components=3, steps=100), side=64, channels=3),
 ]
 """The networks of the paper, which the small cases do without."""
 

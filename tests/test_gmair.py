@@ -7,13 +7,20 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
+from objbench.detector import Detector
 from objbench.errors import UsageError
-from objbench.latents import categorical_kl, gumbel_softmax, normal_kl
+from objbench.latents import categorical_kl, gumbel_softmax, normal_kl, positive
 from objbench.options import build
 from objbench.scenes import SceneShape
+from objbench.spatial import canvases, crop, top_cells
+from objbench_plugins.gmair import mixture as gmair_mixture
+from objbench_plugins.gmair import networks
 from objbench_plugins.gmair.config import GmairConfig
+from objbench_plugins.gmair.losses import EPS, log_presence_prior
+from objbench_plugins.gmair.losses import presence_kl as presence_kl_of_logs
 from objbench_plugins.gmair.mixture import inverse_softplus, start_mixture
-from objbench_plugins.gmair.model import EPS, Gmair, bernoulli_kl, positive
+from objbench_plugins.gmair.model import Gmair, WhatPrior
+from objbench_plugins.gmair.render import render, render_published
 
 
 def small(channels: int = 1, size: int = 32, **options) -> Gmair:
@@ -43,7 +50,7 @@ def pictures(n: int = 4, channels: int = 1, size: int = 32) -> torch.Tensor:
 
 
 def presence_kl(chance: torch.Tensor, prior: float) -> torch.Tensor:
-    return bernoulli_kl(chance, math.log(prior + EPS), math.log(1 - prior + EPS))
+    return presence_kl_of_logs(chance, math.log(prior + EPS), math.log(1 - prior + EPS))
 
 
 def test_bernoulli_kl_is_torchs():
@@ -78,7 +85,7 @@ def test_what_kl_is_the_expected_log_ratio_under_the_mixture_component():
     model = small()
     cat = torch.eye(model.config.clusters)[3].expand(1, 1, -1)
     mean, std = torch.randn(1, 1, 8), torch.rand(1, 1, 8) + 0.2
-    prior = model.what_prior(cat, step=10**6)
+    prior = model.what_prior(cat, WhatPrior.LEARNED)
     kl = normal_kl(mean, std, *prior).sum()
     what = mean + std * torch.randn(200_000, 1, 8)
     sampled = (Normal(mean, std).log_prob(what) - Normal(*prior).log_prob(what)).sum(-1)
@@ -100,7 +107,7 @@ def test_gumbel_softmax_picks_each_cluster_with_its_chance():
 
 def test_terms_are_those_of_equation_11_computed_again_the_plain_way():
     """Same noise, dense canvases, loops over cells: the sum and every term agree."""
-    model = small(presence="mean", mixture_start=0, gate_cells=0, first_batch=0).train()
+    model = small(presence="mean", mixture_start=0, gate_cells=0, warmup_images=0).train()
     images, step = pictures(), 7
     torch.manual_seed(5)
     terms = model.training_step(images, step)
@@ -108,16 +115,18 @@ def test_terms_are_those_of_equation_11_computed_again_the_plain_way():
     torch.manual_seed(5)
     c = model.config
     cells = model.infer_cells(images)
+    n, k = cells.presence_prob.shape
+    objects = model.infer_objects(images, cells, top_cells(cells.presence_prob, 0), sample=True)
+    torch.manual_seed(5)
     where = cells.where_mean + cells.where_std * torch.randn_like(cells.where_mean)
     depth = cells.depth_mean + cells.depth_std * torch.randn_like(cells.depth_mean)
-    objects = model.infer_objects(images, cells.presence, model.boxes(where), depth, sample=True)
+    assert torch.equal(objects.boxes, model.boxes(where))
+    assert torch.equal(objects.depth, depth)
     colour, alpha = model.decode(objects.what)
-    n, k = cells.presence.shape
     prior = math.exp(-0.01 * step)
     expected = dict.fromkeys(terms, 0.0)
-    from objbench.spatial.reference import canvases
 
-    shown = alpha * cells.presence[..., None, None, None]
+    shown = alpha * cells.presence_prob[..., None, None, None]
     importance = (shown * 4 * torch.sigmoid(depth)[..., None, None, None]).clamp(min=1e-4)
     top = canvases(colour * shown * importance, objects.boxes, 32, 32).sum(1)
     image = (top / (canvases(importance, objects.boxes, 32, 32).sum(1) + 1e-9)).clamp(0, 1)
@@ -132,7 +141,7 @@ def test_terms_are_those_of_equation_11_computed_again_the_plain_way():
         for pixel in painted[i].flatten(1).T:
             expected["overlap"] += c.overlap * float(pixel.sum() - pixel.max()) / n
         for j in range(k):
-            q = cells.presence[i, j]
+            q = cells.presence_prob[i, j]
             expected["pres"] += float(kl_divergence(Bernoulli(q), Bernoulli(torch.tensor(prior)))) / n
             for name, normal in (
                 ("where", Normal(cells.where_mean[i, j], cells.where_std[i, j])),
@@ -166,9 +175,14 @@ def test_gating_with_every_cell_is_no_gating_gradients_included():
 def test_gating_keeps_the_cells_of_highest_presence_and_the_presence_kl_of_all():
     model = small(gate_cells=3, gate_step=10)
     presence = torch.rand(2, 16)
-    kept = model.chosen_cells(presence, 10)
+    kept = top_cells(presence, 3)
     assert set(kept[0].tolist()) == set(presence[0].argsort(descending=True)[:3].tolist())
-    assert model.chosen_cells(presence, 9).shape == (2, 16)
+    assert [model.phase(step).gated for step in (9, 10)] == [False, True]
+    decoded, decode = [], model.decode
+    model.decode = lambda what: (decoded.append(what.shape[1]), decode(what))[1]
+    for step in (9, 10):
+        model.train().training_step(pictures(), step)
+    assert decoded == [16, 3]
     torch.manual_seed(0)
     gated = model.train().training_step(pictures(), 10)["pres"]
     ungated = small(gate_cells=0).train().training_step(pictures(), 10)["pres"]
@@ -177,25 +191,61 @@ def test_gating_keeps_the_cells_of_highest_presence_and_the_presence_kl_of_all()
 
 def test_the_published_renderer_agrees_where_interpolation_does_nothing():
     """Glimpse pixels that fall on image pixels: multiplying before or after interpolation is the same."""
-    linear, published = small(), small(renderer="published")
     torch.manual_seed(0)
     boxes = torch.tensor([[[0.0, 0, 16, 16], [8, 8, 24, 24]]])
+    presence, depth = torch.tensor([[0.9, 0.4]]), torch.tensor([[0.3, -1.0]])
     colour, alpha = torch.rand(1, 2, 1, 16, 16), torch.rand(1, 2, 1, 16, 16)
-    objects = linear.infer_objects(
-        pictures(1), torch.tensor([[0.9, 0.4]]), boxes, torch.tensor([[0.3, -1.0]]), False
-    )
-    image, over = linear.render(objects, colour, alpha, overlapping=True)
-    image_published, over_published = published.render(objects, colour, alpha, overlapping=True)
-    torch.testing.assert_close(image, image_published, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(over, over_published, rtol=1e-4, atol=1e-5)
+    found = render(boxes, presence, depth, colour, alpha, (32, 32), with_overlap=True)
+    published = render_published(boxes, presence, depth, colour, alpha, (32, 32), with_overlap=True)
+    for ours, theirs in zip(found, published, strict=True):
+        assert theirs.max() > 0.1
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert render(boxes, presence, depth, colour, alpha, (32, 32))[1] is None
 
 
-def test_prior_of_presence_falls_to_its_floor_and_mixture_gets_its_gradient_late():
+def test_the_published_renderer_is_an_option():
+    images = pictures()
+    with torch.no_grad():
+        linear, published = (small(renderer=r).eval().reconstruct(images) for r in ("linear", "published"))
+    assert not torch.equal(linear, published)
+    torch.testing.assert_close(linear, published, rtol=0, atol=0.2)
+
+
+def test_prior_of_presence_falls_to_its_floor_and_stays():
+    model = small(prior_decay=0.1, prior_floor=0.02)
+    for step, prior in ((0, 1.0), (10, math.exp(-1)), (39, math.exp(-3.9)), (40, 0.02), (10**6, 0.02)):
+        logs = model.schedule(step)
+        assert math.exp(logs["log_prior"]) == pytest.approx(prior, rel=1e-5), step
+        assert math.exp(logs["log_absent"]) == pytest.approx(1 - prior, rel=1e-5, abs=1e-8), step
+    published = log_presence_prior(2_000, GmairConfig().prior_decay, GmairConfig().prior_floor)
+    assert math.exp(published["log_prior"]) == pytest.approx(6e-6, rel=1e-3)
+
+
+def test_the_presence_term_uses_the_prior_of_its_step():
+    model = small(gate_cells=0, warmup_images=0, prior_decay=0.1, prior_floor=0.02).train()
+    images = pictures()
+    prob = model.infer_cells(images).presence_prob
+    for step, prior in ((10, math.exp(-1)), (500, 0.02)):
+        expected = kl_divergence(Bernoulli(prob), Bernoulli(torch.tensor(prior))).sum(1).mean()
+        assert float(model.training_step(images, step)["pres"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_mixture_gets_its_gradient_late():
     model = small(detach_steps=50, mixture_start=0).train()
     for step, learns in ((49, False), (50, True)):
         model.zero_grad()
         model.training_step(pictures(), step)["what"].backward()
         assert (model.prior_mean.weight.grad is not None) == learns
+
+
+def test_before_gating_a_step_uses_the_first_images_of_the_batch():
+    model = small(warmup_images=3, gate_step=10, gate_cells=4).train()
+    used, infer = [], model.infer_cells
+    model.infer_cells = lambda images: (used.append(images), infer(images))[1]
+    images = pictures(5)
+    for step, n in ((9, 3), (10, 5)):
+        model.training_step(images, step)
+        assert torch.equal(used[-1], images[:n])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -246,6 +296,26 @@ def test_detection_is_deterministic_and_each_image_stands_alone():
         assert torch.equal(together.clusters[mine][order], one.clusters[other])
 
 
+def test_boxes_are_cut_to_what_is_bright_in_their_glimpses():
+    found = []
+    for trim in (0.2, 0.0):
+        model = small(trim=trim, base_box=12).eval()
+        last = model.decoder.layers[-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.view(2, 16, 16)[0].fill_(-8)  # colour is dark
+            last.bias.view(2, 16, 16)[0, 3:5, 2:7] = 8  # but in 2 rows and 5 columns
+            found.append(model.detect(pictures(6)))
+    cut, whole = found
+    inside = ((whole.boxes > 0) & (whole.boxes < 32)).all(1)
+    assert inside.sum() > 10
+    assert torch.equal(cut.scores, whole.scores)  # the same objects in the same order
+    x0, y0, x1, y1 = whole.boxes[inside].unbind(1)
+    w, h = (x1 - x0) / 16, (y1 - y0) / 16
+    expected = torch.stack([x0 + 2 * w, y0 + 3 * h, x0 + 7 * w, y0 + 5 * h], 1)
+    torch.testing.assert_close(cut.boxes[inside], expected, rtol=1e-4, atol=1e-3)
+
+
 def test_boxes_lie_inside_the_image():
     model = small(base_box=60).eval()
     with torch.no_grad():
@@ -261,7 +331,7 @@ def test_a_batch_of_one_trains():
 
 
 def test_it_learns_ten_images_by_heart():
-    model = small(recon=16, gate_step=0, first_batch=0).train()
+    model = small(recon=16, gate_step=0, warmup_images=0).train()
     images = pictures(10)
     (optimizer,) = model.optimizers()
     first = last = 0.0
@@ -277,16 +347,84 @@ def test_it_learns_ten_images_by_heart():
 # The start of the mixture
 
 
-def test_the_mixture_starts_at_what_the_encoder_separates():
-    """Two kinds of objects whose what-latents differ: after the start two clusters tell them apart, unlabelled."""
-    model = small(clusters=2, presence_bias=9).eval()
-    dark, bright = pictures(60) * 0.2, pictures(60)
+def two_kinds(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of one object each and their kind: dark and bright ones in turn."""
+    kinds = torch.arange(n) % 2
+    images = torch.zeros(n, 1, 32, 32)
+    gen = torch.Generator().manual_seed(4)
+    for image, kind in zip(images, kinds.tolist(), strict=True):
+        level = 0.2 + 0.7 * kind + 0.05 * float(torch.rand(1, generator=gen))
+        image[:, 9:23, 9:23] = level
+    return images, kinds
+
+
+def spread_model(**options) -> Gmair:
+    """A model whose cells are all present and whose encoder spreads its latents: brightness separates them."""
+    model = small(presence_bias=9, **options).eval()
     with torch.no_grad():
-        model.what_encoder[-1].weight.mul_(20)  # an encoder that spreads its latents
-    assert start_mixture(model, torch.cat([dark, bright]))
-    assert torch.isfinite(model.prior_mean.weight).all()
-    assert (positive(model.prior_std(torch.eye(2))) > 0).all()
-    assert (model.prior_mean.weight[:, 0] - model.prior_mean.weight[:, 1]).norm() > 0.1
+        model.what_encoder[-1].weight[:8].mul_(20)  # means
+        model.what_encoder[-1].weight[8:].zero_()  # deviations of 0.31: every dimension is used
+        model.what_encoder[-1].bias[8:].fill_(-1.0)
+    return model
+
+
+def glimpses_of(model: Gmair, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Glimpses and what means of the four cells in the middle, which all see the object: [n * 4, ...]."""
+    middle = torch.tensor([5, 6, 9, 10]).expand(len(images), 4)
+    with torch.no_grad():
+        objects = model.infer_objects(images, model.infer_cells(images), middle, sample=False)
+    return crop(images, objects.boxes, model.config.glimpse).flatten(2).flatten(
+        0, 1
+    ), objects.what_mean.flatten(0, 1)
+
+
+def test_the_mixture_starts_at_what_the_encoder_separates():
+    """After the start components and cat-encoder tell the two kinds apart, without labels."""
+    model = spread_model(clusters=2)
+    images, kinds = two_kinds(120)
+    kinds = kinds.repeat_interleave(4)
+    before = model.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    torch.manual_seed(0)
+    assert start_mixture(model, images)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    prior = {"prior_mean.weight", "prior_mean.bias", "prior_std.weight", "prior_std.bias"}
+    assert changed == prior | {"start_objects"} | {n for n in before if n.startswith("cat_encoder.")}
+
+    glimpses, means = glimpses_of(model, images)
+    centres = model.prior_mean(torch.eye(2))  # [2, A]
+    stds = positive(model.prior_std(torch.eye(2)))
+    log_prob = Normal(centres[:, None], stds[:, None]).log_prob(means).sum(-1)  # [2, m]
+    with torch.no_grad():
+        cat = model.cat_encoder(glimpses).softmax(-1)
+    for found in (log_prob.argmax(0), cat.argmax(-1)):
+        right = (found == kinds).float().mean()
+        assert max(right, 1 - right) > 0.95
+    confidence = cat.amax(-1).mean()
+    assert confidence > 0.95  # 400 steps of fitting; after few it is near one half
+
+
+def test_the_prior_after_the_start_covers_whole_posteriors():
+    """The deviation of a component counts the posteriors' variances: with one cluster, it is that of the mixture."""
+    model = spread_model(clusters=1)
+    images, _ = two_kinds(40)
+    _, mean, std = gmair_mixture.present_objects(model, images)
+    assert start_mixture(model, images)
+    torch.testing.assert_close(model.prior_mean(torch.eye(1))[0], mean.mean(0), rtol=1e-3, atol=1e-3)
+    variance = mean.var(0, unbiased=False) + std.square().mean(0)
+    torch.testing.assert_close(
+        positive(model.prior_std(torch.eye(1)))[0].square(), variance.clamp(min=1e-4), rtol=2e-2, atol=1e-3
+    )
+
+
+def test_at_its_milestone_the_mixture_is_started():
+    model = spread_model(clusters=2, mixture_start=30)
+    assert model.milestones() == (30,)
+    assert small(mixture_start=0).milestones() == ()
+    before = model.prior_mean.weight.clone()
+    model.at_milestone(two_kinds(40)[0], 30)
+    assert not torch.equal(before, model.prior_mean.weight)
+    assert [model.phase(step).what_prior for step in (29, 30)] == [WhatPrior.STANDARD, WhatPrior.LEARNED]
 
 
 def test_the_mixture_is_left_alone_when_there_is_nothing_to_start_from():
@@ -294,6 +432,33 @@ def test_the_mixture_is_left_alone_when_there_is_nothing_to_start_from():
     before = model.prior_mean.weight.clone()
     assert not start_mixture(model, pictures(4))
     assert torch.equal(before, model.prior_mean.weight)
+
+
+def test_a_mixture_that_was_not_started_is_a_warning():
+    assert Detector.warnings(small()) == []
+    assert small(mixture_start=0).warnings() == []
+    few = small(presence_bias=-9, clusters=4, mixture_start=20, steps=100)
+    few.at_milestone(pictures(4), 20)
+    assert few.warnings() == [
+        "the mixture was not started at step 20: 0 objects were present, and 4 clusters need 40; "
+        "it trained on from its random first weights"
+    ]
+    short = small(mixture_start=20, steps=20)
+    (said,) = short.warnings()
+    assert "mixture_start=20 is not below steps=20" in said
+    started = spread_model(clusters=2, mixture_start=20, steps=100)
+    started.at_milestone(two_kinds(40)[0], 20)
+    assert started.warnings() == []
+    resumed = small(clusters=2, mixture_start=20, steps=100)  # from a checkpoint after the milestone
+    resumed.load_state_dict(started.state_dict())
+    assert resumed.warnings() == []
+
+
+def test_objects_that_are_not_finite_start_no_mixture():
+    model = spread_model(clusters=2)
+    with torch.no_grad():
+        model.what_encoder[-1].bias[0] = math.nan
+    assert not start_mixture(model, two_kinds(40)[0])
 
 
 def test_inverse_softplus():
@@ -319,7 +484,37 @@ def test_bad_options_are_one_clear_line(key, value, says):
         small(**{key: value})
 
 
-def test_an_image_that_the_grid_does_not_divide():
-    config = dataclasses.replace(small().config)
-    with pytest.raises(ValueError, match="divide by 8"):
-        Gmair(config, SceneShape(1, 30, 32))
+@pytest.mark.parametrize(
+    ("backbone", "height", "says"),
+    [
+        ("small", 30, "gmair.backbone=small needs image sides that are multiples of 8, but images are 30x32"),
+        (
+            "resnet18",
+            40,
+            "gmair.backbone=resnet18 needs image sides that are multiples of 32, .*40x32 .small needs .* 8",
+        ),
+    ],
+)
+def test_an_image_that_a_backbone_cannot_do_is_refused(backbone, height, says):
+    config = dataclasses.replace(small().config, backbone=backbone)
+    with pytest.raises(UsageError, match=says):
+        Gmair(config, SceneShape(1, height, 32))
+
+
+def test_a_batch_that_the_backbone_cannot_normalise_is_refused():
+    config = dataclasses.replace(small().config, backbone="resnet18", batch_size=1)
+    with pytest.raises(UsageError, match="batch_size=1 needs images larger than 32x32"):
+        Gmair(config, SceneShape(1, 32, 32))
+    for batch, width in ((2, 32), (1, 64)):
+        model = Gmair(dataclasses.replace(config, batch_size=batch), SceneShape(1, 32, width)).train()
+        terms = model.training_step(torch.rand(batch, 1, 32, width), 0)
+        assert torch.stack(list(terms.values())).isfinite().all()
+
+
+@pytest.mark.parametrize("backbone", list(networks.MULTIPLES))
+def test_an_image_that_a_backbone_can_do_is_taken(backbone):
+    side = networks.MULTIPLES[backbone]
+    config = dataclasses.replace(small().config, backbone=backbone)
+    model = Gmair(config, SceneShape(1, side, 2 * side)).eval()
+    with torch.no_grad():
+        assert model.infer_cells(torch.rand(2, 1, side, 2 * side)).presence_prob.shape == (2, model.cells)

@@ -227,6 +227,12 @@ def test_a_model_that_finds_nothing_is_done_with_a_warning(tmp_path: Path) -> No
     assert result.metrics["ap50"] == 0
 
 
+def test_what_a_detector_warns_of_is_in_the_record(tmp_path: Path) -> None:
+    result = run_here(tmp_path, toy_cell("toy-plain", "toy-plain.steps=6", "toy-plain.trouble=stumble"))
+    assert result.status == "done"
+    assert result.provenance["warnings"][0] == "the toy stumbled"
+
+
 @pytest.mark.parametrize("model", ["toy-fit", "toy-oracle"])
 def test_detectors_that_take_no_steps(tmp_path: Path, model: str) -> None:
     result = run_here(tmp_path, toy_cell(model))

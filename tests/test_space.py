@@ -10,7 +10,7 @@ from torch import distributions as D
 from torch import nn
 
 from objbench.errors import UsageError
-from objbench.latents import normal_kl, relaxed_bernoulli
+from objbench.latents import bernoulli_kl, normal_kl, relaxed_bernoulli
 from objbench.options import build
 from objbench.scenes import SceneShape
 from objbench.spatial import boxes_around
@@ -185,7 +185,7 @@ def test_divergences_equal_those_of_torch():
         normal_kl(mean, std, -1.27, 0.1), D.kl_divergence(D.Normal(mean, std), D.Normal(-1.27, 0.1))
     )
     torch.testing.assert_close(
-        losses.bernoulli_kl(logits, math.log(0.01), math.log(0.99)),
+        bernoulli_kl(logits, math.log(0.01), math.log(0.99)),
         D.kl_divergence(D.Bernoulli(logits=logits), D.Bernoulli(torch.full((50,), 0.01))),
         rtol=1e-4, atol=1e-5,
     )  # fmt: skip
@@ -201,9 +201,9 @@ def test_relaxed_presence_is_that_of_torch():
 
 
 def test_priors_are_annealed_between_their_two_steps():
-    values = [losses.annealed(when, 0.2, 0.6, 1.0, -1.0) for when in (0, 0.2, 0.4, 0.6, 1)]
+    values = [losses.linear(when, 0.2, 0.6, 1.0, -1.0) for when in (0, 0.2, 0.4, 0.6, 1)]
     assert values == pytest.approx([1, 1, 0, -1, -1])
-    assert losses.annealed(0, 0, 0, 1.0, -1.0) == 1
+    assert losses.linear(0, 0, 0, 1.0, -1.0) == 1
 
 
 def test_published_schedules_are_those_of_160_000_steps():
@@ -237,9 +237,31 @@ def test_a_fixed_weight_replaces_that_of_the_foreground():
     images = torch.zeros(2, 1, 32, 32)
     torch.manual_seed(1)
     free = small_space().training_step(images, 0)["recon"]
-    torch.manual_seed(1)
-    fixed = small_space(fixed_alpha=0.0, fixed_alpha_until=1.0).training_step(images, 0)["recon"]
-    assert free != fixed
+    for fixed_alpha in (0.0, 0.3):
+        model = small_space(fixed_alpha=fixed_alpha, fixed_alpha_until=0.5)
+        given = []
+        likelihood = model.log_likelihood
+
+        def remember(*of_scene, likelihood=likelihood, given=given):
+            given.append(of_scene)
+            return likelihood(*of_scene)
+
+        model.log_likelihood = remember
+        torch.manual_seed(1)
+        fixed = model.training_step(images, 0)
+        shown = model._watch["weight"]
+        (_, _, pictures, foreground, weight) = given[0]
+        assert (weight == fixed_alpha).all()
+        assert shown.std() > 0  # the rendered weight itself is not fixed
+        background = D.Normal(pictures[:, 0], model.config.bg_sigma).log_prob(images).double()
+        front = D.Normal(foreground, model.config.fg_sigma).log_prob(images).double()
+        mixed = (fixed_alpha * front.exp() + (1 - fixed_alpha) * background.exp()).log()
+        expected = float(-mixed.sum((1, 2, 3)).mean().detach())
+        assert float(fixed["recon"].detach()) == pytest.approx(expected, rel=1e-3, abs=0.5)
+        assert expected != pytest.approx(float(free.detach()), rel=1e-2)
+        torch.manual_seed(1)
+        model.training_step(images, 50)  # it has ended
+        assert torch.equal(given[1][-1].detach(), model._watch["weight"])
 
 
 def test_each_parameter_has_one_optimiser_and_gets_a_gradient():
@@ -262,7 +284,7 @@ def test_each_parameter_has_one_optimiser_and_gets_a_gradient():
 
 def test_published_networks_take_a_step():
     torch.manual_seed(0)
-    config = {"components": 2, "what_dim": 8, "background_width": 16, "cell": 16}
+    config = {"components": 2, "what_dim": 8, "background_width": 16, "cell_size": 16}
     model = Space(build(Space.Config, "space", config), SceneShape(3, 64, 96))
     images = torch.rand(2, 3, 64, 96)
     terms = model.training_step(images, 0)
@@ -302,6 +324,16 @@ def test_gating_with_all_cells_changes_nothing_and_with_few_only_what_they_hold(
     for name in ("pres", "scale", "shift", "depth"):
         assert plain[name] == few[name]
     assert few["what"] < plain["what"] / 2
+
+
+def test_before_gating_a_step_uses_the_first_images_of_the_batch():
+    model = small_space(warmup_images=2, gate_from=0.1, gate_cells=4)
+    used, infer = [], model.infer_cells
+    model.infer_cells = lambda images: (used.append(images), infer(images))[1]
+    images = torch.rand(5, 1, 32, 32)
+    for step, n in ((9, 2), (10, 5)):
+        model.training_step(images, step)
+        assert torch.equal(used[-1], images[:n])
 
 
 def test_it_learns():
@@ -363,13 +395,19 @@ def test_reconstruction_is_a_picture():
 @pytest.mark.parametrize(
     ("shape", "options", "said"),
     [
-        ((1, 48, 64), {"cell": 32}, "space.cell=32 does not divide an image of 48x64"),
-        ((1, 40, 40), {"cell": 8}, "multiples of 32; an image of 40x40 is not"),
-        ((1, 64, 64), {"cell": 12}, "cell=12 is not 8, 16 or 32"),
+        ((1, 48, 64), {"cell_size": 32}, "space.cell_size=32 does not divide an image of 48x64"),
+        ((1, 40, 40), {"cell_size": 8}, "multiples of 32, but images are 40x40"),
+        ((1, 64, 64), {"cell_size": 12}, "cell_size=12 is not 8, 16 or 32"),
         ((1, 64, 64), {"glimpse_nets": "conv"}, "glimpse=8"),
         ((1, 64, 64), {"boundary_width": 4}, "boundary_width=4 leaves no middle of glimpse=8"),
         ((1, 64, 64), {"background_width": 24}, "background_width=24"),
         ((1, 64, 64), {"components": 0}, "space.components=0"),
+        ((1, 64, 64), {"presence_from": 0.5}, "presence_until=0.0625 is before presence_from=0.5"),
+        (
+            (1, 64, 64),
+            {"boundary_until": 0.2, "boundary_from": 0.3},
+            "boundary_until=0.2 is before boundary_from=0.3",
+        ),
     ],
 )
 def test_bad_input_is_told_in_a_line(shape, options, said):
@@ -384,15 +422,19 @@ def test_settings_are_of_known_options(protocol, data):
     config = build(Space.Config, "space", Space.settings(protocol, data))
     if (protocol, data) == ("paper", "multimnist"):
         assert dataclasses.asdict(config) == dataclasses.asdict(Space.Config())
-    assert config.cell == 8
+    assert config.cell_size == 8
 
 
 @pytest.mark.parametrize(
     ("ours", "torchs", "size"),
     [
-        (lambda: networks.Tiles(6, 8, 2), nn.ConvTranspose2d(6, 8, 2, 2), (3, 6, 4, 5)),
-        (lambda: networks.Tiles(6, 8, (4, 2)), nn.ConvTranspose2d(6, 8, (4, 2), (4, 2)), (3, 6, 1, 1)),
-        (lambda: networks.Whole(6, 8, 4), nn.Conv2d(6, 8, 4), (3, 6, 4, 4)),
+        (lambda: networks.ConvTransposeNoOverlap(6, 8, 2), nn.ConvTranspose2d(6, 8, 2, 2), (3, 6, 4, 5)),
+        (
+            lambda: networks.ConvTransposeNoOverlap(6, 8, (4, 2)),
+            nn.ConvTranspose2d(6, 8, (4, 2), (4, 2)),
+            (3, 6, 1, 1),
+        ),
+        (lambda: networks.FullSizeConv(6, 8, 4), nn.Conv2d(6, 8, 4), (3, 6, 4, 4)),
     ],
     ids=["tiles", "oblong tiles", "whole"],
 )
@@ -441,11 +483,9 @@ def test_painting_in_parts_is_painting_at_once(monkeypatch):
     terms, gradients = run()
     assert "boundary" in terms
     calls = []
-    whole = model.paint_at_once
-    monkeypatch.setattr(
-        model, "paint_at_once", lambda part, framed: (calls.append(1), whole(part, framed))[1]
-    )
-    monkeypatch.setattr(space_model, "PAINTED_AT_ONCE", 128)  # 64 cells: two images
+    whole = model.render_part
+    monkeypatch.setattr(model, "render_part", lambda part, framed: (calls.append(1), whole(part, framed))[1])
+    monkeypatch.setattr(space_model, "RENDERED_AT_ONCE", 128)  # 64 cells: two images
     parted_terms, parted_gradients = run()
     assert len(calls) == 6  # three parts, there and back
     for name, term in terms.items():

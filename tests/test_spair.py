@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from objbench.errors import UsageError
-from objbench.latents import normal_kl
+from objbench.latents import bernoulli_kl, normal_kl
 from objbench.options import build
 from objbench.scenes import SceneShape
 from objbench_plugins.spair import losses
@@ -24,10 +24,10 @@ TINY = SpairConfig(
     glimpse=8,
     backbone_width=8,
     features=6,
-    passed=7,
+    carry=7,
     hidden=9,
     encoder_widths="12-10",
-    wheels_steps=3,
+    where_frozen_steps=3,
 )
 SHAPE = SceneShape(1, 40, 52)
 
@@ -89,7 +89,7 @@ def test_painting_in_parts_equals_painting_at_once(monkeypatch):
     grads = []
     for m, limit in ((whole, 2**30), (parts, 1)):
         monkeypatch.setattr("objbench_plugins.spair.model.PAINTED_VALUES", limit)
-        painted = m.render(m.infer(images, noise))
+        painted = m.render(m.infer(images, noise).objects)
         painted.square().sum().backward()
         grads.append((painted, [p.grad for p in m.parameters()]))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-5)
@@ -102,7 +102,7 @@ def test_eleven_by_eleven_cells_are_31_fronts_of_every_cell_once():
     assert front.order[front.place].tolist() == list(range(121))
 
 
-def test_a_cell_is_told_by_its_neighbours_and_no_later_cell():
+def test_a_cell_reads_its_neighbours_and_no_later_cell():
     """What an image holds under one cell changes that cell and cells after it, never cells before."""
     m = model(SceneShape(1, 60, 60), stride=12).eval()
     features = torch.zeros(1, 25, 3 * TINY.hidden)
@@ -183,9 +183,11 @@ def test_normal_kl_is_the_known_one():
 def test_bernoulli_kl_is_the_known_one_and_finite_in_the_tails():
     logit, prior = torch.randn(50) * 4, torch.rand(50)
     torch.testing.assert_close(
-        losses.bernoulli_kl(logit, prior), kl_divergence(Bernoulli(logits=logit), Bernoulli(prior))
+        bernoulli_kl(logit, prior.log(), torch.log1p(-prior), exact_tail=True),
+        kl_divergence(Bernoulli(logits=logit), Bernoulli(prior)),
     )
-    assert losses.bernoulli_kl(torch.tensor([-200.0, 200.0]), torch.full((2,), 1e-7)).isfinite().all()
+    tails = torch.tensor([-200.0, 200.0])
+    assert bernoulli_kl(tails, math.log(1e-7), math.log1p(-1e-7), exact_tail=True).isfinite().all()
 
 
 def test_the_terms_are_those_of_torch_distributions():
@@ -235,13 +237,13 @@ def test_a_bright_pixel_that_no_box_covers_costs_14_nats(monkeypatch):
     images = torch.zeros(1, *SHAPE)
     images[:, :, 3:5, 7] = 1
     for painted, pixels in ((0.0, 2), (1.0, images.numel() - 2)):
-        monkeypatch.setattr(m, "render", lambda cells, p=painted: torch.full_like(images, p))
+        monkeypatch.setattr(m, "render", lambda objects, p=painted: torch.full_like(images, p))
         terms = m.training_step(images, 0)
         assert float(terms["recon"]) == pytest.approx(2 * pixels * math.log(1e6), rel=0.02)
 
 
-def test_training_wheels_block_where_depth_and_presence_until_their_step():
-    for step, blocked in ((TINY.wheels_steps - 1, True), (TINY.wheels_steps, False)):
+def test_where_depth_and_presence_get_no_gradient_while_they_are_frozen():
+    for step, blocked in ((TINY.where_frozen_steps - 1, True), (TINY.where_frozen_steps, False)):
         m = model()
         sum(m.training_step(some_images(m.shape), step).values()).backward()
         for net in (m.box_net, m.depth_net, m.presence_net, m.backbone):
@@ -268,9 +270,20 @@ def test_gating_with_all_cells_chosen_changes_nothing():
 def test_gating_starts_at_its_step_and_keeps_the_most_present():
     m = model(gate_cells=2, gate_step=4)
     cells = m.infer(some_images(m.shape), m.noise(some_images(m.shape)))
-    assert m.chosen(cells, 3).presence.shape[1] == 20
-    kept = m.chosen(cells, 4).presence[..., 0].sort(1, descending=True).values
+    assert [m.phase(step).gated for step in (3, 4)] == [False, True]
+    assert m.chosen(cells, False).presence.shape[1] == 20
+    kept = m.chosen(cells, True).presence[..., 0].sort(1, descending=True).values
     torch.testing.assert_close(kept, cells.presence[..., 0].sort(1, descending=True).values[:, :2])
+
+
+def test_before_gating_a_step_uses_the_first_images_of_the_batch():
+    m = model(warmup_images=2, gate_step=10, gate_cells=4)
+    used, infer = [], m.infer
+    m.infer = lambda images, *rest: (used.append(images), infer(images, *rest))[1]
+    images = some_images(m.shape, 5)
+    for step, n in ((9, 2), (10, 5)):
+        m.training_step(images, step)
+        assert torch.equal(used[-1], images[:n])
 
 
 # The backbone, the boxes
@@ -347,7 +360,7 @@ def test_trimming_is_an_option():
 
 
 def test_a_few_steps_on_one_batch_lower_the_reconstruction_term():
-    start = {"presence_bias": 2, "colour_bias": -2, "size_prior": 0.6, "anchor": 40, "wheels_steps": 0}
+    start = {"presence_bias": 2, "colour_bias": -2, "size_prior": 0.6, "anchor": 40, "where_frozen_steps": 0}
     m = model(lr=1e-2, hidden=32, encoder_widths="64", **start)
     images = torch.zeros(8, 1, 40, 52)
     places = torch.randint(0, 28, (8, 2), generator=torch.Generator().manual_seed(9)).tolist()
@@ -374,6 +387,7 @@ def test_a_few_steps_on_one_batch_lower_the_reconstruction_term():
         ({"encoder_widths": "256,128"}, "encoder_widths=256,128"),
         ({"presence_kl": "dirty"}, "spair.presence_kl=dirty is not one of: clean, noisy"),
         ({"size_prior": 1.5}, "spair.size_prior=1.5 is out of range"),
+        ({"count_start": 0.001}, "spair: count_floor=0.0125 is above count_start=0.001"),
     ],
 )
 def test_a_wrong_option_is_one_line(options, words):
@@ -385,7 +399,7 @@ def test_a_wrong_option_is_one_line(options, words):
 
 @pytest.mark.parametrize(("key", "value"), [("anchor", 41), ("stride", 44)])
 def test_an_anchor_or_cell_larger_than_the_image_names_the_option(key, value):
-    with pytest.raises(ValueError, match=rf"{key}={value} is larger than the image, which is 40x52"):
+    with pytest.raises(UsageError, match=rf"spair.{key}={value} is larger than the image, which is 40x52"):
         model(**{key: value})
 
 

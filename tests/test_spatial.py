@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from objbench.spatial import boxes_around, crop, overlap, paint, trim_boxes
+from objbench.spatial import (
+    boxes_around,
+    candidate_cells,
+    clamp_boxes,
+    crop,
+    in_parts,
+    overlap,
+    paint,
+    take_cells,
+    top_cells,
+    trim_boxes,
+)
 from objbench.spatial.reference import crop_plain, overlap_plain, paint_plain
 
 
@@ -86,3 +97,62 @@ def test_trim_boxes_cuts_to_what_is_bright_and_keeps_an_empty_glimpse():
     trimmed = trim_boxes(boxes, brightness, 0.2)
     assert trimmed[0].tolist() == [10, 4, 14, 8]
     assert trimmed[1].tolist() == [1, 2, 3, 4]
+
+
+def test_clamp_boxes_cuts_to_the_image():
+    boxes = torch.tensor([[-3.0, -2, 5, 6], [10, 11, 40, 50], [1, 2, 3, 4], [60, 60, 70, 70]])
+    expected = [[0, 0, 5, 6], [10, 11, 30, 20], [1, 2, 3, 4], [30, 20, 30, 20]]
+    assert clamp_boxes(boxes, (20, 30)).tolist() == expected
+
+
+def test_top_cells_are_those_of_highest_presence_or_all_in_order():
+    presence = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.8, 0.2, 0.3, 0.1]])
+    assert [sorted(cells) for cells in top_cells(presence, 2).tolist()] == [[1, 3], [0, 2]]
+    for keep in (0, 4, 5):
+        assert top_cells(presence, keep).tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_candidate_cells_are_as_many_as_the_fullest_image_has_and_at_least_one():
+    presence = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.8, 0.2, 0.3, 0.1]])
+    assert candidate_cells(presence, 0.5).tolist() == [[1, 3, 2], [0, 2, 1]]
+    assert candidate_cells(presence, 0.95).tolist() == [[1], [0]]
+    assert candidate_cells(presence, 0.9).tolist() == [[1], [0]]  # "at least"
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5, 5)])
+def test_take_cells_indexes_every_image(shape):
+    values = torch.rand(2, 6, *shape, requires_grad=True)
+    cells = torch.tensor([[5, 0, 2], [1, 1, 4]])
+    taken = take_cells(values, cells)
+    assert torch.equal(taken, torch.stack([values[i, cells[i]] for i in range(2)]))
+    taken.sum().backward()
+    assert float(values.grad[1, 1].max()) == 2
+    assert float(values.grad[0, 1].max()) == 0
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("at_once", [1, 2, 5, 9])
+def test_in_parts_equals_the_whole_in_values_and_gradients(at_once, recompute):
+    calls = []
+
+    def pair(a, b):
+        calls.append(len(a))
+        return a.sin() * b, (a + b).square()
+
+    def one(a, b):
+        return pair(a, b)[0]
+
+    inputs = [torch.rand(5, 3, requires_grad=True) for _ in range(2)]
+    results = in_parts(pair, inputs, at_once, recompute)
+    parts = [5] if at_once >= 5 else [at_once] * (5 // at_once) + [5 % at_once] * (5 % at_once > 0)
+    assert calls == parts
+    gradients = torch.autograd.grad(sum(r.sum() for r in results), inputs)
+    assert len(calls) == (2 if recompute and at_once < 5 else 1) * len(parts)
+    expected = pair(*inputs)
+    for found, known in zip(results, expected, strict=True):
+        assert torch.equal(found, known)
+    for found, known in zip(
+        gradients, torch.autograd.grad(sum(r.sum() for r in expected), inputs), strict=True
+    ):
+        torch.testing.assert_close(found, known)
+    assert torch.equal(in_parts(one, inputs, at_once, recompute), expected[0])

@@ -32,7 +32,18 @@ def test_a_quick_answer_imports_nothing_heavy(words: list[str]) -> None:
     assert json.loads(ran.stdout.splitlines()[-1]) == []
 
 
-CELLS = "code difference files identity matrix overrides plan protocols result store".split()
+CELLS = [
+    "code",
+    "difference",
+    "files",
+    "identity",
+    "matrix",
+    "overrides",
+    "plan",
+    "protocols",
+    "result",
+    "store",
+]
 LIGHT = [f"objbench.cells.{name}" for name in CELLS]
 LIGHT += ["objbench.run.runner", "objbench.run.link", "objbench.run.local"]
 LIGHT += [

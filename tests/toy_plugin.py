@@ -21,7 +21,19 @@ from objbench.options import option
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
 
 GRID, SIDE = 4, 4
-TROUBLES = ["none", "nan", "raise", "exit", "vanish", "allocate", "hang", "nothing", "sulk", "print"]
+TROUBLES = [
+    "none",
+    "nan",
+    "raise",
+    "exit",
+    "vanish",
+    "allocate",
+    "hang",
+    "nothing",
+    "sulk",
+    "print",
+    "stumble",
+]
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,9 @@ class Toy(Detector):
     def at_milestone(self, images: Tensor, step: int) -> None:
         assert self.decode.bias is not None
         self.decode.bias.data += 0.1 * torch.rand(1) * images.mean()
+
+    def warnings(self) -> list[str]:
+        return ["the toy stumbled"] if self.config.trouble == "stumble" else []
 
     def watch(self) -> dict[str, float]:
         return {"scale": float(self.norm.weight.detach().mean())}

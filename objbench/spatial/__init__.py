@@ -6,7 +6,23 @@ differentiable in pixels and boxes, runs on CPU and GPU, and equals a plain `gri
 (`objbench.spatial.reference`) to rounding.
 """
 
-from objbench.spatial.boxes import boxes_around, trim_boxes, vector
-from objbench.spatial.glimpses import Painter, crop, overlap, paint
+from objbench.spatial.boxes import boxes_around, clamp_boxes, trim_boxes, vector
+from objbench.spatial.cells import candidate_cells, take_cells, top_cells
+from objbench.spatial.glimpses import Painter, canvases, crop, overlap, paint
+from objbench.spatial.parts import in_parts
 
-__all__ = ["Painter", "boxes_around", "crop", "overlap", "paint", "trim_boxes", "vector"]
+__all__ = [
+    "Painter",
+    "boxes_around",
+    "candidate_cells",
+    "canvases",
+    "clamp_boxes",
+    "crop",
+    "in_parts",
+    "overlap",
+    "paint",
+    "take_cells",
+    "top_cells",
+    "trim_boxes",
+    "vector",
+]

@@ -32,6 +32,15 @@ def vector(like: Tensor, *values: float) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
+def clamp_boxes(boxes: Tensor, image: tuple[int, int]) -> Tensor:
+    """Boxes [..., 4], xyxy in pixels, cut to what lies inside an image of (height, width) pixels.
+
+    A box outside the image is left without width or height; `Detections.from_padded` drops it.
+    """
+    height, width = image
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+
+
 def trim_boxes(boxes: Tensor, brightness: Tensor, threshold: float = 0.2) -> Tensor:
     """Boxes cut down to what is bright in their glimpses (GMAIR, section 4: "removing the empty area").
 

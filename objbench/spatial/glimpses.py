@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from objbench.spatial.parts import in_parts
 
 
 def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -44,7 +45,7 @@ CACHED = 4_000_000
 
 
 class Painter:
-    """Paints glimpses into boxes; the resampling of a set of boxes is worked out once for all that is painted there."""
+    """Paints glimpses into boxes; the resampling of a set of boxes is computed once for all that is painted there."""
 
     def __init__(self, boxes: Tensor, glimpse: int, height: int, width: int) -> None:
         """boxes: [n, k, 4] xyxy in pixels, of positive size; glimpse: the side g of a glimpse; the canvas in pixels."""
@@ -64,15 +65,10 @@ class Painter:
 
         glimpses: [n, k, channels, g, g]. Returns [n, channels, height, width]; differentiable in both.
         """
-        n, k, channels, g, _ = glimpses.shape
+        _, k, channels, g, _ = glimpses.shape
         at_once = max(1, CACHED // (k * g * channels * len(self.px)))
-        if glimpses.device.type != "cpu" or at_once >= n:
-            return _paint(glimpses, self.along_y, self.along_x)
-        # A few images at a time, and again in the backward pass: what lies between fits the cache and is not kept.
-        parts = zip(*(torch.split(t, at_once) for t in (glimpses, self.along_y, self.along_x)), strict=True)
-        return torch.cat(
-            [checkpoint(_paint, *p, use_reentrant=False, preserve_rng_state=False) for p in parts]
-        )
+        # A few images at a time: what lies between the two products then fits a processor's cache and is not kept.
+        return in_parts(_paint, (glimpses, self.along_y, self.along_x), at_once)
 
     def strongest(self, glimpses: Tensor) -> Tensor:
         """The largest value that any one object paints at each pixel.
@@ -131,6 +127,27 @@ def _paint(glimpses: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
 def paint(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """`Painter.paint` for boxes that are painted into once."""
     return Painter(boxes, glimpses.shape[-1], height, width).paint(glimpses)
+
+
+def canvases(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Each object on a canvas of its own: [n, k, channels, height, width].
+
+    glimpses: [n, k, channels, g, g]; boxes: [n, k, 4] xyxy in pixels. This is slow and needs much memory; `paint`
+    adds objects up without it.
+    """
+    n, k, channels, g, _ = glimpses.shape
+    x0, y0, x1, y1 = boxes.reshape(n * k, 4).unbind(-1)
+    zero = torch.zeros_like(x0)
+    theta = torch.stack(
+        [
+            torch.stack([width / (x1 - x0), zero, (width - x0 - x1) / (x1 - x0)], -1),
+            torch.stack([zero, height / (y1 - y0), (height - y0 - y1) / (y1 - y0)], -1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, [n * k, channels, height, width], align_corners=False)
+    flat = F.grid_sample(glimpses.reshape(n * k, channels, g, g), grid, align_corners=False)
+    return flat.reshape(n, k, channels, height, width)
 
 
 def overlap(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objbench.spatial.glimpses import canvases
+
 
 def crop_plain(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """As `objbench.spatial.crop`, the image copied for each of its boxes."""
@@ -25,23 +27,6 @@ def crop_plain(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     grid = F.affine_grid(theta, [n * k, channels, size, size], align_corners=False)
     copies = images[:, None].expand(n, k, channels, height, width).reshape(n * k, channels, height, width)
     return F.grid_sample(copies, grid, align_corners=False).reshape(n, k, channels, size, size)
-
-
-def canvases(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Each object on a canvas of its own: [n, k, channels, height, width]."""
-    n, k, channels, g, _ = glimpses.shape
-    x0, y0, x1, y1 = boxes.reshape(n * k, 4).unbind(-1)
-    zero = torch.zeros_like(x0)
-    theta = torch.stack(
-        [
-            torch.stack([width / (x1 - x0), zero, (width - x0 - x1) / (x1 - x0)], -1),
-            torch.stack([zero, height / (y1 - y0), (height - y0 - y1) / (y1 - y0)], -1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta, [n * k, channels, height, width], align_corners=False)
-    flat = F.grid_sample(glimpses.reshape(n * k, channels, g, g), grid, align_corners=False)
-    return flat.reshape(n, k, channels, height, width)
 
 
 def paint_plain(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:

@@ -56,7 +56,7 @@ def run_training(built: Built, seed: int, protocol: Protocol, folder: Path, watc
     else:
         watch.report({"phase": "fitting"})
         at = _fit(built, protocol)
-    warnings = []
+    warnings = list(detector.warnings())
     if before.step and before.machine != at.machine:
         warnings.append(f"trained on {before.machine} to step {before.step}, then on {at.machine}")
     watch.report({"phase": "detecting"})

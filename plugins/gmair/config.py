@@ -1,4 +1,4 @@
-"""What GMAIR can be told, and what each protocol and data set tells it."""
+"""The options of GMAIR, and their values for each protocol and data set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from objbench.options import Settings, option, widths
 
 @dataclass(frozen=True)
 class GmairConfig(DetectorConfig):
-    """Defaults are the paper's (Table 7); where paper and published code disagree, what the code trains with."""
+    """Defaults are the paper's (Table 7), or those of the published code where the two disagree."""
 
     # Architecture
     what_dim: int = option(256, "dimension A of the what-latent", low=1)
     clusters: int = option(10, "number of clusters C", low=1)
-    base_box: float = option(72.0, "largest box side in pixels; a cell starts at about half of it", above=0)
+    base_box: float = option(72.0, "largest box side in pixels; boxes start at about half of it", above=0)
     glimpse: int = option(32, "side of a glimpse in pixels", low=4)
     backbone: str = option(
         "resnet18", "network that makes the grid of features", choices=["resnet18", "small"]
@@ -34,7 +34,7 @@ class GmairConfig(DetectorConfig):
 
     renderer: str = option(
         "linear",
-        "linear: multiply colour, alpha and importance, then interpolate, fast; published: the reverse, slow",
+        "linear: multiply colour, alpha and importance, then interpolate (fast); published: the reverse (slow)",
         choices=["linear", "published"],
     )
 
@@ -71,12 +71,12 @@ class GmairConfig(DetectorConfig):
     lr_what: float = option(5e-5, "learning rate of encoders, glimpse decoder and mixture prior", above=0)
 
     # Presence gating: encode, decode and paint only the cells of highest presence
-    gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
+    gate_cells: int = option(0, "cells kept in each image once gating starts; 0 keeps all", low=0)
     gate_step: int = option(0, "step at which gating starts", low=0)
 
-    first_batch: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
+    warmup_images: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
 
-    # A start of the mixture from what the encoder knows (see `mixture.py`); not in the paper
+    # A start of the mixture from the what-latents (see `mixture.py`); not in the paper
     mixture_start: int = option(
         0, "step at which the mixture is started from the what-latents; 0: never", low=0
     )
@@ -117,21 +117,22 @@ SMALL: dict[str, Any] = {
     "presence": "relaxed",
     "presence_bias": 2.0,
     "colour_bias": -2.0,
-    "overlap_steps": 1_000_000_000,  # to the end: without it, digits were split in two once it stopped
+    "overlap_steps": 1_000_000_000,  # to the end: digits were split in two where it stopped earlier
     "detach_steps": 0,
     "gate_cells": 12,
     "gate_step": 250,
-    "first_batch": 8,
+    "warmup_images": 8,
 }
 """For scenes of 64x64 pixels with objects of about 14, on a CPU."""
 
 FRUITS: dict[str, Any] = {
     "clusters": 9,
     "gate_cells": 36,
-    # Many objects an image: more steps of fewer images. At recon=8 large fruits were laid with tiles, and 7 objects
-    # too many found; at 2 a shorter training found as much (AP 0.55) with 2.6 too many.
+    # Many objects in each image: more steps of fewer images. With recon=8 a large fruit was covered with several small
+    # boxes, and 7 objects too many were detected in each image; with 2, a shorter training detected as well (AP 0.55)
+    # with 2.6 too many.
     "batch_size": 8,
-    "first_batch": 0,
+    "warmup_images": 0,
     "recon": 2.0,
 }
 """For up to 36 touching fruits of 4 to 27 pixels on 64; chosen on validation scenes."""
@@ -139,7 +140,7 @@ FRUITS: dict[str, Any] = {
 SETTINGS: Settings = {
     ("demo", "*"): {**SMALL, "steps": 1_600, "mixture_start": 1_000},
     ("small", "*"): {**SMALL, "steps": 9_000, "mixture_start": 2_000},
-    # No overlap loss on fruit, as published: touching fruits are no split object.
+    # No overlap loss on fruit, as published: fruits that touch are not one object in two boxes.
     ("*", "fruit2d"): {"overlap": 0.0, "detach_steps": 0},
     ("*", "fruit2d-sim"): {"overlap": 0.0, "detach_steps": 0},
     ("demo", "fruit2d-sim"): {**FRUITS, "steps": 2_400, "mixture_start": 1_500},

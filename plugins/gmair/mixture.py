@@ -1,9 +1,10 @@
 """A start of the mixture from what the encoder already knows. Not in the paper.
 
 The paper's mixture starts as random linear layers and needs 50,000 iterations to find the classes (section 4.1), or
-falls into one cluster for good. By the time objects are located, though, the what-latents already lie apart by class.
-So at `mixture_start`, once, a Gaussian mixture is fitted on them and becomes the prior, and the cat-encoder is fitted
-to its assignment. No label is seen. Training on the ELBO then goes on, now with a gradient to the mixture.
+it falls into one cluster and stays there. But as soon as objects are located, their what-latents are already separated
+by class. So at step `mixture_start` a Gaussian mixture is fitted on them, once, and becomes the prior, and the
+cat-encoder is fitted to its assignment. No label is used. Training on the ELBO then goes on, now with a gradient to the
+mixture.
 """
 
 from __future__ import annotations
@@ -20,34 +21,45 @@ from objbench.spatial import crop
 if TYPE_CHECKING:
     from objbench_plugins.gmair.model import Gmair
 
+OBJECTS_A_CLUSTER = 10
+"""The mixture is not started from fewer objects than this for each cluster."""
 RESTARTS = 3
+"""Fits of the mixture from different starts; the likeliest is used."""
 USED = 0.5
 """A dimension of the what-latent is in use where its posterior deviation is, on average, below this."""
 FIT_STEPS = 400
+"""Steps in which the cat-encoder is fitted to the mixture's assignment."""
 FIT_BATCH = 256
+"""Glimpses in each of these steps."""
+
+
+def objects_needed(clusters: int) -> int:
+    """How many objects must be present for the mixture to be started."""
+    return OBJECTS_A_CLUSTER * clusters
 
 
 def start_mixture(model: Gmair, images: Tensor) -> bool:
     """Sets the mixture prior and the cat-encoder from the objects that `model` finds in `images`.
 
-    images: [n, channels, height, width]. Returns False, having changed nothing, when there are fewer than ten objects
-    for each cluster.
+    images: [n, channels, height, width]. The number of objects is kept in `model.start_objects`. Returns False, and
+    changes nothing else, when there are fewer than `objects_needed`.
     """
     from sklearn.mixture import GaussianMixture
 
     glimpses, mean, std = present_objects(model, images)
     clusters = model.config.clusters
-    if len(mean) < 10 * clusters:
+    model.start_objects.fill_(len(mean))
+    if len(mean) < objects_needed(clusters):
         return False
     used = std.mean(0) < USED  # the rest of the latent is noise around the prior
     known = (mean[:, used] if used.any() else mean).double().cpu().numpy()
     mixture = GaussianMixture(clusters, n_init=RESTARTS, reg_covar=1e-4, random_state=0).fit(known)
     share = torch.from_numpy(mixture.predict_proba(known)).to(mean)  # [m, C]
 
-    # A component is to hold whole posteriors, not only their means: its variance is the variance of the means and
-    # the mean of the variances.
+    # A component covers whole posteriors, not only their means: its variance is the variance of the means plus the
+    # mean of the variances. [C, A] each.
     weight = share / share.sum(0).clamp(min=1e-9)
-    centre = weight.T @ mean  # [C, A]
+    centre = weight.T @ mean
     spread = (weight.T @ (mean.square() + std.square()) - centre.square()).clamp(min=1e-4).sqrt()
     with torch.no_grad():
         model.prior_mean.weight.copy_(centre.T)
@@ -66,13 +78,16 @@ def start_mixture(model: Gmair, images: Tensor) -> bool:
 
 @torch.no_grad()
 def present_objects(model: Gmair, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Glimpses [m, pixels], what means and deviations [m, A] of all objects with presence of at least one half."""
+    """Glimpses [m, pixels], what means and deviations [m, A] of all objects with a presence of at least PRESENT.
+
+    Objects whose latents are not finite are left out: the loss reports what is wrong with them.
+    """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     training = model.training
     model.eval()
     for batch in images.split(100):
-        objects = model.look(batch)[0]
-        present = objects.presence >= PRESENT
+        objects = model.infer_modes(batch)
+        present = (objects.presence >= PRESENT) & objects.what_mean.isfinite().all(-1)
         glimpses = crop(batch, objects.boxes, model.config.glimpse).flatten(2)
         found.append((glimpses[present], objects.what_mean[present], objects.what_std[present]))
     model.train(training)

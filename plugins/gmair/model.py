@@ -1,47 +1,57 @@
 """GMAIR (Zhu, Shen, Yu, Aguirre Sanchez 2021, arXiv 2106.01722), top-down: detector, latents, loss.
 
-Where the paper and its published code disagree, this follows the code, because that is what trained:
-presence is its probability, never a sample (`presence`); the overlap is summed over pixels, not averaged
-(`overlap_mean`); the encoders are three layers of 512 (`encoder_widths`); where means pass through a batch
-normalisation of fixed scale (`where_norm`); ReLU precedes group normalisation in the decoder.
+Equations, sections and tables are those of the paper. Where the paper and its published code disagree, this follows
+the code, because the code is what was trained: presence is its probability, never a sample (`presence`); the overlap
+is summed over pixels, not averaged (`overlap_mean`); the encoders are three layers of 512 (`encoder_widths`); where
+means pass through a batch normalisation of fixed scale (`where_norm`); ReLU comes before group normalisation in the
+decoder.
 
-Two things differ from both. What an object paints is colour x alpha x importance, interpolated as one picture, where
-the published renderer interpolates the three and then multiplies (`renderer`). It makes painting linear, hence fast.
-And in short trainings the mixture is started, once, from what the encoder knows by then (`mixture_start`, see
-`mixture.py`); under the `paper` protocol it never is.
+Two things differ from both. The renderer multiplies colour, alpha and importance before it interpolates, not after
+(`renderer`, see `render.py`): this is fast. And in short trainings the mixture is started once from what the encoder
+knows at that step (`mixture_start`, see `mixture.py`); under the `paper` protocol it never is.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objbench.detector import Detections, Detector
-from objbench.latents import categorical_kl, gumbel_softmax, normal_kl, relaxed_bernoulli
+from objbench.detector import MIN_SCORE, PRESENT, Detections, Detector, other_parameters
+from objbench.errors import UsageError
+from objbench.latents import (
+    binary_cross_entropy,
+    categorical_kl,
+    gumbel_softmax,
+    normal_kl,
+    normal_sample,
+    positive,
+    relaxed_bernoulli,
+)
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
-from objbench.spatial import Painter, boxes_around, crop, trim_boxes
-from objbench.spatial.reference import canvases
-from objbench_plugins.gmair import networks
+from objbench.spatial import (
+    boxes_around,
+    candidate_cells,
+    clamp_boxes,
+    crop,
+    take_cells,
+    top_cells,
+    trim_boxes,
+)
+from objbench_plugins.gmair import losses, mixture, networks
 from objbench_plugins.gmair.config import SETTINGS, GmairConfig
-from objbench_plugins.gmair.mixture import start_mixture
-
-EPS = 1e-9
-"""Added inside logarithms of the presence KL, as published: at the first step, where its prior is 1, an absent cell
-costs log(1 / EPS), about 20.7 nats, which keeps cells alive."""
-
-MIN_IMPORTANCE = 1e-4
-"""An absent object still counts this much in a pixel's average, so that it can come back."""
+from objbench_plugins.gmair.render import render, render_published
 
 
-class Cells(NamedTuple):
-    """Latents of all cells, cells = rows x columns, numbered row by row."""
+class GridCells(NamedTuple):
+    """q(presence), q(where) and q(depth) of all grid cells, cells = rows x columns, numbered row by row."""
 
-    presence: Tensor  # [n, cells] probability
+    presence_logit: Tensor  # [n, cells] in -10..10
+    presence_prob: Tensor  # [n, cells] its sigmoid
     where_mean: Tensor  # [n, cells, 4] logits: centre x, centre y, width, height
     where_std: Tensor  # [n, cells, 4]
     depth_mean: Tensor  # [n, cells]
@@ -49,9 +59,9 @@ class Cells(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """What is sampled for the k cells of an image that are looked at."""
+    """The samples (or modes) of the k chosen cells of each image, with q(cat) and q(what)."""
 
-    presence: Tensor  # [n, k]
+    presence: Tensor  # [n, k] in 0..1
     boxes: Tensor  # [n, k, 4] xyxy in pixels
     depth: Tensor  # [n, k]
     cat_logits: Tensor  # [n, k, C]
@@ -61,17 +71,25 @@ class Objects(NamedTuple):
     what: Tensor  # [n, k, A]
 
 
-class Phase(NamedTuple):
-    """What differs between training steps, but for annealed numbers."""
+class WhatPrior(enum.Enum):
+    """What p(what | cat) is at a step."""
 
-    part_of_batch: bool  # only `first_batch` images are used
-    gated: bool  # only the `gate_cells` of highest presence are looked at
+    STANDARD = "a standard normal, before `mixture_start`"
+    DETACHED = "the mixture, without gradient, until `detach_steps`"
+    LEARNED = "the mixture"
+
+
+class Phase(NamedTuple):
+    """What differs between training steps, apart from annealed numbers."""
+
+    warmup: bool  # only `warmup_images` images of the batch are used
+    gated: bool  # only the `gate_cells` cells of highest presence are encoded, decoded and painted
     overlapping: bool  # the overlap loss lasts
-    mixture: str  # the prior of what: "none", "detached" (without gradient) or "learning"
+    what_prior: WhatPrior
 
 
 class Gmair(Detector):
-    """Gaussian Mixture Attend, Infer, Repeat: a grid of cells, each with presence, where, depth, cat and what."""
+    """Gaussian Mixture Attend, Infer, Repeat: each grid cell has presence, where, depth, cat and what."""
 
     Config = GmairConfig
     config: GmairConfig
@@ -83,27 +101,34 @@ class Gmair(Detector):
         return settings_for(SETTINGS, protocol, data)
 
     def __init__(self, config: GmairConfig, shape: SceneShape) -> None:
-        """`shape`: height and width must be multiples of 8; one or three channels (any number works)."""
+        """`shape`: any number of channels. UsageError unless the backbone can do its height and width."""
         super().__init__(config, shape)
-        stride = networks.STRIDE
-        if shape.height % stride or shape.width % stride:
-            raise ValueError(
-                f"GMAIR's grid needs images whose sides divide by {stride}, got {shape.height}x{shape.width}"
-            )
-        self.grid = (shape.height // stride, shape.width // stride)
-        self.cells = self.grid[0] * self.grid[1]
         c = config
+        for backbone, multiple in networks.MULTIPLES.items():
+            if c.backbone == backbone and (shape.height % multiple or shape.width % multiple):
+                others = [
+                    f"{b} needs multiples of {m}" for b, m in networks.MULTIPLES.items() if b != backbone
+                ]
+                raise UsageError(
+                    f"gmair.backbone={backbone} needs image sides that are multiples of {multiple}, but images are "
+                    f"{shape.height}x{shape.width} ({', '.join(others)})"
+                )
+        if c.backbone == "resnet18" and shape[1:] == (32, 32) and c.batch_size == 1:
+            raise UsageError(
+                "gmair.backbone=resnet18 with gmair.batch_size=1 needs images larger than 32x32: batch normalisation "
+                "cannot use the one value that each feature has there; take a batch of 2 or more"
+            )
+        self.grid = (shape.height // networks.STRIDE, shape.width // networks.STRIDE)
+        self.cells = self.grid[0] * self.grid[1]
         if c.backbone == "resnet18":
             self.backbone, features = networks.resnet_backbone(shape.channels), 64
         else:
-            self.backbone, features = (
-                networks.small_backbone(shape.channels, c.backbone_width),
-                4 * c.backbone_width,
-            )
+            self.backbone = networks.small_backbone(shape.channels, c.backbone_width)
+            features = 4 * c.backbone_width
         self.presence_head = networks.head(features, c.head_width, c.head_layers, 1)
         self.depth_head = networks.head(features, c.head_width, c.head_layers, 2)
         self.where_head = networks.head(features, c.head_width, c.head_layers, 8)
-        self.where_norm = FixedScaleNorm(self.cells * 4, c.where_norm) if c.where_norm else None
+        self.where_norm = networks.FixedScaleNorm(self.cells * 4, c.where_norm) if c.where_norm else None
         pixels = shape.channels * c.glimpse**2
         self.cat_encoder = networks.encoder(pixels, c.widths(), c.clusters)
         self.what_encoder = networks.encoder(pixels + c.clusters, c.widths(), 2 * c.what_dim)
@@ -113,17 +138,18 @@ class Gmair(Detector):
             self.decoder = networks.ConvDecoder(c.what_dim, painted)
         else:
             self.decoder = networks.MlpDecoder(c.what_dim, c.decoder_width, painted, c.glimpse)
-        # The "what priors" of section 2.1: mean and deviation of the mixture's components.
+        # The "what priors" of section 2.1: mean and deviation of the mixture's components (Eq. 2).
         self.prior_mean = nn.Linear(c.clusters, c.what_dim)
         self.prior_std = nn.Linear(c.clusters, c.what_dim)
+        self.start_objects: Tensor  # how many objects the start of the mixture was given; -1 before
+        self.register_buffer("start_objects", torch.tensor(-1))
         self._watch: dict[str, Tensor] = {}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam, with a learning rate of its own for encoders, decoder and mixture prior, as published."""
         own = (self.cat_encoder, self.what_encoder, self.decoder, self.prior_mean, self.prior_std)
         what = [p for module in own for p in module.parameters()]
-        chosen = {id(p) for p in what}
-        rest = [p for p in self.parameters() if id(p) not in chosen]
+        rest = other_parameters(self, what)
         groups = [{"params": rest, "lr": self.config.lr}, {"params": what, "lr": self.config.lr_what}]
         return [torch.optim.Adam(groups, fused=True)]
 
@@ -131,44 +157,45 @@ class Gmair(Detector):
 
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """The weighted terms of Eq. 11, each summed over cells or pixels and averaged over the batch."""
-        c, now = self.config, self.phase(step)
-        if now.part_of_batch:
-            images = images[: c.first_batch]
-        cells = self.infer_cells(images)
-        keep = self.chosen_cells(cells.presence, step)  # [n, k]
-        where = cells.where_mean + cells.where_std * torch.randn_like(cells.where_mean)
-        depth = cells.depth_mean + cells.depth_std * torch.randn_like(cells.depth_mean)
-        presence = self.sampled_presence(cells.presence)
-        objects = self.infer_objects(
-            images,
-            presence=presence.gather(1, keep),
-            boxes=self.boxes(where).gather(1, keep[..., None].expand(-1, -1, 4)),
-            depth=depth.gather(1, keep),
-            sample=True,
-        )
-        colour, alpha = self.decode(objects.what)
-        painted, over = self.render(objects, colour, alpha, now.overlapping)
+        c, now, prior = self.config, self.phase(step), self.annealed(step)
+        if now.warmup:
+            images = images[: c.warmup_images]
 
-        what_prior = self.what_prior(objects.cat, step)
-        chance = cells.presence
-        chosen_chance = chance.gather(1, keep)
+        # A sample of q(z | x) (Eq. 3) of the chosen cells, and the image that p(x | z) expects
+        cells = self.infer_cells(images)
+        chosen = top_cells(cells.presence_prob, c.gate_cells if now.gated else 0)  # [n, k]
+        objects = self.infer_objects(images, cells, chosen, sample=True)
+        image, overlap = self.render(objects, now.overlapping)  # [n, channels, h, w], [n, h, w]
+        what_prior_mean, what_prior_std = self.what_prior(objects.cat, now.what_prior)  # [n, k, A]
+
+        # q(presence = 1 | x), which weights the other KLs: [n, cells], and [n, k] of the chosen cells
+        prob = cells.presence_prob
+        chosen_prob = take_cells(prob, chosen)
+
+        # [n, channels, h, w]
+        recon = binary_cross_entropy(image, images)
+        # [n, cells]
+        kl_pres = losses.presence_kl(prob, **prior)
+        kl_where = normal_kl(cells.where_mean, cells.where_std).sum(2)
+        kl_depth = normal_kl(cells.depth_mean, cells.depth_std)
+        # [n, k]
+        kl_cat = categorical_kl(objects.cat_logits)
+        kl_what = normal_kl(objects.what_mean, objects.what_std, what_prior_mean, what_prior_std).sum(2)
+
+        # [n]
         terms = {
-            "recon": c.recon
-            * F.binary_cross_entropy(painted, images, reduction="none").sum((1, 2, 3)),  # Eq. 4
-            "pres": c.pres * bernoulli_kl(chance, **self.annealed(step)).sum(1),  # Eq. 6
-            "where": c.where * (chance * normal_kl(cells.where_mean, cells.where_std).sum(2)).sum(1),  # Eq. 7
-            "depth": c.depth * (chance * normal_kl(cells.depth_mean, cells.depth_std)).sum(1),  # Eq. 8
-            "cat": c.cat * (chosen_chance * categorical_kl(objects.cat_logits)).sum(1),  # Eq. 9
-            "what": c.what
-            * (chosen_chance * normal_kl(objects.what_mean, objects.what_std, *what_prior).sum(2)).sum(
-                1
-            ),  # Eq. 10
+            "recon": c.recon * recon.sum((1, 2, 3)),  # Eq. 4, first term
+            "pres": c.pres * kl_pres.sum(1),  # Eq. 6
+            "where": c.where * (prob * kl_where).sum(1),  # Eq. 7
+            "depth": c.depth * (prob * kl_depth).sum(1),  # Eq. 8
+            "cat": c.cat * (chosen_prob * kl_cat).sum(1),  # Eq. 9
+            "what": c.what * (chosen_prob * kl_what).sum(1),  # Eq. 10
         }
-        if now.overlapping:
-            terms["overlap"] = c.overlap * (over.mean((1, 2)) if c.overlap_mean else over.sum((1, 2)))
+        if now.overlapping:  # section 2.3, "Overlap Loss"
+            terms["overlap"] = c.overlap * (overlap.mean((1, 2)) if c.overlap_mean else overlap.sum((1, 2)))
         self._watch = {
-            "presence": chance.detach(),
-            "chosen": chosen_chance.detach(),
+            "presence": prob.detach(),
+            "chosen": chosen_prob.detach(),
             "cat": objects.cat_logits.detach(),
         }
         return {name: term.mean() for name, term in terms.items()}
@@ -176,26 +203,26 @@ class Gmair(Detector):
     def phase(self, step: int) -> Phase:
         """What is switched on or off at this step."""
         c = self.config
+        what_prior = WhatPrior.DETACHED if step < c.detach_steps else WhatPrior.LEARNED
         return Phase(
-            part_of_batch=step < c.gate_step and c.first_batch > 0,
+            warmup=step < c.gate_step and c.warmup_images > 0,
             gated=0 < c.gate_cells < self.cells and step >= c.gate_step,
             overlapping=c.overlap > 0 and step < c.overlap_steps,
-            mixture="none" if step < c.mixture_start else "detached" if step < c.detach_steps else "learning",
+            what_prior=WhatPrior.STANDARD if step < c.mixture_start else what_prior,
         )
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Logarithms of the prior of presence and of absence."""
-        prior = max(math.exp(-self.config.prior_decay * step), self.config.prior_floor)
-        return {"log_prior": math.log(prior + EPS), "log_absent": math.log(1 - prior + EPS)}
+        """`log_prior` and `log_absent`: logarithms of the prior of presence and of absence."""
+        return losses.log_presence_prior(step, self.config.prior_decay, self.config.prior_floor)
 
     def watch(self) -> dict[str, float]:
-        """Objects an image, and how evenly clusters are used (entropy over log C: 0 is one cluster, 1 all alike)."""
+        """Objects an image, and how evenly clusters are used: entropy / log C, from 0 (one cluster) to 1 (evenly)."""
         if not self._watch:
             return {}
         chosen, cat = self._watch["chosen"], self._watch["cat"].softmax(-1)
         usage = (chosen[..., None] * cat).sum((0, 1)) / chosen.sum().clamp(min=1e-9)
         entropy = -(usage * usage.clamp(min=1e-9).log()).sum() / max(math.log(self.config.clusters), 1e-9)
-        objects = (self._watch["presence"] >= 0.5).float().sum(1).mean()
+        objects = (self._watch["presence"] >= PRESENT).float().sum(1).mean()
         return {"objects": float(objects), "cluster_usage": float(entropy)}
 
     def milestones(self) -> tuple[int, ...]:
@@ -203,72 +230,101 @@ class Gmair(Detector):
         return (self.config.mixture_start,) if self.config.mixture_start else ()
 
     def at_milestone(self, images: Tensor, step: int) -> None:
-        """See `mixture.py`."""
-        start_mixture(self, images)
+        """Starts the mixture, see `mixture.py`."""
+        mixture.start_mixture(self, images)
 
-    def chosen_cells(self, presence: Tensor, step: int) -> Tensor:
-        """Which cells of each image are encoded, decoded and painted: [n, k] indices.
-
-        All of them until `gate_step`, then the `gate_cells` of highest presence.
-        """
-        n, cells = presence.shape
-        if not self.phase(step).gated:
-            return torch.arange(cells, device=presence.device).expand(n, cells)
-        return presence.topk(self.config.gate_cells, dim=1, sorted=False).indices
+    def warnings(self) -> list[str]:
+        """Says when the mixture was to be started and was not."""
+        c, found, needed = self.config, int(self.start_objects), mixture.objects_needed(self.config.clusters)
+        if not c.mixture_start or found >= needed:
+            return []
+        if found < 0:
+            return [
+                f"the mixture was not started: mixture_start={c.mixture_start} is not below steps={c.steps}, so the "
+                "prior of what-latents was a standard normal and nothing trained the mixture"
+            ]
+        return [
+            f"the mixture was not started at step {c.mixture_start}: {found} objects were present, and {c.clusters} "
+            f"clusters need {needed}; it trained on from its random first weights"
+        ]
 
     # Inference (Eq. 3)
 
-    def infer_cells(self, images: Tensor) -> Cells:
-        """q(presence), q(where), q(depth) for every cell."""
-        features = self.backbone(images)
+    def infer_cells(self, images: Tensor) -> GridCells:
+        """q(presence | x), q(where | x) and q(depth | x) of every cell, from images [n, channels, height, width]."""
+        features = self.backbone(images)  # [n, features, rows, columns]
         n = len(images)
-        presence = self.presence_head(features).reshape(n, -1) + self.config.presence_bias
-        depth_mean, depth_std = self.depth_head(features).reshape(n, 2, -1).unbind(1)
-        where = self.where_head(features).reshape(n, 8, -1).transpose(1, 2)
-        where_mean, where_std = where.chunk(2, -1)
+        logit = self.presence_head(features).reshape(n, -1) + self.config.presence_bias  # [n, cells]
+        logit = logit.clamp(-10, 10)
+        depth_mean, depth_raw = self.depth_head(features).reshape(n, 2, -1).unbind(1)  # [n, cells]
+        where = self.where_head(features).reshape(n, 8, -1).transpose(1, 2)  # [n, cells, 8]
+        where_mean, where_raw = where.chunk(2, -1)
         if self.where_norm is not None:
             where_mean = self.where_norm(where_mean)
-        return Cells(
-            presence=torch.sigmoid(presence.clamp(-10, 10)),
+        return GridCells(
+            presence_logit=logit,
+            presence_prob=torch.sigmoid(logit),
             where_mean=where_mean.clamp(-10, 10),
-            where_std=positive(where_std),
+            where_std=positive(where_raw),
             depth_mean=depth_mean.clamp(-10, 10),
-            depth_std=positive(depth_std),
+            depth_std=positive(depth_raw),
         )
 
-    def infer_objects(
-        self, images: Tensor, presence: Tensor, boxes: Tensor, depth: Tensor, sample: bool
-    ) -> Objects:
-        """q(cat) from each box's glimpse, then q(what) from glimpse and cat. Without `sample`, their means (B.3)."""
+    def infer_objects(self, images: Tensor, cells: GridCells, chosen: Tensor, sample: bool) -> Objects:
+        """The objects of the cells `chosen` [n, k]: q(cat | x, where), then q(what | x, where, cat).
+
+        Without `sample`, every latent is its mode (Appendix B.3).
+        """
         c = self.config
+        # z ~ q(where), q(depth), q(presence)
+        where = normal_sample(cells.where_mean, cells.where_std, sample)  # [n, cells, 4]
+        depth = normal_sample(cells.depth_mean, cells.depth_std, sample)  # [n, cells]
+        presence = self.sample_presence(cells.presence_prob) if sample else cells.presence_prob  # [n, cells]
+        boxes = take_cells(self.boxes(where), chosen)  # [n, k, 4]
+        # z ~ q(cat | x, where), from each box's glimpse
         glimpses = crop(images, boxes, c.glimpse).flatten(2)  # [n, k, channels * g * g]
-        cat_logits = self.cat_encoder(glimpses)
+        cat_logits = self.cat_encoder(glimpses)  # [n, k, C]
         cat = gumbel_softmax(cat_logits, c.temperature) if sample else cat_logits.softmax(-1)
-        what_mean, what_std = self.what_encoder(torch.cat([glimpses, cat], -1)).chunk(2, -1)
-        what_std = positive(what_std)
-        what = what_mean + what_std * torch.randn_like(what_mean) if sample else what_mean
-        return Objects(presence, boxes, depth, cat_logits, cat, what_mean, what_std, what)
+        # z ~ q(what | x, where, cat), from glimpse and cat
+        what_mean, what_raw = self.what_encoder(torch.cat([glimpses, cat], -1)).chunk(2, -1)  # [n, k, A]
+        what_std = positive(what_raw)
+        what = normal_sample(what_mean, what_std, sample)
+        return Objects(
+            presence=take_cells(presence, chosen),
+            boxes=boxes,
+            depth=take_cells(depth, chosen),
+            cat_logits=cat_logits,
+            cat=cat,
+            what_mean=what_mean,
+            what_std=what_std,
+            what=what,
+        )
+
+    def infer_modes(self, images: Tensor) -> Objects:
+        """The objects of all cells that can be detections, every latent at its mode (Appendix B.3)."""
+        cells = self.infer_cells(images)
+        chosen = candidate_cells(cells.presence_prob, MIN_SCORE)
+        return self.infer_objects(images, cells, chosen, sample=False)
 
     def boxes(self, where: Tensor) -> Tensor:
         """The boxes of where-latents [n, cells, 4]: centres inside the own cell, sides up to `base_box`."""
         centre, size = torch.sigmoid(where).chunk(2, -1)
         return boxes_around(centre, size * self.config.base_box, self.grid, self.shape[1:])
 
-    def sampled_presence(self, chance: Tensor) -> Tensor:
-        """The presence that training paints with: its probability, or a sample of the relaxed Bernoulli."""
+    def sample_presence(self, prob: Tensor) -> Tensor:
+        """The presence that training paints with: its probability, or a sample of the relaxed Bernoulli (App. A)."""
         if self.config.presence == "mean":
-            return chance
-        return relaxed_bernoulli(torch.logit(chance, eps=1e-6), self.config.temperature)
+            return prob
+        return relaxed_bernoulli(torch.logit(prob, eps=1e-6), self.config.temperature)
 
-    def what_prior(self, cat: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of p(what | cat), [n, k, A] each (Eq. 2); a standard normal before `mixture_start`."""
+    # Generation (Eq. 2 and section 2.2)
+
+    def what_prior(self, cat: Tensor, kind: WhatPrior) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of p(what | cat), [n, k, A] each, of cat [n, k, C] (Eq. 2)."""
         mean, std = self.prior_mean(cat), positive(self.prior_std(cat))
-        mixture = self.phase(step).mixture
-        if mixture == "none":
+        if kind is WhatPrior.STANDARD:
             return torch.zeros_like(mean), torch.ones_like(std)
-        return (mean, std) if mixture == "learning" else (mean.detach(), std.detach())
-
-    # Generation
+        return (mean, std) if kind is WhatPrior.LEARNED else (mean.detach(), std.detach())
 
     def decode(self, what: Tensor) -> tuple[Tensor, Tensor]:
         """Glimpses of what-latents [n, k, A]: colour [n, k, channels, g, g] and alpha [n, k, 1, g, g], in 0..1."""
@@ -278,113 +334,27 @@ class Gmair(Detector):
         alpha = torch.sigmoid(logits[:, :, -1:] + self.config.alpha_bias)
         return colour, alpha
 
-    def render(
-        self, objects: Objects, colour: Tensor, alpha: Tensor, overlapping: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """The image p(x | z) expects, [n, channels, height, width] in 0..1, and the overlap, [n, height, width].
-
-        At each pixel the average over objects, weighted by importance: alpha x presence x 4 sigmoid(depth).
-        The overlap (section 2.3) is what all objects paint there less what the strongest paints; 0 unless asked for.
-        """
-        if self.config.renderer == "published":
-            return self.render_published(objects, colour, alpha)
-        painter = Painter(objects.boxes, self.config.glimpse, self.shape.height, self.shape.width)
-        shown = alpha * objects.presence[:, :, None, None, None]
-        importance = (shown * 4 * torch.sigmoid(objects.depth)[:, :, None, None, None]).clamp(
-            min=MIN_IMPORTANCE
+    def render(self, objects: Objects, with_overlap: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The image that p(x | z) expects, and if asked for the overlap of its objects; see `render.py`."""
+        colour, alpha = self.decode(objects.what)
+        way = render_published if self.config.renderer == "published" else render
+        return way(
+            objects.boxes, objects.presence, objects.depth, colour, alpha, self.shape[1:], with_overlap
         )
-        layers = [colour * shown * importance, importance]
-        if overlapping:
-            layers.append((colour * shown).mean(2, keepdim=True))
-        canvas = painter.paint(torch.cat(layers, 2))
-        channels = self.shape.channels
-        image = (canvas[:, :channels] / (canvas[:, channels : channels + 1] + 1e-9)).clamp(0, 1)
-        if not overlapping:
-            return image, image.new_zeros(())
-        return image, canvas[:, -1] - painter.strongest(layers[-1][:, :, 0])
 
-    def render_published(self, objects: Objects, colour: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """As `render`, but colour, alpha and importance interpolated apart and then multiplied, a canvas an object."""
-        shown = alpha * objects.presence[:, :, None, None, None]
-        importance = (shown * 4 * torch.sigmoid(objects.depth)[:, :, None, None, None]).clamp(
-            min=MIN_IMPORTANCE
-        )
-        layers = torch.cat([colour, shown, importance], 2)
-        painted = canvases(
-            layers, objects.boxes, self.shape.height, self.shape.width
-        )  # [n, k, channels + 2, ...]
-        colours = painted[:, :, :-2] * painted[:, :, -2:-1]
-        weights = painted[:, :, -1:] + 1e-9
-        image = (colours * weights / weights.sum(1, keepdim=True)).sum(1).clamp(0, 1)
-        mean = colours.mean(2)  # over channels: [n, k, height, width]
-        return image, mean.sum(1) - mean.amax(1)
-
-    # Testing (Appendix B.3): the mode of every latent
+    # Detection (Appendix B.3)
 
     def detect(self, images: Tensor) -> Detections:
-        """Boxes of the cells with presence of at least 0.01, cut to what is bright in their decoded glimpses."""
-        objects, colour, alpha = self.look(images)
+        """Boxes of the cells with a presence of at least MIN_SCORE, cut to what is bright in their decoded glimpses."""
+        objects = self.infer_modes(images)
         boxes = objects.boxes
         if self.config.trim:
+            colour, alpha = self.decode(objects.what)
             brightness = colour.mean(2) * alpha[:, :, 0] * objects.presence[..., None, None]
             boxes = trim_boxes(boxes, brightness, self.config.trim)
-        height, width = self.shape[1:]
-        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+        boxes = clamp_boxes(boxes, self.shape[1:])
         return Detections.from_padded(boxes, objects.presence, objects.cat_logits.argmax(-1), objects.what)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The rendered image, every latent at its mode."""
-        return self.render(*self.look(images))[0]
-
-    def look(self, images: Tensor) -> tuple[Objects, Tensor, Tensor]:
-        """Objects at their modes, and their decoded glimpses."""
-        cells = self.infer_cells(images)
-        candidates = int((cells.presence >= 0.01).sum(1).max().clamp(min=1))
-        presence, keep = cells.presence.topk(candidates, dim=1)
-        objects = self.infer_objects(
-            images,
-            presence=presence,
-            boxes=self.boxes(cells.where_mean).gather(1, keep[..., None].expand(-1, -1, 4)),
-            depth=cells.depth_mean.gather(1, keep),
-            sample=False,
-        )
-        return objects, *self.decode(objects.what)
-
-
-class FixedScaleNorm(nn.Module):
-    """Batch normalisation with a scale that is not learned (Zhu et al. 2020, BN-VAE), of [n, cells, 4] means.
-
-    A batch of one has no variance, so it uses the running statistics, as in evaluation.
-    """
-
-    def __init__(self, features: int, scale: float) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(features)
-        nn.init.constant_(self.norm.weight, scale)
-        self.norm.weight.requires_grad_(False)
-
-    def forward(self, means: Tensor) -> Tensor:
-        norm = self.norm
-        use_batch = self.training and len(means) > 1
-        return F.batch_norm(
-            means.flatten(1),
-            norm.running_mean,
-            norm.running_var,
-            norm.weight,
-            norm.bias,
-            use_batch,
-            norm.momentum,
-            norm.eps,
-        ).view_as(means)
-
-
-def positive(raw: Tensor) -> Tensor:
-    """A standard deviation from a network's output: softplus of the output clamped to -10..10, as published."""
-    return F.softplus(raw.clamp(-10, 10))
-
-
-def bernoulli_kl(chance: Tensor, log_prior: Tensor | float, log_absent: Tensor | float) -> Tensor:
-    """KL(Bernoulli(chance) || Bernoulli(prior)) (Eq. 6), element by element, given log(prior) and log(1 - prior)."""
-    yes = chance * ((chance + EPS).log() - log_prior)
-    no = (1 - chance) * ((1 - chance + EPS).log() - log_absent)
-    return yes + no
+        """The rendered image [n, channels, height, width], every latent at its mode."""
+        return self.render(self.infer_modes(images))[0]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 STRIDE = 8
 """Pixels of the image for one cell of the grid, on each axis; every backbone has this stride."""
+MULTIPLES = {"resnet18": 32, "small": STRIDE}
+"""Of how many pixels an image side must be a multiple for each backbone; ResNet-18 goes down to 1/32, then up again."""
 
 
 def resnet_backbone(channels: int) -> nn.Module:
@@ -22,9 +25,8 @@ def resnet_backbone(channels: int) -> nn.Module:
     resnet = resnet18(weights=None)
     if channels != 3:
         resnet.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-    trunk = nn.Sequential(
-        OrderedDict(list(resnet.named_children())[:-2])
-    )  # without average pool and classifier
+    # without average pool and classifier
+    trunk = nn.Sequential(OrderedDict(list(resnet.named_children())[:-2]))
     neck: list[nn.Module] = []
     for before, after in ((512, 128), (128, 64)):
         neck += [nn.Conv2d(before, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
@@ -66,15 +68,42 @@ def encoder(inputs: int, widths: tuple[int, ...], out: int) -> nn.Module:
     return nn.Sequential(*parts, nn.Linear((inputs, *widths)[-1], out))
 
 
+class FixedScaleNorm(nn.Module):
+    """Batch normalisation of means [n, cells, 4] with a scale that is not learned (BN-VAE, Zhu et al. 2020).
+
+    A batch of one has no variance, so it uses the running statistics, as in evaluation.
+    """
+
+    def __init__(self, features: int, scale: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features)
+        nn.init.constant_(self.norm.weight, scale)
+        self.norm.weight.requires_grad_(False)
+
+    def forward(self, means: Tensor) -> Tensor:
+        norm = self.norm
+        use_batch = self.training and len(means) > 1
+        return F.batch_norm(
+            means.flatten(1),
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            use_batch,
+            norm.momentum,
+            norm.eps,
+        ).view_as(means)
+
+
 class ConvDecoder(nn.Module):
     """Table 6: deconvolutions from 1x1 to 32x32. [m, A] -> [m, out, 32, 32].
 
     Non-overlapping 2x2 deconvolutions: the same map as the published code's 1x1 convolutions with pixel shuffle.
-    Like there, ReLU comes before group normalisation.
+    As in that code, ReLU comes before group normalisation.
     """
 
     AT_ONCE = 512
-    """Glimpses that the last layers are run on at once."""
+    """How many glimpses the last layers are run on at once, on a CPU."""
 
     def __init__(self, what_dim: int, out: int) -> None:
         super().__init__()
@@ -98,7 +127,7 @@ class ConvDecoder(nn.Module):
         if len(what) <= self.AT_ONCE or what.is_cuda:  # a GPU has the memory
             large: Tensor = self.last(small)
             return large
-        # The last layers hold most of the numbers and a fifth of the work: done again in the backward pass, not kept.
+        # The last layers make most of the features with a fifth of the work: computed again in the backward pass.
         parts = [
             checkpoint(self.last, s, use_reentrant=False, preserve_rng_state=False)
             for s in small.split(self.AT_ONCE)
@@ -107,7 +136,7 @@ class ConvDecoder(nn.Module):
 
 
 class MlpDecoder(nn.Module):
-    """Two hidden layers. [m, A] -> [m, out, size, size]; enough for small glimpses, and far cheaper."""
+    """Two hidden layers. [m, A] -> [m, out, size, size]. Enough for small glimpses, and much faster."""
 
     def __init__(self, what_dim: int, width: int, out: int, size: int) -> None:
         super().__init__()

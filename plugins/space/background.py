@@ -1,7 +1,9 @@
-"""The background of SPACE (section 2.2): K components, each with a mask and a picture, as in GENESIS.
+"""The background of SPACE: K components, each with a mask and a picture, as in GENESIS.
 
-q(mask_k | x, mask_<k) and p(mask_k | mask_<k) are LSTMs over the components; the picture of a component
-depends on its mask: q(component_k | x, mask_k), p(component_k | mask_k).
+    p(background) = product over k of p(mask_k | mask_<k) p(component_k | mask_k)
+    q(background | x) = product over k of q(mask_k | x, mask_<k) q(component_k | x, mask_k)
+
+The two distributions of mask_k are LSTMs over the components.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objbench.latents import normal_kl
+from objbench.latents import normal_kl, normal_sample
 from objbench.scenes import SceneShape
-from objbench_plugins.space import losses, networks
+from objbench_plugins.space import networks
 from objbench_plugins.space.config import SpaceConfig
 
 
 class Scene(NamedTuple):
-    """An explained background."""
+    """A background as the model sees it."""
 
     masks: Tensor  # [n, K, 1, height, width], of sum 1 over K
     pictures: Tensor  # [n, K, channels, height, width] in 0..1
@@ -28,12 +30,12 @@ class Scene(NamedTuple):
 
     @property
     def image(self) -> Tensor:
-        """What the background alone looks like, [n, channels, height, width]."""
+        """The background alone, [n, channels, height, width] in 0..1."""
         return (self.masks * self.pictures).sum(1)
 
 
 class Background(nn.Module):
-    """Explains images as K masked pictures."""
+    """A model of images as K masked pictures."""
 
     def __init__(self, config: SpaceConfig, shape: SceneShape) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class Background(nn.Module):
                 )
             else:
                 self.component_decoder = networks.BroadcastDecoder(c.component_dim, channels, size, w // 2)
-        self.mask_decoder: nn.Module | None = None  # the last mask is what is left: of one component, all
+        self.mask_decoder: nn.Module | None = None  # the last mask takes what is left
         if not lone:
             self.mask_decoder = (
                 networks.coarse_decoder(c.mask_dim, 1, size, w)
@@ -68,15 +70,16 @@ class Background(nn.Module):
         self.mask_posterior = MaskChain(c.mask_dim + w, w, c.mask_dim)
         self.mask_prior = MaskChain(c.mask_dim, w, c.mask_dim)
         for parameter in (*self.mask_prior.cell.parameters(), self.mask_prior.c):
-            parameter.requires_grad_(not lone)  # read only from the second mask on
-        self.first_mask = nn.Parameter(torch.zeros(c.mask_dim))  # before any
+            parameter.requires_grad_(not lone)  # used only from the second mask on
+        self.first_mask = nn.Parameter(torch.zeros(c.mask_dim))  # what the first mask depends on
         self.component_prior = networks.mlp(c.mask_dim, w, 2 * c.component_dim)
 
     def forward(self, images: Tensor, sample: bool) -> Scene:
-        """Explains images [n, channels, height, width]; without `sample`, by the means of all latents."""
+        """A sample of q(background | x) of images [n, channels, height, width]; without `sample`, its mode."""
         n, k, precision = len(images), self.config.components, self.config.precision
         features = F.elu(networks.run(self.image_encoder, images, precision))  # [n, width]
 
+        # mask_k ~ q(mask_k | x, mask_<k), and KL(q(mask_k | x, mask_<k) || p(mask_k | mask_<k)): [n, mask_dim], [n]
         mask = self.first_mask.expand(n, -1)
         state, prior_state = self.mask_posterior.start(n), self.mask_prior.start(n)
         latents, mask_kl = [], images.new_zeros(n)
@@ -85,21 +88,22 @@ class Background(nn.Module):
             if latents:
                 prior_state = self.mask_prior.follow(mask, prior_state)
             mask_kl = mask_kl + normal_kl(mean, std, *self.mask_prior.predict(prior_state)).sum(1)
-            mask = losses.drawn(mean, std, sample)
+            mask = normal_sample(mean, std, sample)
             latents.append(mask)
         latent = torch.stack(latents, 1)  # [n, K, mask_dim]
 
-        masks = self.masks(latent, images.shape[-2:])
+        # component_k ~ q(component_k | x, mask_k), and KL(q(component_k | x, mask_k) || p(component_k | mask_k))
+        masks = self.masks(latent, images.shape[-2:])  # [n, K, 1, height, width]
         seen = torch.cat([(masks + 1e-5).log(), images[:, None].expand(-1, k, -1, -1, -1)], 2)
         mean, std = positive_half(networks.run(self.component_encoder, seen.flatten(0, 1), precision))
         prior_mean, prior_std = positive_half(self.component_prior(latent.flatten(0, 1)))
         component_kl = normal_kl(mean, std, prior_mean, prior_std).unflatten(0, (n, k)).sum((1, 2))
-        component = losses.drawn(mean, std, sample)
+        component = normal_sample(mean, std, sample)  # [n K, component_dim]
         pictures = torch.sigmoid(networks.run(self.component_decoder, component, precision))
         return Scene(masks, pictures.unflatten(0, (n, k)), mask_kl, component_kl)
 
     def masks(self, latent: Tensor, size: torch.Size) -> Tensor:
-        """Masks [n, K, 1, height, width] by breaking a stick: each takes a share of what is left."""
+        """Masks [n, K, 1, height, width] of latents [n, K, mask_dim]: each takes a share of what is left."""
         n, k, _ = latent.shape
         left = latent.new_zeros(n, 1, *size)  # log of what is left
         if self.mask_decoder is None:

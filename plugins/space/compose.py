@@ -5,10 +5,10 @@ of cell i,
 
     sum over all cells of exp(l_i)  =  cells + sum over boxes that reach the pixel of (exp(l_i) - 1),
 
-and only the pixels inside boxes are ever looked at: each box has a window of the canvas, big enough to hold
-it, and windows are added into the canvas. The published code makes a whole canvas for every cell;
-`reference.py` does so too. Sizes of windows must be read back from where boxes are worked out, though, and a GPU
-would stand still meanwhile: there, each box has the whole canvas for its window (`Canvases`).
+and only pixels inside boxes need to be computed: each box has a window of the canvas, big enough to hold
+it, and windows are added into the canvas. The published code makes a whole canvas for every cell, and so does
+`reference.py`. The sizes of windows depend on values, for which a GPU would have to wait: there, the window of each
+box is the whole canvas (`Canvases`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from objbench.spatial.glimpses import hat
 
 STEP = 8
-"""Windows have sides of multiples of so many pixels: those of one size are resampled together."""
+"""Sides of windows are multiples of so many pixels, because windows of one size are resampled together."""
 
 
 class Bucket(NamedTuple):
@@ -34,7 +34,7 @@ class Bucket(NamedTuple):
 
 
 class Windows:
-    """Where the boxes of a batch lie; worked out once for all that is painted into them."""
+    """Where the boxes of a batch lie, computed once for all that is painted into them."""
 
     def __init__(self, boxes: Tensor, glimpse: int, height: int, width: int) -> None:
         """boxes: [n, k, 4] xyxy in pixels, of positive size; glimpse: its side g; the canvas in pixels."""
@@ -172,4 +172,5 @@ def _span(first: Tensor, last: Tensor, glimpse: int, length: int) -> tuple[Tenso
     """
     fringe = (last - first) / (2 * glimpse)
     start = (first - fringe).floor().clamp(0, length - 1)
-    return start.long(), ((last + fringe).ceil().clamp(max=length) - start).long()
+    # Clamped once more as an integer: NaN is none, and must reach the loss, not an index.
+    return start.long().clamp(0, length - 1), ((last + fringe).ceil().clamp(max=length) - start).long()

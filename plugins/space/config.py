@@ -1,4 +1,4 @@
-"""What SPACE can be told, and what each protocol and data set tells it."""
+"""The options of SPACE, and their values for each protocol and data set."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from objbench.options import Settings, option
 class SpaceConfig(DetectorConfig):
     """Defaults are the published `3d_room_large` (16x16 grid, K = 5) with A = 256, as GMAIR's Appendix B.1.
 
-    That appendix also gives SPACE a base box of 72x72, but SPACE has none: a box side is sigmoid(scale) of
-    the image side, held by the prior of scale, which therefore stays as published: 34 px falling to 15 px
-    on 128x128.
+    That appendix also gives SPACE a base box of 72x72, but SPACE has none: a box side is sigmoid(scale) of the image
+    side. What limits it is the prior of scale, which stays as published: 34 px falling to 15 px on 128x128.
 
-    Schedules are fractions of `steps`, so they keep their shape whatever the length; the published step
-    numbers are those of 160,000.
+    Schedules are fractions of `steps`, so they keep their shape in trainings of any length; the published step numbers
+    are those of 160,000.
     """
 
     steps: int = option(160_000, "training steps (batches)", low=1)
@@ -28,7 +27,7 @@ class SpaceConfig(DetectorConfig):
     clip_norm: float = option(1.0, "clip gradients to this norm; 0 does not clip", low=0)
 
     # Foreground
-    cell: int = option(
+    cell_size: int = option(
         8, "side of a grid cell in pixels (8, 16 or 32); 8 is a 16x16 grid on 128x128", low=8, high=32
     )
     what_dim: int = option(256, "dimension A of the what-latent (published: 32)", low=1)
@@ -46,7 +45,7 @@ class SpaceConfig(DetectorConfig):
     components: int = option(5, "components K of the background; 1 takes the strong decoder", low=1, high=64)
     background_nets: str = option(
         "conv",
-        "published, or perceptrons that see and paint an eighth of the resolution",
+        "published, or perceptrons at an eighth of the resolution",
         choices=["conv", "mlp"],
     )
     background_width: int = option(64, "width of the background's networks; a multiple of 16", low=16)
@@ -56,19 +55,19 @@ class SpaceConfig(DetectorConfig):
 
     precision: str = option(
         "float32",
-        "of the networks' products and features; all else is float32",
+        "precision of the networks' products and features; all else is float32",
         choices=["float32", "bfloat16"],
     )
 
     # How cells start
     presence_bias: float = option(0.0, "added to raw presence: above 0, cells start present")
     start_at_prior: bool = option(
-        False, "scale starts at its prior; published: at half the image, plus or minus much"
+        False, "scale starts at its prior; published: at half the image, with a large deviation"
     )
     colour_bias: float = option(0.0, "added to colour logits: below 0, glimpses start dark")
     alpha_bias: float = option(0.0, "added to alpha logits: above 0, glimpses start opaque")
 
-    # Priors, each annealed linearly from start to end; when, in fractions of `steps`
+    # Priors, each changing evenly from start to end, at times in fractions of `steps`
     presence_start: float = option(0.1, "prior of presence at first", above=0, high=0.999)
     presence_end: float = option(0.01, "prior of presence at last", above=0, high=0.999)
     presence_from: float = option(0.025, "when the prior of presence starts to change", low=0)
@@ -88,7 +87,7 @@ class SpaceConfig(DetectorConfig):
     boundary_from: float = option(0.0, "when the boundary loss starts, in fractions of `steps`", low=0)
     boundary_until: float = option(0.625, "when the boundary loss ends, in fractions of `steps`", low=0)
     boundary_width: int = option(
-        6, "width in glimpse pixels of the frame that the boundary loss keeps clear", low=1
+        6, "width in glimpse pixels of the frame that the boundary loss keeps empty", low=1
     )
     fixed_alpha: float = option(0.1, "foreground weight of every pixel while it is fixed", low=0, high=1)
     fixed_alpha_until: float = option(
@@ -96,9 +95,9 @@ class SpaceConfig(DetectorConfig):
     )
 
     # Presence gating: encode, decode and paint only the cells of highest presence
-    gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
+    gate_cells: int = option(0, "cells kept in each image once gating starts; 0 keeps all", low=0)
     gate_from: float = option(0.0, "when gating starts, in fractions of `steps`", low=0)
-    first_batch: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
+    warmup_images: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
 
     # Detection
     trim: float = option(
@@ -106,8 +105,13 @@ class SpaceConfig(DetectorConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.cell not in (8, 16, 32):
-            raise ValueError(f"cell={self.cell} is not 8, 16 or 32")
+        if self.cell_size not in (8, 16, 32):
+            raise ValueError(f"cell_size={self.cell_size} is not 8, 16 or 32")
+        lasting = ["presence", "scale", "temperature"] + (["boundary"] if self.boundary else [])
+        for name in lasting:
+            first, last = getattr(self, f"{name}_from"), getattr(self, f"{name}_until")
+            if last < first:
+                raise ValueError(f"{name}_until={last:g} is before {name}_from={first:g}")
         if self.backbone_width % 4:
             raise ValueError(f"backbone_width={self.backbone_width} is not a multiple of 4")
         if self.background_width % 16:
@@ -140,27 +144,26 @@ SMALL: dict[str, Any] = {
     "scale_start": -1.27,
     "scale_end": -1.27,
     "presence_start": 0.5,
-    "presence_end": 1e-4,  # at the published 0.01 every second scene had an object too many
+    "presence_end": 1e-4,  # with the published 0.01 every second scene had one object too many
     "presence_from": 0.0,
     "temperature_start": 1.0,
     "gate_cells": 12,
-    "first_batch": 8,
+    "warmup_images": 8,
 }
-"""The order of things decides whether it trains. While the foreground's weight is fixed, the background learns
-what is empty; without that the foreground explains all, and falls apart when cells are gated. Gating waits
-until presence has settled. The boundary loss waits until cells hold objects: before, the cheapest is that
-none is ever present.
+"""The order of events decides whether it trains. While the foreground's weight is fixed, the background learns what is
+empty; without that the foreground explains everything, and breaks when cells are gated. Gating waits until presence has
+settled. The boundary loss waits until cells hold objects: earlier, the loss is least when none is ever present.
 """
 
 FRUITS: dict[str, Any] = {
-    # Eight images hold 120 objects, and a step of them costs a third of one of 32.
+    # Eight images hold 120 objects, and a step of 8 costs a third of a step of 32.
     "batch_size": 8,
-    "first_batch": 0,
+    "warmup_images": 0,
     "lr": 4e-4,
     "lr_end": 0.1,
-    # At the foot of a pile most pixels are fruit. Cells that start dark take the black gaps for objects there, and
-    # the background takes the fruit (AP 0.10 or less). Bright, opaque, large ones beside a background that learns
-    # fast leave it the black, within 50 steps.
+    # At the bottom of a pile most pixels are fruit. Cells that start dark then take the black gaps for objects, and the
+    # background takes the fruit (AP 0.10 or less). Cells that start bright, opaque and large, beside a background that
+    # learns fast, leave the black to it within 50 steps.
     "colour_bias": 1.0,
     "alpha_bias": 3.0,
     "presence_bias": 1.5,  # at 0.7 all objects vanished with one seed of two
@@ -170,11 +173,11 @@ FRUITS: dict[str, Any] = {
     "scale_start": -1.0,
     "scale_end": -1.5,
     "scale_std": 0.4,
-    # Twice as many objects were found as there are: pixels now count a third, and an object costs up to 23 nats.
+    # Twice as many objects were detected as there are: so pixels count a third, and an object costs up to 23 nats.
     "fg_sigma": 0.25,
     "bg_sigma": 0.25,
     "presence_end": 1e-10,
-    "boundary": 0.0,  # it keeps a frame within each box clear, where a neighbour touches
+    "boundary": 0.0,  # it keeps a frame inside each box empty, where fruits that touch lie
     "gate_cells": 36,
 }
 """For up to 36 touching fruits of 4 to 27 pixels on 64; chosen on validation scenes."""
@@ -196,7 +199,7 @@ SETTINGS: Settings = {
         "presence_until": 0.045,
         "boundary_from": 0.06,
     },
-    # Fruits have sides of 4 to 27 px on 64: mean and deviation of logit(side / image). And many an image.
+    # Fruits have sides of 4 to 27 px on 64: mean and deviation of logit(side / image). Each image has many.
     **{
         ("*", data): {"scale_start": -1.75, "scale_end": -1.75, "scale_std": 0.57, "gate_cells": 0}
         for data in ("fruit2d", "fruit2d-sim")

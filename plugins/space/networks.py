@@ -1,8 +1,8 @@
 """The networks of SPACE, as published (appendix D, and the code where it says more), and small ones.
 
 Non-overlapping deconvolutions stand for the published 1x1 convolutions with pixel shuffle: the same map.
-Small nets are the published ones at another width. `GroupNorm`, `Tiles` and `Whole` are torch's layers, worked
-out in ways that are faster on a processor.
+Small nets are the published ones at another width. `GroupNorm`, `ConvTransposeNoOverlap` and `FullSizeConv` are torch's
+layers, computed in ways that are faster on a CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 COARSE = 8
 """Image pixels for one of the small background nets, on each axis."""
 LARGE = 2**14
-"""Values of an image's features that are run again rather than kept, when they are of half precision."""
+"""Features of half precision are computed again rather than kept from this many values an image."""
 BACKGROUND_STRIDE = 32
 """What an image side must be a multiple of: the background decoders start from a grid of side / 32."""
 
@@ -28,11 +28,11 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
             return super().forward(x)
-        y: Tensor = _Normed.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
+        y: Tensor = _SinglePrecisionNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
         return y
 
 
-class _Normed(torch.autograd.Function):
+class _SinglePrecisionNorm(torch.autograd.Function):
     """Group normalisation of half-precision features that keeps no single-precision copy of them."""
 
     @staticmethod
@@ -51,8 +51,8 @@ class _Normed(torch.autograd.Function):
         return to_x.to(x.dtype), to_weight, to_bias, None, None
 
 
-class Tiles(nn.ConvTranspose2d):
-    """A deconvolution whose stride is its kernel: every pixel becomes a tile, so it is a product of matrices."""
+class ConvTransposeNoOverlap(nn.ConvTranspose2d):
+    """A deconvolution whose stride is its kernel's size: every pixel becomes a tile, so it is a product of matrices."""
 
     def __init__(self, before: int, after: int, tile: int | tuple[int, int]) -> None:
         super().__init__(before, after, tile, tile)
@@ -64,14 +64,14 @@ class Tiles(nn.ConvTranspose2d):
         weight = self.weight.permute(0, 2, 3, 1).reshape(before, -1)  # [before, v u after]
         assert self.bias is not None
         tiles = torch.addmm(self.bias.repeat(v * u), pixels, weight)
-        picture: Tensor = _Laid.apply(tiles.view(n, h, w, v, u, -1))  # type: ignore[no-untyped-call]
+        picture: Tensor = _TilesToPicture.apply(tiles.view(n, h, w, v, u, -1))  # type: ignore[no-untyped-call]
         return picture
 
 
-class _Laid(torch.autograd.Function):
+class _TilesToPicture(torch.autograd.Function):
     """Tiles [n, h, w, v, u, after] side by side: [n, after, h v, w u].
 
-    A function of its own so that what it returns is no view, and the nonlinearity may work in place.
+    A function of its own, so that its result is no view and the nonlinearity can work in place.
     """
 
     @staticmethod
@@ -92,14 +92,14 @@ class _Laid(torch.autograd.Function):
         return gradient.permute(0, 2, 3, 1).reshape(n, h, v, w, u, after).transpose(2, 3)
 
 
-class Whole(nn.Conv2d):
-    """A convolution whose kernel covers all of its input: a product of matrices. -> [n, after, 1, 1]."""
+class FullSizeConv(nn.Conv2d):
+    """A convolution whose kernel covers its whole input: a product of matrices. -> [n, after, 1, 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1).reshape(len(x), -1)
         weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)
         found = F.linear(pixels, weight, self.bias)[:, None, None, None, None]
-        after: Tensor = _Laid.apply(found)  # type: ignore[no-untyped-call]
+        after: Tensor = _TilesToPicture.apply(found)  # type: ignore[no-untyped-call]
         return after
 
 
@@ -118,17 +118,17 @@ def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
 
 
 def run(net: nn.Module, x: Tensor, precision: str) -> Tensor:
-    """What `net` makes of x, in single precision; inside, `precision` is that of products and features."""
+    """`net(x)` in single precision; inside the network products and features have `precision`."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         y: Tensor = net(x)
     return y.float()
 
 
-class Recomputed(nn.Sequential):
-    """Layers that keep only their input for the backward pass, which runs them again.
+class Checkpointed(nn.Sequential):
+    """Layers that keep only their input for the backward pass, which computes their features again.
 
-    All but the last, that is: a convolution needs its input there, not its output, so it is not run again. Of half
-    precision's features only the largest are worth it.
+    The last layer is not computed again: the backward pass of a convolution needs its input, not its output. With half
+    precision only the largest features are worth it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,12 +139,12 @@ class Recomputed(nn.Sequential):
         return y
 
 
-def frugal(layers: list[nn.Module]) -> nn.Sequential:
-    """The layers one after another, no normalised features kept for the backward pass: that halves the memory."""
+def checkpoint_norms(layers: list[nn.Module]) -> nn.Sequential:
+    """The layers one after another, without keeping normalised features for the backward pass: half the memory."""
     grouped: list[nn.Module] = []
     for layer in layers:
         if grouped and isinstance(grouped[-1], nn.GroupNorm):
-            grouped[-1] = Recomputed(grouped[-1], layer)
+            grouped[-1] = Checkpointed(grouped[-1], layer)
         else:
             grouped.append(layer)
     return nn.Sequential(*grouped)
@@ -178,14 +178,14 @@ class ImageEncoder(nn.Module):
 
 def glimpse_encoder(channels: int, out: int) -> nn.Sequential:
     """[m, channels, 32, 32] -> [m, out]."""
-    return frugal(
+    return checkpoint_norms(
         [
             *block(nn.Conv2d(channels, 16, 3, 1, 1), 16, 4),
             *block(nn.Conv2d(16, 32, 4, 2, 1), 32, 8),
             *block(nn.Conv2d(32, 32, 3, 1, 1), 32, 4),
             *block(nn.Conv2d(32, 64, 4, 2, 1), 64, 8),
             *block(nn.Conv2d(64, 128, 4, 2, 1), 128, 8),
-            *block(Whole(128, 256, 4), 256, 16),
+            *block(FullSizeConv(128, 256, 4), 256, 16),
             nn.Flatten(),
             nn.Linear(256, out),
         ]
@@ -196,14 +196,14 @@ def glimpse_decoder(what_dim: int, out: int) -> nn.Sequential:
     """[m, what_dim] -> [m, out, 32, 32]: five times a deconvolution and a 3x3 convolution."""
     layers: list[nn.Module] = [
         nn.Unflatten(1, (what_dim, 1, 1)),
-        *block(Whole(what_dim, 256, 1), 256, 16),
+        *block(FullSizeConv(what_dim, 256, 1), 256, 16),
     ]
     before = 256
     for after, groups in ((128, 16), (128, 16), (64, 8), (32, 8), (16, 4)):
-        layers += block(Tiles(before, after, 2), after, groups)
+        layers += block(ConvTransposeNoOverlap(before, after, 2), after, groups)
         layers += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
         before = after
-    return frugal([*layers, nn.Conv2d(16, out, 3, 1, 1)])
+    return checkpoint_norms([*layers, nn.Conv2d(16, out, 3, 1, 1)])
 
 
 def picture_decoder(
@@ -216,16 +216,16 @@ def picture_decoder(
     w, q = width, width // 4
     first = (size[0] // BACKGROUND_STRIDE, size[1] // BACKGROUND_STRIDE)
     widths, groups = (2 * w, w, q), (w // 4, w // 8, w // 16)
-    layers = [nn.Unflatten(1, (latent, 1, 1)), *block(Whole(latent, 4 * w, 1), 4 * w, w // 4)]
-    layers += block(Tiles(4 * w, 4 * w, first), 4 * w, w // 4)
+    layers = [nn.Unflatten(1, (latent, 1, 1)), *block(FullSizeConv(latent, 4 * w, 1), 4 * w, w // 4)]
+    layers += block(ConvTransposeNoOverlap(4 * w, 4 * w, first), 4 * w, w // 4)
     layers += block(nn.Conv2d(4 * w, 4 * w, 3, 1, 1), 4 * w, w // 4)
     before = 4 * w
     for after, group, factor in zip(widths, groups, factors, strict=True):
-        layers += block(Tiles(before, after, factor), after, group)
+        layers += block(ConvTransposeNoOverlap(before, after, factor), after, group)
         layers += block(nn.Conv2d(after, after, 3, 1, 1), after, group)
         before = after
     layers += block(nn.Conv2d(q, q, 3, 1, 1), q, groups[-1])
-    return frugal([*layers, nn.Conv2d(q, out, 3, 1, 1)])
+    return checkpoint_norms([*layers, nn.Conv2d(q, out, 3, 1, 1)])
 
 
 def scene_encoder(
@@ -246,7 +246,7 @@ def coarse_encoder(channels: int, size: tuple[int, int], width: int, out: int) -
 
 
 def coarse_decoder(latent: int, out: int, size: tuple[int, int], width: int) -> nn.Sequential:
-    """A smooth picture: perceptrons paint an eighth of the resolution. [m, latent] -> [m, out, *size]."""
+    """A smooth picture: perceptrons make it at an eighth of the resolution. [m, latent] -> [m, out, *size]."""
     small = (out, size[0] // COARSE, size[1] // COARSE)
     return nn.Sequential(
         mlp(latent, width, small[0] * small[1] * small[2]),
@@ -258,9 +258,9 @@ def coarse_decoder(latent: int, out: int, size: tuple[int, int], width: int) -> 
 class BroadcastDecoder(nn.Module):
     """A component's picture, of its latent at every pixel (K > 1). [m, latent] -> [m, channels, *size].
 
-    Four 3x3 convolutions without padding. The first sees the same latent at every pixel, so there it is a
-    product with the kernel's sum, and its coordinates are the same for all pictures: neither is convolved
-    picture by picture.
+    Four 3x3 convolutions without padding. The first gets the same latent at every pixel, so for the latent it is a
+    product with the kernel's sum; and its coordinates are the same for all pictures. So neither is convolved picture by
+    picture.
     """
 
     def __init__(self, latent: int, channels: int, size: tuple[int, int], width: int) -> None:
@@ -282,14 +282,14 @@ class BroadcastDecoder(nn.Module):
             self.get_buffer("coordinates"), of_place, self.first.bias
         )  # [1, width, H + 6, W + 6]
         same = latent @ of_latent.sum((2, 3)).T  # [m, width]
-        picture: Tensor = self.rest(_Spread.apply(place, same))  # type: ignore[no-untyped-call]
+        picture: Tensor = self.rest(_AddToEveryPixel.apply(place, same))  # type: ignore[no-untyped-call]
         return picture
 
 
-class _Spread(torch.autograd.Function):
+class _AddToEveryPixel(torch.autograd.Function):
     """place [1, width, h, w] + same [m, width] at every pixel: [m, width, h, w], channels last.
 
-    Its gradients are sums, which torch takes several times as long for over this layout's pixels as over rows.
+    Its gradients are sums; torch needs several times as long for sums over this layout's pixels as over rows.
     """
 
     @staticmethod

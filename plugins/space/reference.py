@@ -1,6 +1,6 @@
 """The plain way to put objects together, as published: a whole canvas for every cell, and a softmax over all.
 
-The tests hold `compose.Windows` to it; the benchmark times both.
+Tests compare `compose.Windows` with it; the benchmark measures both.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from objbench.spatial.reference import canvases
+from objbench.spatial import canvases
 
 
 def compose_plain(

@@ -1,4 +1,4 @@
-"""What SPAIR can be told, and what each protocol and data set tells it."""
+"""The options of SPAIR, and their values for each protocol and data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from objbench.options import Settings, option, widths
 
 @dataclass(frozen=True)
 class SpairConfig(DetectorConfig):
-    """Defaults are the original's, with A = 256 and anchor 72 as GMAIR's comparison has it (Appendix B.1)."""
+    """Defaults are the original's, with A = 256 and anchor 72 as in GMAIR's comparison (its Appendix B.1)."""
 
     clip_norm: float = option(1.0, "clip gradients to this norm; 0 does not clip", low=0)
 
@@ -22,7 +22,7 @@ class SpairConfig(DetectorConfig):
     glimpse: int = option(28, "side of a glimpse in pixels", low=4)
     backbone_width: int = option(128, "channels of the backbone's layers", low=1)
     features: int = option(100, "backbone features of a cell", low=1)
-    passed: int = option(100, "pass-through features from box to depth to presence network", low=1)
+    carry: int = option(100, "features carried from box to depth to presence network", low=1)
     hidden: int = option(100, "width of the two hidden layers of box, depth and presence network", low=1)
     encoder_widths: str = option("256-128", "hidden widths of the what-encoder; reversed, the decoder's")
 
@@ -36,20 +36,22 @@ class SpairConfig(DetectorConfig):
     # Loss and its schedules, in steps
     recon: float = option(1.0, "coefficient of the reconstruction term", low=0)
     presence_kl: str = option(
-        "clean", "probability in the presence KL: sigmoid of the logit, or of logit and sampling noise",
+        "clean", "probability in the presence KL: sigmoid of the logit, or of the logit with sampling noise",
         choices=["clean", "noisy"],
     )  # fmt: skip
-    wheels_steps: int = option(
-        1_000, "training wheels: steps without a gradient to where, depth and presence", low=0
+    where_frozen_steps: int = option(
+        1_000, "steps without a gradient to where, depth and presence (the original's training wheels)", low=0
     )
     count_start: float = option(1e6, "odds of the geometric prior on counts at step 0", above=0)
-    count_floor: float = option(0.0125, "odds of the prior on counts in the end", above=0)
-    count_decay_steps: float = option(1_000, "steps in which the odds fall tenfold", above=0)
+    count_floor: float = option(
+        0.0125, "odds of the prior on counts at the end; at most count_start", above=0
+    )
+    count_decay_steps: float = option(1_000, "steps in which the odds fall to a tenth", above=0)
 
     # Presence gating: decode and paint only the cells of highest presence
-    gate_cells: int = option(0, "cells kept an image once gating starts; 0 keeps all", low=0)
+    gate_cells: int = option(0, "cells kept in each image once gating starts; 0 keeps all", low=0)
     gate_step: int = option(0, "step at which gating starts", low=0)
-    first_batch: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
+    warmup_images: int = option(0, "images of each batch used before gating starts; 0 uses all", low=0)
 
     # Detection
     trim: float = option(
@@ -60,6 +62,10 @@ class SpairConfig(DetectorConfig):
         self.widths()
         if self.stride % 4:
             raise ValueError(f"stride={self.stride} is not a multiple of 4")
+        if self.count_floor > self.count_start:
+            raise ValueError(
+                f"count_floor={self.count_floor:g} is above count_start={self.count_start:g}, and odds only fall"
+            )
 
     def widths(self) -> tuple[int, ...]:
         """`encoder_widths` as numbers."""
@@ -74,31 +80,31 @@ SMALL: dict[str, Any] = {
     "glimpse": 16,
     "backbone_width": 32,
     "encoder_widths": "256-256",
-    # The middle of the sizes a box can have. A tenth of this anchor is 4 pixels: boxes would leave the scene bare.
+    # The middle of the sizes that a box can have. A tenth of this anchor is 4 pixels: too small to cover the objects.
     "size_prior": 0.5,
     "presence_bias": 2.0,
     "colour_bias": -2.0,
     "recon": 3.0,
-    # At this learning rate boxes find their objects without training wheels.
-    "wheels_steps": 0,
+    # At this learning rate boxes find their objects without it.
+    "where_frozen_steps": 0,
     "count_decay_steps": 40,
-    # Until the prior has thinned objects out, all cells are decoded, but of half a batch.
+    # Until the prior has lowered the number of objects, all cells are decoded, but of half a batch.
     "gate_cells": 12,
     "gate_step": 100,
-    "first_batch": 16,
+    "warmup_images": 16,
 }
 
 FRUITS: dict[str, Any] = {
     "stride": 8,
     "gate_cells": 36,
-    # Eight images hold 120 objects, and a step of them costs half one of 32.
+    # Eight images hold 120 objects, and a step of 8 costs half of a step of 32.
     "batch_size": 8,
-    "first_batch": 0,
+    "warmup_images": 0,
     "lr_end": 0.1,
     "size_prior": 0.4,
     "size_prior_std": 1.0,
-    # Large fruits were laid with tiles, and twice as many objects found as there are (AP 0.29 after 1,000 steps).
-    # Pixels that count a quarter, and objects that cost 23 nats each, ended that (AP 0.51; 1.5 off).
+    # Large fruits were covered with several small boxes, and twice as many objects detected as there are (AP 0.29 after
+    # 1,000 steps). A lower weight of pixels, and objects that cost 23 nats each, mended that (AP 0.51; counts 1.5 off).
     "recon": 2.0,
     "count_floor": 1e-10,
     "count_decay_steps": 25,

@@ -1,28 +1,20 @@
-"""The terms of the ELBO, element by element, and the prior on the number of objects."""
+"""What is SPAIR's own in its loss: the prior on the number of objects, and of presence given that."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def bernoulli_kl(logit: Tensor, prior: Tensor) -> Tensor:
-    """KL(Bernoulli(sigmoid(logit)) || Bernoulli(prior)), same shapes; exact in both tails of the logit."""
-    yes = torch.sigmoid(logit) * (F.logsigmoid(logit) - prior.log())
-    no = torch.sigmoid(-logit) * (F.logsigmoid(-logit) - torch.log1p(-prior))
-    return yes + no
-
-
 def count_log_odds(step: int, start: float, floor: float, decay_steps: float) -> float:
-    """Log of the geometric prior's odds: from `start`, tenfold less every `decay_steps`, to `floor`."""
+    """Log of the geometric prior's odds: from `start`, a tenth every `decay_steps`, to `floor`."""
     return math.log((start - floor) * 0.1 ** (step / decay_steps) + floor)
 
 
 def log_one_more(log_odds: float) -> float:
-    """Log of p = sigmoid(log_odds): how much less likely the geometric prior holds one object more."""
+    """log p of p = sigmoid(log_odds): what one object more adds to the log of the geometric prior, p^C."""
     return -math.log1p(math.exp(-log_odds))
 
 
@@ -30,14 +22,14 @@ def log_one_more(log_odds: float) -> float:
 def count_prior(present: Tensor, log_p: Tensor | float) -> Tensor:
     """p(cell i holds an object | what cells 0..i-1 hold), [n, cells] float64 (SPAIR, appendix).
 
-    The count C of an image's objects has the prior p^C, cut off at C = cells; given C,
-    all places are alike. So after k objects in i cells the posterior of C is, exactly,
+    The count C of an image's objects has a prior in proportion to p^C, up to C = cells; given C, all sets of C cells
+    are equally likely. So after k objects in i cells the posterior of C is, exactly,
 
         p(C | k, i) ~ p^C binom(cells - i, C - k) / binom(cells, C),
 
-    and the next cell holds one with the mean of (C - k) / (cells - i): no loop over cells.
+    and the next cell holds one with a probability of the mean of (C - k) / (cells - i): no loop over cells.
 
-    present: [n, cells] of 0 and 1, in the order of the cells.
+    present: [n, cells] of 0 and 1, in the order of the cells; log_p: log p.
     """
     cells = present.shape[1]
     place = torch.arange(cells, device=present.device)[:, None]  # i

@@ -1,50 +1,56 @@
 """SPAIR (Crawford & Pineau 2019, "Spatially Invariant Unsupervised Object Detection with Convolutional Neural
 Networks"), top-down: detector, latents, loss.
 
-Where the original code and the PyTorch port that GMAIR was compared with disagree, this follows the original:
-the reconstruction term is averaged over the batch, the prior expects small boxes (`size_prior`), the presence
-KL takes the clean probability (`presence_kl`) and gradients are clipped. Two things differ from both. When
-detecting, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own, to compare like with like.
-And what an object paints is colour x alpha x importance interpolated as one picture: painting is then linear,
-hence fast.
+Comments name the part of the paper's model that a line is: its object specification (the box of a cell, Eq. 2-6), its
+encoder, its decoder and renderer, its prior. Where the original code and the PyTorch port that GMAIR was compared with
+disagree, this follows the original: the reconstruction term is averaged over the batch, the prior expects small boxes
+(`size_prior`), the presence KL takes the probability without sampling noise (`presence_kl`) and gradients are clipped.
+
+Two things differ from both. For detection, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own, so
+that like is compared with like. And the renderer multiplies colour, alpha and importance before it interpolates, not
+after: this is fast.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from objbench.detector import Detections, Detector
-from objbench.latents import normal_kl
+from objbench.detector import PRESENT, Detections, Detector
+from objbench.errors import UsageError
+from objbench.latents import bernoulli_kl, binary_cross_entropy, normal_kl
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
-from objbench.spatial import crop, paint, trim_boxes
+from objbench.spatial import clamp_boxes, crop, in_parts, paint, take_cells, top_cells, trim_boxes
 from objbench_plugins.spair import losses, networks
 from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
 
+COLOUR_SCALE = 2.0
+"""What the decoder's colour outputs are multiplied by before the sigmoid; as in the original."""
+ALPHA_SCALE = 0.1
+"""As COLOUR_SCALE, of its alpha outputs: so alpha changes slowly, from a start at sigmoid(ALPHA_BIAS)."""
+ALPHA_BIAS = 5.0
+"""Added to scaled alpha outputs: glimpses start opaque; as in the original."""
 MIN_IMPORTANCE = 0.01
-"""An absent object still counts this much in a pixel's average, so that it can come back."""
+"""An absent object keeps this importance, so that its presence still has a gradient and it can come back."""
 PAINTED_VALUES = 2**21
-"""Above so many values of an intermediate, a batch is painted in parts. So few fit a processor's cache."""
-LEAST = 1e-6
-"""What a pixel is expected to be at least, and short of 1 by, when the loss is taken; as in the original.
+"""On a CPU a batch is rendered in parts that need no more values than this at a time, so that they fit its cache."""
+MIN_EXPECTED = 1e-6
+"""The rendered image is clamped to MIN_EXPECTED..1 - MIN_EXPECTED before the cross entropy, as in the original.
 
-A bright pixel that no box covers then costs 14 nats, where the logarithm's own limit is 100. No gradient tells a
-box of such pixels: at 100 the loss is little but the luck of where boxes lie.
+So a bright pixel that no box covers costs 14 nats. Without the clamp it would cost 100, the limit of torch's cross
+entropy; such pixels give boxes no gradient, and their cost would hide all other changes of the loss.
 """
 CENTRE_RANGE = (-0.5, 1.5)
 """Where a box's centre may lie, in cells from the cell's corner: up to half a cell outside it."""
 
 
 class Noise(NamedTuple):
-    """What sampling needs, for all cells at once, so that the order of the cells does not matter."""
+    """The random numbers of sampling, drawn for all cells at once, so that the order of cells has no influence."""
 
     where: Tensor  # [n, cells, 4] standard normal
     what: Tensor  # [n, cells, A] standard normal
@@ -52,30 +58,49 @@ class Noise(NamedTuple):
     presence: Tensor  # [n, cells, 1] standard logistic
 
 
-class Cells(NamedTuple):
-    """Posteriors and samples of m cells."""
+class Objects(NamedTuple):
+    """What the renderer needs to know of k cells of each image."""
+
+    presence: Tensor  # [n, k, 1] in 0..1
+    boxes: Tensor  # [n, k, 4] xyxy in pixels
+    depth: Tensor  # [n, k, 1] in 0..4, larger is nearer
+    what: Tensor  # [n, k, A]
+
+
+class GridCells(NamedTuple):
+    """q(where), q(what), q(depth) and q(presence) of m grid cells, with a sample (or the mode) of each."""
 
     where_mean: Tensor  # [n, m, 4] logits: centre x, centre y, width, height
     where_std: Tensor  # [n, m, 4]
-    boxes: Tensor  # [n, m, 4] xyxy in pixels
+    boxes: Tensor  # [n, m, 4] xyxy in pixels, of the where sample
     what_mean: Tensor  # [n, m, A]
     what_std: Tensor  # [n, m, A]
     what: Tensor  # [n, m, A]
     depth_mean: Tensor  # [n, m, 1] logit
     depth_std: Tensor  # [n, m, 1]
     depth: Tensor  # [n, m, 1] in 0..4, larger is nearer
-    presence_logit: Tensor  # [n, m, 1]
-    noisy_logit: Tensor  # [n, m, 1] of the sample
-    presence: Tensor  # [n, m, 1] in 0..1
+    presence_logit: Tensor  # [n, m, 1] in -10..10
+    noisy_logit: Tensor  # [n, m, 1] of the presence sample
+    presence: Tensor  # [n, m, 1] in 0..1, the sample
     context: Tensor  # [n, m, 4 + A + 2] what neighbours read: box in cells and anchors, what, depth, presence
+
+    @property
+    def presence_prob(self) -> Tensor:
+        """q(presence = 1), [n, m, 1]."""
+        return torch.sigmoid(self.presence_logit)
+
+    @property
+    def objects(self) -> Objects:
+        """All cells, for the renderer."""
+        return Objects(self.presence, self.boxes, self.depth, self.what)
 
 
 class Phase(NamedTuple):
-    """What differs between training steps, but for annealed numbers."""
+    """What differs between training steps, apart from annealed numbers."""
 
-    part_of_batch: bool  # only `first_batch` images are used
-    wheels: bool  # no gradient to where, depth and presence
-    gated: bool  # only the `gate_cells` of highest presence are decoded and painted
+    warmup: bool  # only `warmup_images` images of the batch are used
+    where_frozen: bool  # no gradient to where, depth and presence
+    gated: bool  # only the `gate_cells` cells of highest presence are decoded and painted
 
 
 class Spair(Detector):
@@ -84,7 +109,6 @@ class Spair(Detector):
     Config = SpairConfig
     config: SpairConfig
     capturable = True
-    count_prior = staticmethod(losses.count_prior)
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
@@ -92,28 +116,31 @@ class Spair(Detector):
         return settings_for(SETTINGS, protocol, data)
 
     def __init__(self, config: SpairConfig, shape: SceneShape) -> None:
-        """`shape`: any number of channels, and any sides that hold a cell and an anchor."""
+        """`shape`: any number of channels. UsageError unless its sides are at least `anchor` and `stride`."""
         super().__init__(config, shape)
         c = config
         for key in ("anchor", "stride"):
             if getattr(c, key) > min(shape.height, shape.width):
                 size = f"{shape.height}x{shape.width}"
-                raise ValueError(f"{key}={getattr(c, key):g} is larger than the image, which is {size}")
+                raise UsageError(f"spair.{key}={getattr(c, key):g} is larger than the image, which is {size}")
         self.backbone = networks.Backbone(shape.channels, c.backbone_width, c.features, c.stride, shape[1:])
         self.rows, self.columns = self.backbone.grid
         self.cells = self.rows * self.columns
-        told = 4 + c.what_dim + 2  # what a cell tells its neighbours
-        # Box, depth and presence network all read features and context: their first layers share this part.
+        context_size = 4 + c.what_dim + 2  # what a neighbour reads of a cell: box, what, depth and presence
+        # Box, depth and presence network all read features and context: these are the first layers of all three. Depth
+        # and presence network also read the attributes from the networks before them, and `carry` features.
         self.from_features = nn.Linear(c.features, 3 * c.hidden)
-        self.from_context = nn.Linear(len(NEIGHBOURS) * told, 3 * c.hidden, bias=False)
-        self.box_net = networks.perceptron(c.hidden, (c.hidden,), 8 + c.passed)
-        self.depth_own = nn.Linear(c.passed + 4 + c.what_dim, c.hidden, bias=False)
-        self.depth_net = networks.perceptron(c.hidden, (c.hidden,), 2 + c.passed)
-        self.presence_own = nn.Linear(c.passed + 4 + c.what_dim + 1, c.hidden, bias=False)
+        self.from_context = nn.Linear(len(NEIGHBOURS) * context_size, 3 * c.hidden, bias=False)
+        self.box_net = networks.perceptron(c.hidden, (c.hidden,), 8 + c.carry)
+        self.depth_from_attributes = nn.Linear(c.carry + 4 + c.what_dim, c.hidden, bias=False)
+        self.depth_net = networks.perceptron(c.hidden, (c.hidden,), 2 + c.carry)
+        self.presence_from_attributes = nn.Linear(c.carry + 4 + c.what_dim + 1, c.hidden, bias=False)
         self.presence_net = networks.perceptron(c.hidden, (c.hidden,), 1)
         self.what_encoder = networks.perceptron(shape.channels * c.glimpse**2, c.widths(), 2 * c.what_dim)
         self.decoder = networks.perceptron(c.what_dim, c.widths()[::-1], (shape.channels + 1) * c.glimpse**2)
-        self.edge = nn.Parameter(torch.randn(told))  # what cells outside the grid tell, before sigmoids
+        self.border = nn.Parameter(
+            torch.randn(context_size)
+        )  # the context of cells outside the grid, before sigmoids
 
         front = wavefront(self.rows, self.columns)
         self.sizes = front.sizes
@@ -133,45 +160,59 @@ class Spair(Detector):
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """The terms of the negative ELBO, each summed over cells or pixels and averaged over the batch."""
         c, now = self.config, self.phase(step)
-        if now.part_of_batch:
-            images = images[: c.first_batch]
-        cells = self.infer(images, self.noise(images), wheels=now.wheels)
-        presence, logit = cells.presence[..., 0], cells.presence_logit[..., 0]
-        expected = self.render(self.chosen(cells, step)).clamp(LEAST, 1 - LEAST)
+        if now.warmup:
+            images = images[: c.warmup_images]
 
-        prior = self.count_prior(presence.detach().round(), self.annealed(step)["log_p"]).to(logit.dtype)
-        in_kl = cells.noisy_logit[..., 0] if c.presence_kl == "noisy" else logit
-        where_kl = normal_kl(cells.where_mean, cells.where_std, *self.where_prior).sum(2)
-        what_kl = normal_kl(cells.what_mean, cells.what_std).sum(2)
-        depth_kl = normal_kl(cells.depth_mean, cells.depth_std).sum(2)
-        self._watch = logit.detach()
+        # A sample of q(z | x) (encoder), and the image that p(x | z) expects (decoder and renderer)
+        cells = self.infer(images, self.noise(images), now.where_frozen)
+        presence, logit = cells.presence[..., 0], cells.presence_logit[..., 0]  # [n, cells]
+        image = self.render(self.chosen(cells, now.gated))  # [n, channels, h, w]
+        image = image.clamp(MIN_EXPECTED, 1 - MIN_EXPECTED)
+
+        # Prior of presence: each cell given the cells before it, [n, cells]
+        prior = losses.count_prior(presence.detach().round(), self.annealed(step)["log_p"]).to(logit.dtype)
+        logit_in_kl = cells.noisy_logit[..., 0] if c.presence_kl == "noisy" else logit
+        where_prior_mean, where_prior_std = self.where_prior  # [4]
+
+        # [n, channels, h, w]
+        recon = binary_cross_entropy(image, images)
+        # [n, cells]
+        kl_pres = bernoulli_kl(logit_in_kl, prior.log(), torch.log1p(-prior), exact_tail=True)
+        kl_where = normal_kl(cells.where_mean, cells.where_std, where_prior_mean, where_prior_std).sum(2)
+        kl_what = normal_kl(cells.what_mean, cells.what_std).sum(2)
+        kl_depth = normal_kl(cells.depth_mean, cells.depth_std).sum(2)
+
+        # [n]
         terms = {
-            "recon": c.recon * F.binary_cross_entropy(expected, images, reduction="none").sum((1, 2, 3)),
-            "pres": losses.bernoulli_kl(in_kl, prior).sum(1),
-            "where": (presence * where_kl).sum(1),
-            "what": (presence * what_kl).sum(1),
-            "depth": (presence * depth_kl).sum(1),
+            "recon": c.recon * recon.sum((1, 2, 3)),  # -log p(x | z)
+            "pres": kl_pres.sum(1),  # KL(q(presence) || p(presence | presence of the cells before))
+            "where": (presence * kl_where).sum(1),  # presence x KL(q(where) || p(where))
+            "what": (presence * kl_what).sum(1),  # presence x KL(q(what) || p(what))
+            "depth": (presence * kl_depth).sum(1),  # presence x KL(q(depth) || p(depth))
         }
+        self._watch = logit.detach()
         return {name: term.mean() for name, term in terms.items()}
 
     def phase(self, step: int) -> Phase:
         """What is switched on or off at this step."""
         c = self.config
         return Phase(
-            part_of_batch=step < c.gate_step and c.first_batch > 0,
-            wheels=step < c.wheels_steps,
+            warmup=step < c.gate_step and c.warmup_images > 0,
+            where_frozen=step < c.where_frozen_steps,
             gated=0 < c.gate_cells < self.cells and step >= c.gate_step,
         )
 
     def schedule(self, step: int) -> dict[str, float]:
-        """How much less likely than a number of objects the next larger one is, as a logarithm."""
+        """`log_p`: the prior's log p(C + 1 objects) - log p(C objects), the same for all C."""
         c = self.config
         log_odds = losses.count_log_odds(step, c.count_start, c.count_floor, c.count_decay_steps)
         return {"log_p": losses.log_one_more(log_odds)}
 
     def watch(self) -> dict[str, float]:
         """Objects an image."""
-        return {} if self._watch is None else {"objects": float((self._watch >= 0).float().sum(1).mean())}
+        if self._watch is None:
+            return {}
+        return {"objects": float((self._watch.sigmoid() >= PRESENT).float().sum(1).mean())}
 
     def noise(self, images: Tensor) -> Noise:
         """Fresh noise for all cells of a batch."""
@@ -180,17 +221,20 @@ class Spair(Detector):
         where, what, depth = normal.split([4, self.config.what_dim, 1], -1)
         return Noise(where, what, depth, torch.logit(uniform))
 
-    def chosen(self, cells: Cells, step: int) -> Cells:
-        """The cells to decode and paint: all until `gate_step`, then the `gate_cells` of highest presence."""
-        if not self.phase(step).gated:
-            return cells
-        k = self.config.gate_cells
-        return pick(cells, cells.presence[..., 0].topk(k, dim=1, sorted=False).indices)
+    def chosen(self, cells: GridCells, gated: bool) -> Objects:
+        """The objects to decode and paint: of all cells, or if `gated` of the `gate_cells` of highest presence."""
+        if not gated:
+            return cells.objects
+        keep = top_cells(cells.presence[..., 0], self.config.gate_cells)  # [n, k]
+        return Objects(*(take_cells(part, keep) for part in cells.objects))
 
-    # Inference
+    # Inference (encoder)
 
-    def infer(self, images: Tensor, noise: Noise | None = None, wheels: bool = False) -> Cells:
-        """The cells of images [n, channels, height, width], numbered row by row. Without noise: modes."""
+    def infer(self, images: Tensor, noise: Noise | None = None, where_frozen: bool = False) -> GridCells:
+        """The cells of images [n, channels, height, width], numbered row by row. Without noise, modes.
+
+        where_frozen: where, depth and presence pass no gradient.
+        """
         n = len(images)
         features = self.cell_features(images).index_select(1, self.order).split(self.sizes, 1)
         corners = self.corners[self.order].split(self.sizes)
@@ -199,21 +243,23 @@ class Spair(Detector):
         if noise is not None:
             parts = [part.index_select(1, self.order).split(self.sizes, 1) for part in noise]
             noises = [Noise(*of_front) for of_front in zip(*parts, strict=True)]
-        edge = self.edge_context().expand(n, 1, -1)
-        done: list[Cells] = []
+        border = self.border_context().expand(n, 1, -1)
+        done: list[GridCells] = []
         for i in range(len(self.sizes)):
-            known = torch.cat([edge, *(front.context for front in done[-LOOKBACK:])], 1)
+            known = torch.cat([border, *(front.context for front in done[-LOOKBACK:])], 1)
             context = known.index_select(1, neighbours[i]).reshape(n, self.sizes[i], -1)
-            done.append(self.infer_cells(images, features[i], context, corners[i], noises[i], wheels))
-        return Cells(*(torch.cat(parts, 1).index_select(1, self.place) for parts in zip(*done, strict=True)))
+            done.append(self.infer_cells(images, features[i], context, corners[i], noises[i], where_frozen))
+        return GridCells(
+            *(torch.cat(parts, 1).index_select(1, self.place) for parts in zip(*done, strict=True))
+        )
 
     def cell_features(self, images: Tensor) -> Tensor:
-        """What the backbone gives to the first layers of the three lateral networks: [n, cells, 3 hidden]."""
+        """The backbone's part of the first layers of box, depth and presence network: [n, cells, 3 hidden]."""
         return self.from_features(self.backbone(images).flatten(2).transpose(1, 2))
 
-    def edge_context(self) -> Tensor:
-        """What a cell outside the grid tells, [4 + A + 2]; learned."""
-        box, what_depth, presence = self.edge.split([4, self.config.what_dim + 1, 1])
+    def border_context(self) -> Tensor:
+        """The context of a cell outside the grid, [4 + A + 2]; learned."""
+        box, what_depth, presence = self.border.split([4, self.config.what_dim + 1, 1])
         return torch.cat([box.sigmoid(), what_depth, presence.sigmoid()])
 
     def infer_cells(
@@ -223,107 +269,113 @@ class Spair(Detector):
         context: Tensor,  # [n, m, 4 (4 + A + 2)] of W, NW, N, NE
         corners: Tensor,  # [m, 2] (column, row)
         noise: Noise | None,  # None: the mode
-        wheels: bool,  # no gradient to where, depth and presence
-    ) -> Cells:
+        where_frozen: bool,  # no gradient to where, depth and presence
+    ) -> GridCells:
         """m cells that do not read one another: box, then what, then depth, then presence."""
         c = self.config
         for_box, for_depth, for_presence = (features + self.from_context(context)).chunk(3, -1)
 
-        where_mean, where_raw, passed = self.box_net(torch.relu(for_box)).split([4, 4, c.passed], -1)
-        where_std = deviation(where_raw)
-        if wheels:
+        # z ~ q(where | x, context), and its box: centre and size relative to cell and anchor (Eq. 2-6)
+        where_mean, where_raw, carry = self.box_net(torch.relu(for_box)).split([4, 4, c.carry], -1)
+        where_std = deviation(where_raw)  # [n, m, 4]
+        if where_frozen:
             where_mean, where_std = where_mean.detach(), where_std.detach()
         where = where_mean if noise is None else where_mean + where_std * noise.where
-        centre, size = torch.sigmoid(where.clamp(-10, 10)).chunk(2, -1)
+        centre, size = torch.sigmoid(where.clamp(-10, 10)).chunk(2, -1)  # [n, m, 2] each
         low, high = CENTRE_RANGE
         centre = low + (high - low) * centre
         middle, half = (corners + centre) * c.stride, size * (c.anchor / 2)
-        boxes = torch.cat([middle - half, middle + half], -1)
+        boxes = torch.cat([middle - half, middle + half], -1)  # [n, m, 4]
 
+        # z ~ q(what | x, where), from the box's glimpse
         what_mean, what_raw = self.what_encoder(crop(images, boxes, c.glimpse).flatten(2)).chunk(2, -1)
-        what_std = deviation(what_raw)
+        what_std = deviation(what_raw)  # [n, m, A]
         what = what_mean if noise is None else what_mean + what_std * noise.what
 
-        so_far = torch.cat([centre, size, what], -1)
-        depth_hidden = torch.relu(for_depth + self.depth_own(torch.cat([passed, so_far], -1)))
-        depth_mean, depth_raw, passed = self.depth_net(depth_hidden).split([1, 1, c.passed], -1)
-        depth_std = deviation(depth_raw)
-        if wheels:
+        # z ~ q(depth | x, context, where, what)
+        attributes = torch.cat([centre, size, what], -1)  # [n, m, 4 + A]
+        depth_hidden = torch.relu(for_depth + self.depth_from_attributes(torch.cat([carry, attributes], -1)))
+        depth_mean, depth_raw, carry = self.depth_net(depth_hidden).split([1, 1, c.carry], -1)
+        depth_std = deviation(depth_raw)  # [n, m, 1]
+        if where_frozen:
             depth_mean, depth_std = depth_mean.detach(), depth_std.detach()
         depth = depth_mean if noise is None else depth_mean + depth_std * noise.depth
         depth = 4 * torch.sigmoid(depth.clamp(-10, 10))
 
-        so_far = torch.cat([so_far, depth], -1)
-        hidden = torch.relu(for_presence + self.presence_own(torch.cat([passed, so_far], -1)))
-        logit = (self.presence_net(hidden) + c.presence_bias).clamp(-10, 10)
-        if wheels:
-            logit = logit.detach()
-        noisy = logit if noise is None else (logit + noise.presence) / c.temperature
-        presence = torch.sigmoid(noisy)
+        # z ~ q(presence | x, context, where, what, depth)
+        attributes = torch.cat([attributes, depth], -1)  # [n, m, 4 + A + 1]
+        hidden = torch.relu(for_presence + self.presence_from_attributes(torch.cat([carry, attributes], -1)))
+        presence_logit = (self.presence_net(hidden) + c.presence_bias).clamp(-10, 10)  # [n, m, 1]
+        if where_frozen:
+            presence_logit = presence_logit.detach()
+        noisy_logit = presence_logit if noise is None else (presence_logit + noise.presence) / c.temperature
+        presence = torch.sigmoid(noisy_logit)
         if noise is None:
             presence = presence.round()
-        return Cells(
-            where_mean, where_std, boxes, what_mean, what_std, what, depth_mean, depth_std, depth,
-            logit, noisy, presence, torch.cat([so_far, presence], -1),
-        )  # fmt: skip
 
-    # Generation
+        return GridCells(
+            where_mean=where_mean,
+            where_std=where_std,
+            boxes=boxes,
+            what_mean=what_mean,
+            what_std=what_std,
+            what=what,
+            depth_mean=depth_mean,
+            depth_std=depth_std,
+            depth=depth,
+            presence_logit=presence_logit,
+            noisy_logit=noisy_logit,
+            presence=presence,
+            context=torch.cat([attributes, presence], -1),
+        )
+
+    # Generation (decoder and renderer)
 
     def decode(self, what: Tensor) -> tuple[Tensor, Tensor]:
-        """Glimpses of what-latents [n, k, A]: [n, k, channels, g, g] colour and [n, k, 1, g, g] alpha."""
+        """Glimpses of what-latents [n, k, A]: colour [n, k, channels, g, g] and alpha [n, k, 1, g, g], in 0..1."""
         g = self.config.glimpse
         logits = self.decoder(what).unflatten(-1, (-1, g, g))
-        colour = torch.sigmoid((2 * logits[:, :, :-1] + self.config.colour_bias).clamp(-10, 10))
-        alpha = torch.sigmoid((0.1 * logits[:, :, -1:] + 5).clamp(-10, 10))
+        colour = torch.sigmoid((COLOUR_SCALE * logits[:, :, :-1] + self.config.colour_bias).clamp(-10, 10))
+        alpha = torch.sigmoid((ALPHA_SCALE * logits[:, :, -1:] + ALPHA_BIAS).clamp(-10, 10))
         return colour, alpha
 
-    def render(self, cells: Cells) -> Tensor:
-        """The image p(x | z) expects on a black background, [n, channels, height, width] in 0..1.
+    def render(self, objects: Objects) -> Tensor:
+        """The image that p(x | z) expects on a black background, [n, channels, height, width] in 0..1.
 
-        What painting keeps for its gradient grows with objects x glimpse x image. Where that is much, a few
-        images are painted at a time, and once more when their gradient is due; on a GPU it is not much.
+        What rendering keeps for its gradient grows with objects x glimpse x image, so on a CPU a large batch is
+        rendered in parts.
         """
-        n, k = cells.presence.shape[:2]
-        rows = k * self.config.glimpse * (self.shape.channels + 1)  # of an image's glimpses
+        k = objects.presence.shape[1]
+        rows = k * self.config.glimpse * (self.shape.channels + 1)  # of all glimpses of an image
         at_once = max(1, PAINTED_VALUES // (rows * self.shape.width))
-        if at_once >= n or cells.what.is_cuda:
-            return self.render_at_once(cells)
-        parts = [Cells(*part) for part in zip(*(part.split(at_once) for part in cells), strict=True)]
-        again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(self.render_at_once, part) for part in parts])
+        return in_parts(lambda *part: self.render_part(Objects(*part)), objects, at_once)
 
-    def render_at_once(self, cells: Cells) -> Tensor:
-        """At each pixel the average over objects, weighted by importance: alpha x presence x depth."""
-        colour, alpha = self.decode(cells.what)
-        shown = alpha * cells.presence[..., None, None]
-        importance = (shown * cells.depth[..., None, None]).clamp(min=MIN_IMPORTANCE)
-        layers = torch.cat([colour * shown * importance, importance], 2)
-        canvas = paint(layers, cells.boxes, self.shape.height, self.shape.width)
+    def render_part(self, objects: Objects) -> Tensor:
+        """As `render`: at each pixel the average of objects, weighted by importance, alpha x presence x depth."""
+        colour, alpha = self.decode(objects.what)
+        shown = alpha * objects.presence[..., None, None]
+        importance = (shown * objects.depth[..., None, None]).clamp(min=MIN_IMPORTANCE)
+        layers = torch.cat([colour * shown * importance, importance], 2)  # [n, k, channels + 1, g, g]
+        canvas = paint(layers, objects.boxes, self.shape.height, self.shape.width)
         return (canvas[:, :-1] / (canvas[:, -1:] + 1e-9)).clamp(0, 1)
 
-    # Testing: the mode of every latent
+    # Detection: the mode of every latent
 
     def detect(self, images: Tensor) -> Detections:
-        """Boxes of cells with presence of at least 0.01, cut to what is bright in their decoded glimpses."""
+        """Boxes of cells with a presence of at least MIN_SCORE, cut to what is bright in their decoded glimpses."""
         cells = self.infer(images)
         boxes = cells.boxes
         if self.config.trim:
             colour, alpha = self.decode(cells.what)
             boxes = trim_boxes(boxes, colour.mean(2) * alpha[:, :, 0], self.config.trim)
-        height, width = self.shape[1:]
-        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-        return Detections.from_padded(boxes, torch.sigmoid(cells.presence_logit[..., 0]), what=cells.what)
+        boxes = clamp_boxes(boxes, self.shape[1:])
+        return Detections.from_padded(boxes, cells.presence_prob[..., 0], what=cells.what)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The rendered image, every latent at its mode."""
-        return self.render(self.infer(images))
+        """The rendered image [n, channels, height, width], every latent at its mode."""
+        return self.render(self.infer(images).objects)
 
 
 def deviation(raw: Tensor) -> Tensor:
     """A standard deviation in 0..2 from a network's output, as in the original."""
     return 2 * torch.sigmoid(raw.clamp(-10, 10))
-
-
-def pick(cells: Cells, keep: Tensor) -> Cells:
-    """The cells `keep` [n, k] of each image."""
-    return Cells(*(part.gather(1, keep[..., None].expand(-1, -1, part.shape[-1])) for part in cells))

@@ -1,8 +1,8 @@
-"""The order in which cells are worked through.
+"""The order in which cells are processed.
 
 A cell reads the four processed cells around it: west, north-west, north and north-east. So cells with equal
-column + 2 row do not read one another, and what they read lies one to three such fronts back. Front by front
-gives what cell by cell gives, in columns + 2 (rows - 1) batched steps: 31 for 11x11 cells.
+column + 2 row do not read one another, and what they read lies one to three such fronts back. Processing front by
+front gives the same as cell by cell, in columns + 2 (rows - 1) batched steps: 31 for 11x11 cells.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Wavefront(NamedTuple):
     sizes: list[int]  # cells of each front
     neighbours: list[
         Tensor
-    ]  # of each front, [4 size] int64: 0 is the edge, else 1 + place among earlier ones
+    ]  # of each front, [4 size] int64: 0 is the border, else 1 + place among earlier ones
 
 
 def wavefront(rows: int, columns: int) -> Wavefront:

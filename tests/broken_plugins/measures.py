@@ -28,8 +28,8 @@ def order(detections, truth):
 
 def ties(detections, truth):
     """Depends on the order of detections of one score alone, as a stable sort keeps it."""
-    best = detections.scores.argsort(descending=True, stable=True)[:1]
-    return {"boxes": float(detections.boxes[best, 0].sum())}
+    order = detections.scores.argsort(descending=True, stable=True)
+    return {"boxes": float((detections.boxes[order, 0] * torch.arange(len(order))).sum())}
 
 
 def clusters(detections, truth):
