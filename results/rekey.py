@@ -30,7 +30,12 @@ from objbench.score.arrays import load_tensors, save_tensors
 
 SHOWN = 24
 """Test scenes that are kept of each data set, for pictures."""
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "first_batch": "warmup_images",
+    "wheels_steps": "where_frozen_steps",
+    "passed": "carry",
+    "cell": "cell_size",
+}
 """Options that have another name today."""
 
 

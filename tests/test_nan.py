@@ -8,7 +8,7 @@ import torch
 
 from capturing import SMALL, Case, some, steps_of
 from objbench.latents import binary_cross_entropy
-from objbench.training import Diverged
+from objbench.train.steps import Diverged
 
 
 def test_binary_cross_entropy_is_torchs_with_its_gradient():
