@@ -56,6 +56,9 @@ class MetricSpec:
     """
     healthy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Value -> the lowest and highest that a sound run gives; a run outside is counted as collapsed."""
+    weighted: str = ""
+    """Optional, "package.module:function": the same values for many draws of the scenes at once, which intervals
+    need; see `objbench.metric.Weighted`. Without it the metric is called once a draw."""
 
 
 @dataclass(frozen=True)

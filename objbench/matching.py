@@ -11,6 +11,7 @@ whose right or bottom edge lies before its left or top edge has no area and over
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,6 +134,33 @@ def average_precision(scores: NDArray[Any], hits: Bools, objects: int) -> float:
     precision = found / (last_of_equals + 1)
     highest_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(found, prepend=0) * highest_from_here) / objects)
+
+
+def weighted_precision(
+    scores: NDArray[Any], hits: Bools, image: Ints
+) -> Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]:
+    """`average_precision` for many draws of the images at once: sorts once, then weighs.
+
+    scores, hits, image: [m], of all images together. The function returned takes weights [draws, images], how often a
+    draw holds each image, and objects [draws], how many there are to find; it gives the average precisions [draws],
+    NaN where there are no objects.
+    """
+    order = np.argsort(-scores)
+    last_of_equals = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
+    image, hits = image[order], hits[order]
+
+    def precisions(weights: NDArray[np.int64], objects: NDArray[np.int64]) -> Floats:
+        of_detection = weights[:, image]  # [draws, m]
+        ranked = of_detection.cumsum(1)[:, last_of_equals]
+        found = (of_detection * hits).cumsum(1)[:, last_of_equals]
+        # A group of which a draw holds nothing repeats the one before it, or is 0 of 0, and adds no area.
+        precision = found / np.maximum(ranked, 1)
+        highest_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        area = (np.diff(found, axis=1, prepend=0) * highest_from_here).sum(1)
+        share: Floats = np.divide(area, objects, out=np.full(len(weights), np.nan), where=objects > 0)
+        return share
+
+    return precisions
 
 
 def _area(sides: Floats, pixel: float) -> Floats:

@@ -11,11 +11,23 @@ metric is cheap to run again: `objbench report` recomputes whatever a cell was n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from objbench.detector import PRESENT, Detections
 from objbench.scenes import GroundTruth
 
 Metric = Callable[[Detections, GroundTruth], dict[str, float]]
 
-__all__ = ["PRESENT", "Detections", "GroundTruth", "Metric"]
+Weights = NDArray[np.int64]
+"""[draws, images], >= 0: how often each draw holds each scene."""
+Weighted = Callable[[Detections, GroundTruth], Callable[[Weights], Mapping[str, NDArray[np.float64]]]]
+"""What `MetricSpec.weighted` names. It looks at detections and truth once (matches, sorts, counts by scene), and
+returns a function of weights, which gives each of the metric's values for each draw: [draws], NaN where the metric gives
+NaN. A value must be what the metric gives for detections and truth that hold scene i `weights[i]` times, to rounding;
+`objbench check` compares the two.
+"""
+
+__all__ = ["PRESENT", "Detections", "GroundTruth", "Metric", "Weighted", "Weights"]

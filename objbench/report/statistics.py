@@ -20,7 +20,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from objbench.detector import Detections
-from objbench.metric import Metric
+from objbench.metric import Metric, Weighted
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
+from objbench.score.arrays import load_detections, load_truth
 
 if TYPE_CHECKING:
     from objbench.report.rows import Row
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound=Hashable)
 
+DRAWS_AT_ONCE = 250
+"""Draws that are weighed together: enough that numpy's loops are long, few enough that its arrays fit a cache."""
+PLAIN_DRAWS = 200
+"""Draws for a metric that is called once for each."""
 LEVEL = 0.95
 """The share of repeated experiments whose interval should hold the true figure."""
 
@@ -96,15 +101,33 @@ def resample(
     resamples: int,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Run]:
-    """Every value of every metric over `resamples` draws of the scenes; `tick` is called after each draw."""
+    """Every value of every metric over `resamples` draws of the scenes, each scored anew; `tick` is called after each.
+
+    The plain way, which works for every metric; see `resample_weighted`.
+    """
     points = _score(metrics, detections, truth)
     replicates: dict[str, list[float]] = {name: [] for name in points}
     for indices in _draws(truth, resamples):
-        drawn = _score(metrics, *select_scenes(detections, truth, indices))
+        drawn = _score(metrics, *select_scenes(detections, truth, torch.from_numpy(indices)))
         for name, values in replicates.items():
             values.append(drawn[name])
         tick()
     return {name: Run(points[name], np.array(values)) for name, values in replicates.items()}
+
+
+def resample_weighted(
+    detections: Detections, truth: GroundTruth, metric: Metric, weighted: Weighted, resamples: int
+) -> dict[str, Run]:
+    """As `resample`, for a metric that gives its values for many draws at once: the same draws, equal to rounding."""
+    points = _score([metric], detections, truth)
+    of_weights = weighted(detections, truth)
+    draws = _draws(truth, resamples)
+    parts: list[Mapping[str, Floats]] = []
+    while chunk := list(itertools.islice(draws, DRAWS_AT_ONCE)):
+        weights = np.stack([np.bincount(indices, minlength=truth.images) for indices in chunk])
+        parts.append(of_weights(weights))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in points}
+    return {name: Run(points[name], np.where(np.isfinite(v), v, np.nan)) for name, v in joined.items()}
 
 
 def _score(metrics: Sequence[Metric], detections: Detections, truth: GroundTruth) -> dict[str, float]:
@@ -113,11 +136,11 @@ def _score(metrics: Sequence[Metric], detections: Detections, truth: GroundTruth
     return {name: v if math.isfinite(v) else math.nan for name, v in values.items()}
 
 
-def _draws(truth: GroundTruth, resamples: int) -> Iterator[Tensor]:
+def _draws(truth: GroundTruth, resamples: int) -> Iterator[NDArray[np.int64]]:
     """Scene indices [images] of each draw: a function of the truth, equal for all runs tested on it."""
     generator = np.random.default_rng(list(scenes_digest(truth)))
     for _ in range(resamples):
-        yield torch.from_numpy(generator.integers(truth.images, size=truth.images))
+        yield generator.integers(truth.images, size=truth.images)
 
 
 def scenes_digest(truth: GroundTruth) -> bytes:
@@ -195,6 +218,8 @@ class Comparison:
     """For each row: the metric values in which it is the best of its block, or not told apart from it."""
     pairs: list[tuple[int, int, dict[str, tuple[float, float, float]]]]
     """Two rows of a block, and for each metric value the mean of first - second with its 95 % interval."""
+    notes: Sequence[str] = ()
+    """What else a reader must know, a line each."""
 
 
 def compare(
@@ -227,20 +252,31 @@ def compare(
 
 
 def compare_rows(rows: list[Row], registry: Registry, resamples: int) -> Comparison:
-    """Intervals and paired comparisons, from the raw detections of all finished cells."""
-    import torch
+    """Intervals and paired comparisons, from the raw detections of all finished cells.
 
-    from objbench.score.arrays import load_detections, load_truth
-
+    A metric that cannot weigh draws is called once a draw, so it gets PLAIN_DRAWS at most.
+    """
     torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
-    metrics = [load_target(spec.target) for spec in registry.metrics.values() if spec.columns]
+    specs = [spec for spec in registry.metrics.values() if spec.columns]
+    plain = [spec for spec in specs if not spec.weighted]
+    fewer = min(resamples, PLAIN_DRAWS)
     runs: list[dict[tuple[int, bytes], dict[str, Run]]] = [{} for _ in rows]
-    total = sum(len(row.done) for row in rows) * resamples
-    with click.progressbar(length=total, label="drawing test scenes again", file=sys.stderr) as bar:
+    total = sum(len(row.done) for row in rows) * fewer * len(plain)
+    label = f"calling {', '.join(spec.name for spec in plain)} for each draw of the test scenes"
+    with click.progressbar(length=total, label=label, file=sys.stderr, hidden=not total) as bar:
         for row, of_row in zip(rows, runs, strict=True):
             for result in row.done:
                 found, truth = load_detections(Path(result.path)), load_truth(Path(result.path))
-                key = (result.seed, scenes_digest(truth))
-                of_row[key] = resample(found, truth, metrics, resamples, lambda: bar.update(1))
+                values: dict[str, Run] = {}
+                for spec in specs:
+                    metric = load_target(spec.target)
+                    if spec.weighted:
+                        values |= resample_weighted(
+                            found, truth, metric, load_target(spec.weighted), resamples
+                        )
+                    else:
+                        values |= resample(found, truth, [metric], fewer, lambda: bar.update(1))
+                of_row[result.seed, scenes_digest(truth)] = values
+    notes = [f"{spec.name}: {fewer} draws, as it cannot weigh scenes." for spec in plain if fewer < resamples]
     contenders = [not row.oracle for row in rows]
-    return compare(runs, [row.block for row in rows], contenders, resamples)
+    return replace(compare(runs, [row.block for row in rows], contenders, resamples), notes=notes)

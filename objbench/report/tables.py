@@ -188,6 +188,7 @@ def _notes(
             "seed, over scenes alone. Bold: the best, and what the paired 95 % interval of the difference "
             "does not tell from it (pair by pair, without a correction for the number of pairs)."
         )
+        notes += comparison.notes
     published = [row.published for row in rows if row.published]
     notes += [f"Paper: {source}." for source in dict.fromkeys(p.source for p in published)]
     return notes + list(dict.fromkeys(p.note for p in published if p.note))

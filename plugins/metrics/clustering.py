@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.special import xlogy
 
 from objbench.matching import as_numpy, best_truth, present
-from objbench.metric import Detections, GroundTruth
+from objbench.metric import Detections, GroundTruth, Weights
+
+WORST = {
+    "acc": 0.0,
+    "acc_many_to_one": 0.0,
+    "nmi": 0.0,
+    "clusters_used": 0.0,
+    "largest_cluster": 1.0,
+    "objects_found": 0.0,
+}
+"""The values when no box is correct."""
 
 
 def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
@@ -34,22 +46,14 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     make finding nothing look good. For the same reason nmi is 0, not 0/0, when the correct boxes are of one
     class and one cluster.
     """
-    worst = {
-        "acc": 0.0,
-        "acc_many_to_one": 0.0,
-        "nmi": 0.0,
-        "clusters_used": 0.0,
-        "largest_cluster": 1.0,
-        "objects_found": 0.0,
-    }
     if detections.clusters is None or not len(truth.labels):
-        return dict.fromkeys(worst, math.nan)
+        return dict.fromkeys(WORST, math.nan)
     stood_by = present(detections)
     assert stood_by.clusters is not None
     best = best_truth(stood_by, truth)
     correct = best.iou > 0.5
     if not correct.any():
-        return worst
+        return dict(WORST)
     hit = best.truth[correct]
     table = _contingency(as_numpy(truth.labels)[hit], as_numpy(stood_by.clusters)[correct])
     boxes = table.sum()
@@ -65,6 +69,56 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
         "largest_cluster": float(table.sum(axis=0).max() / boxes),
         "objects_found": len(np.unique(hit)) / len(truth.labels),
     }
+
+
+def weighted(
+    detections: Detections, truth: GroundTruth
+) -> Callable[[Weights], Mapping[str, NDArray[np.float64]]]:
+    """`clustering` for many draws of the scenes at once: counts by scene, then weighs."""
+    objects = np.bincount(as_numpy(truth.image), minlength=truth.images)  # [images]
+    if detections.clusters is None or not len(truth.labels):
+        return lambda weights: dict.fromkeys(WORST, np.full(len(weights), np.nan))
+    stood_by = present(detections)
+    assert stood_by.clusters is not None
+    best = best_truth(stood_by, truth)
+    correct = best.iou > 0.5
+    hit, image = best.truth[correct], as_numpy(stood_by.image)[correct]
+    classes, row = np.unique(as_numpy(truth.labels)[hit], return_inverse=True)
+    groups, column = np.unique(as_numpy(stood_by.clusters)[correct], return_inverse=True)
+    size = len(classes) * len(groups)
+    of_image = np.zeros((truth.images, size), dtype=np.int64)  # [images, classes x groups]
+    np.add.at(of_image, (image, row * len(groups) + column), 1)
+    found = np.bincount(as_numpy(truth.image)[np.unique(hit)], minlength=truth.images)
+
+    def values(weights: Weights) -> dict[str, NDArray[np.float64]]:
+        draws = len(weights)
+        tables = (weights @ of_image).reshape(draws, len(classes), len(groups))
+        boxes = tables.sum((1, 2))
+        assigned = [table[linear_sum_assignment(table, maximize=True)].sum() for table in tables]
+        of_classes, of_clusters = _entropies(tables.sum(2)), _entropies(tables.sum(1))
+        both = of_classes + of_clusters
+        shared = 2 * (both - _entropies(tables.reshape(draws, -1)))
+        there = weights @ objects
+        per_box = np.maximum(boxes, 1)
+        known = {
+            "acc": np.array(assigned) / per_box,
+            "acc_many_to_one": tables.max(1, initial=0).sum(1) / per_box,
+            "nmi": np.divide(shared, both, out=np.zeros(draws), where=both > 0).clip(0, 1),
+            "clusters_used": np.exp(of_clusters),
+            "largest_cluster": tables.sum(1).max(1, initial=0) / per_box,
+            "objects_found": weights @ found / np.maximum(there, 1),
+        }
+        known = {name: np.where(boxes > 0, value, WORST[name]) for name, value in known.items()}
+        return {name: np.where(there > 0, value, np.nan) for name, value in known.items()}
+
+    return values
+
+
+def _entropies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[draws] entropies in nats of the distributions that counts [draws, k] stand for; 0 where all are 0."""
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    entropies: NDArray[np.float64] = -xlogy(share, share).sum(1)
+    return entropies
 
 
 def _contingency(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> NDArray[np.int64]:
