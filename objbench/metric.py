@@ -25,7 +25,7 @@ Weights = NDArray[np.int64]
 """[draws, images], >= 0: how often each draw holds each scene."""
 Weighted = Callable[[Detections, GroundTruth], Callable[[Weights], Mapping[str, NDArray[np.float64]]]]
 """What `MetricSpec.weighted` names. It looks at detections and truth once (matches, sorts, counts by scene), and
-returns a function of weights, which gives each of the metric's values for each draw: [draws], NaN where the metric gives
+returns a function of weights, which gives each value of the metric for each draw: [draws], NaN where the metric gives
 NaN. A value must be what the metric gives for detections and truth that hold scene i `weights[i]` times, to rounding;
 `objbench check` compares the two.
 """
