@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from objbench.detector import PRESENT, Detections
+from objbench.detector import NOISE, PRESENT, Detections
 from objbench.scenes import GroundTruth
 
 Metric = Callable[[Detections, GroundTruth], dict[str, float]]
 
-__all__ = ["PRESENT", "Detections", "GroundTruth", "Metric"]
+__all__ = ["NOISE", "PRESENT", "Detections", "GroundTruth", "Metric"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from objbench.conformance import registration
 from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
 from objbench.conformance.scenes import SIDE, Shapes, ShapesConfig
-from objbench.detector import Detections, Detector, trains_by_steps
+from objbench.detector import NOISE, Detections, Detector, trains_by_steps
 from objbench.evaluation import shown, undisturbed
 from objbench.hookspecs import ModelSpec
 from objbench.options import build
@@ -301,7 +301,7 @@ def _learns(subject: ModelSubject) -> str:
     "detections",
     "detections",
     "image int64 in 0..n-1; boxes float32, finite, x1 > x0 and y1 > y0; scores float32 in 0..1; clusters "
-    "int64 from 0 where the spec says clusters=True, else finite float32 what-latents",
+    "int64 from 0, or -1 for noise, where the spec says clusters=True, else finite float32 what-latents",
 )
 def _detections(subject: ModelSubject) -> str:
     scenes = ten()
@@ -331,8 +331,8 @@ def _detections(subject: ModelSubject) -> str:
             raise Wrong("no clusters, and the spec does not say clusters=False")
         if not subject.spec.clusters and found.what is None:
             raise Wrong("no what-latents, which are to be clustered as the spec says clusters=False")
-        if found.clusters is not None and (found.clusters < 0).any():
-            raise Wrong("a negative cluster")
+        if found.clusters is not None and (found.clusters < NOISE).any():
+            raise Wrong("a negative cluster other than -1, which is noise")
         if found.what is not None and not found.what.isfinite().all():
             raise Wrong("what-latents not finite")
     found = look(subject.finding, scenes)

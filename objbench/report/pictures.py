@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from objbench.detector import PRESENT, Detections
+from objbench.detector import NOISE, PRESENT, Detections
 from objbench.matching import as_numpy, best_truth
 from objbench.scenes import Scenes
 from objbench.store import write_file
@@ -146,7 +146,8 @@ def scenes_page(
                 draw_found(axes, detections, i)
             elif part == 1:
                 draw_true(axes, scenes, i, classes)
-    meant = {c: majority(held.label[held.cluster == c])[0] for c in np.unique(held.cluster).tolist()}
+    named = np.unique(held.cluster[held.cluster != NOISE]).tolist()
+    meant = {c: majority(held.label[held.cluster == c])[0] for c in named}
     keys = [Patch(color=colour_of(c), label=f"{c} → {_name(classes, label)}") for c, label in meant.items()]
     figure.legend(
         handles=keys[:24],

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from objbench.matching import as_numpy, best_truth, present
-from objbench.metric import Detections, GroundTruth
+from objbench.matching import as_numpy, best_truth, contingency, present
+from objbench.metric import NOISE, Detections, GroundTruth
 
 
 def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
@@ -28,6 +28,9 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     largest_cluster: share of the correct boxes that the fullest cluster holds; 1 when all fell into one.
     objects_found: share of the true objects that are the best match of some correct box: what these figures
         rest on. A detector that finds few objects can cluster those few well.
+
+    Cluster -1 (NOISE) holds the boxes that the detector puts into no cluster. It stands for no class, so such a box is
+    wrong in acc and acc_many_to_one; in the other figures it is a cluster like any other.
 
     All are NaN when the detector does not cluster, or when there are no objects. When no box is correct all
     take their worst value (0; largest_cluster 1): NaN would leave such a run out of a mean over seeds, and so
@@ -51,28 +54,21 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     if not correct.any():
         return worst
     hit = best.truth[correct]
-    table = _contingency(as_numpy(truth.labels)[hit], as_numpy(stood_by.clusters)[correct])
+    table, _, clusters = contingency(as_numpy(truth.labels)[hit], as_numpy(stood_by.clusters)[correct])
     boxes = table.sum()
-    assigned = table[linear_sum_assignment(table, maximize=True)].sum()
+    named = table[:, clusters != NOISE]
+    assigned = named[linear_sum_assignment(named, maximize=True)].sum()
     of_classes, of_clusters = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
     both = of_classes + of_clusters
     nmi = 2 * (both - _entropy(table.ravel())) / both if both else 0.0
     return {
         "acc": float(assigned / boxes),
-        "acc_many_to_one": float(table.max(axis=0).sum() / boxes),
+        "acc_many_to_one": float(named.max(axis=0).sum() / boxes),
         "nmi": min(max(nmi, 0.0), 1.0),  # rounding may step outside
         "clusters_used": math.exp(of_clusters),
         "largest_cluster": float(table.sum(axis=0).max() / boxes),
         "objects_found": len(np.unique(hit)) / len(truth.labels),
     }
-
-
-def _contingency(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[classes, clusters] how many boxes have that class and that cluster; only those that occur."""
-    classes, row = np.unique(labels, return_inverse=True)
-    groups, column = np.unique(clusters, return_inverse=True)
-    size = len(classes) * len(groups)
-    return np.bincount(row * len(groups) + column, minlength=size).reshape(len(classes), len(groups))
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
