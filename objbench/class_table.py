@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from objbench.detector import NOISE, Detections
-from objbench.matching import as_numpy, average_precision, best_truth, contingency, match, present
+from objbench.matching import as_numpy, average_precision, best_truth, chosen, contingency, match, present
 from objbench.scenes import GroundTruth
 
 
@@ -68,10 +68,7 @@ def class_table(detections: Detections, truth: GroundTruth, classes: int) -> lis
 def _ap50(detections: Detections, truth: GroundTruth, label: int, cluster: int) -> float:
     """`ap50` of one cluster's detections for one class's objects."""
     assert detections.clusters is not None
-    mine, there = detections.clusters == cluster, truth.labels == label
-    found = Detections(
-        detections.images, detections.image[mine], detections.boxes[mine], detections.scores[mine]
-    )
+    found, there = chosen(detections, detections.clusters == cluster), truth.labels == label
     objects = GroundTruth(truth.images, truth.image[there], truth.boxes[there], truth.labels[there])
     hits = match(found, best_truth(found, objects), 0.5)
     return average_precision(as_numpy(found.scores), hits, len(objects.labels))

@@ -12,6 +12,7 @@ Whatever is wrong with a file that is read raises UsageError with the file, the 
 
 from __future__ import annotations
 
+import gc
 import gzip
 import itertools
 import json
@@ -422,9 +423,14 @@ def _decoded(text: str) -> list[int]:
 
 
 def _read(path: str | Path) -> Any:
+    collecting = gc.isenabled()
+    gc.disable()  # or it looks again and again through millions of values, none of which is garbage
     try:
         data = Path(path).read_bytes()
-        return json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        del data  # large, and not needed any more
+        return json.loads(text)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"{path}: begins as a gzip file, but cannot be unpacked: {error}") from None
     except OSError as error:
@@ -433,6 +439,9 @@ def _read(path: str | Path) -> Any:
         raise UsageError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # not text, a number of 5,000 digits, 100,000 brackets
         raise UsageError(f"{path}: not JSON: {error}") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _write(path: str | Path, value: Any) -> None:

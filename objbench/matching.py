@@ -53,13 +53,18 @@ def as_numpy(tensor: Tensor) -> NDArray[Any]:
 
 def present(detections: Detections) -> Detections:
     """Those detections that the detector stands by: score >= PRESENT. What-latents are left out."""
-    keep = detections.scores >= PRESENT
+    return chosen(detections, detections.scores >= PRESENT)
+
+
+def chosen(detections: Detections, keep: Tensor) -> Detections:
+    """Those detections where `keep` [m] bool is true. What-latents are left out."""
+    index = keep.nonzero()[:, 0]  # to index by places is many times faster than by a mask
     return Detections(
         detections.images,
-        detections.image[keep],
-        detections.boxes[keep],
-        detections.scores[keep],
-        None if detections.clusters is None else detections.clusters[keep],
+        detections.image[index],
+        detections.boxes[index],
+        detections.scores[index],
+        None if detections.clusters is None else detections.clusters[index],
     )
 
 
