@@ -43,7 +43,7 @@ from objbench.plugins import Registry, load_plugins, load_target
 from objbench.protocols import Protocol
 from objbench.provenance import now, peak_memory_mb, provenance
 from objbench.results import CellResult, Status
-from objbench.scenes import SceneSource
+from objbench.scenes import SceneShape, SceneSource
 from objbench.scoring import metric_versions, score
 from objbench.store import check_files, load_tensors, read_json, read_record, save_tensors, write_record
 from objbench.training import Diverged, Interrupted, first_indices, read_curve, seed_everything, train
@@ -98,11 +98,18 @@ def build_cell(registry: Registry, cell: Cell, device: torch.device | str) -> Bu
     source_class = load_target(registry.source(identity["data"]).target)
     data_config = build(source_class.Config, identity["data"], cell.data_config)
     training, evaluation = source_class(data_config, identity["seed"]), source_class(data_config, 0)
+    mixture = build(MixtureConfig, MIXTURE, identity["mixture"]) if "mixture" in identity else None
+    return Built(build_detector(registry, cell, evaluation.shape, device), training, evaluation, mixture)
+
+
+def build_detector(registry: Registry, cell: Cell, shape: SceneShape, device: torch.device | str) -> Detector:
+    """Makes the detector of a cell, untrained, for images of that shape. Seeds every global random generator."""
+    identity = cell.identity
     detector_class = load_target(registry.model(identity["model"]).target)
     config = build(detector_class.Config, identity["model"], cell.model_config)
-    mixture = build(MixtureConfig, MIXTURE, identity["mixture"]) if "mixture" in identity else None
     seed_everything(identity["seed"])
-    return Built(detector_class(config, evaluation.shape).to(device), training, evaluation, mixture)
+    detector: Detector = detector_class(config, shape).to(device)
+    return detector
 
 
 def load_trained(registry: Registry, folder: Path, device: str = "cpu") -> tuple[Built, Mixture | None]:
@@ -110,22 +117,46 @@ def load_trained(registry: Registry, folder: Path, device: str = "cpu") -> tuple
 
     UsageError when it is not done, or its weights do not fit the plugin as it is now; Damaged when a file is.
     """
+    cell, _ = _finished(folder)
+    built = build_cell(registry, cell, device)
+    return built, _load_weights(folder, built.detector, built.mixture)
+
+
+def load_detector(registry: Registry, folder: Path, device: str = "cpu") -> tuple[Detector, Mixture | None]:
+    """What of a finished cell is needed to detect: as `load_trained`, without its data.
+
+    The shape of its images is in its record. Records of earlier versions lack it; the data is built for these.
+    """
+    cell, provenance_ = _finished(folder)
+    if "shape" not in provenance_:
+        built, mixture = load_trained(registry, folder, device)
+        return built.detector, mixture
+    detector = build_detector(registry, cell, SceneShape(*provenance_["shape"]), device)
+    identity = cell.identity
+    config = build(MixtureConfig, MIXTURE, identity["mixture"]) if "mixture" in identity else None
+    return detector, _load_weights(folder, detector, config)
+
+
+def _finished(folder: Path) -> tuple[Cell, dict[str, Any]]:
+    """A finished cell and its provenance, its files checked."""
     result, files = read_record(folder)
     if result.status != "done":
         raise UsageError(f"cell {folder.name} is not done but {result.status}; run it first")
     check_files(folder, files)
-    built = build_cell(registry, Cell(**read_json(folder / "cell.json")), device)
+    return Cell(**read_json(folder / "cell.json")), result.provenance
+
+
+def _load_weights(folder: Path, detector: Detector, mixture: MixtureConfig | None) -> Mixture | None:
+    """Gives a detector its trained weights, and puts it into eval mode; returns the trained mixture."""
     try:
-        built.detector.load_state_dict(load_tensors(folder / "weights.safetensors"))
+        detector.load_state_dict(load_tensors(folder / "weights.safetensors"))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(
             f"cell {folder.name}: its weights do not fit the plugin of today ({reason})"
         ) from None
-    built.detector.eval()
-    if built.mixture is None:
-        return built, None
-    return built, Mixture(built.mixture, load_tensors(folder / "mixture.safetensors"))
+    detector.eval()
+    return None if mixture is None else Mixture(mixture, load_tensors(folder / "mixture.safetensors"))
 
 
 def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link, checkpoint_s: float) -> None:
@@ -180,6 +211,7 @@ def run_cell(folder: Path, registry: Registry, device: torch.device, link: Link,
         "data": cell.identity["fingerprint"],
         "metric_versions": metric_versions(registry),
         "oracle": built.detector.oracle,
+        "shape": list(built.evaluation.shape),
         "warnings": warnings,
         "wall_seconds": before.seconds + time.monotonic() - start,
         "finished": now(),
