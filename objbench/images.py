@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raised when the same file is read as other pixels; part of the name under which read pictures are kept."""
 SUFFIXES = (".png", ".jpg", ".jpeg")
-FORMATS = ("PNG", "JPEG", "MPO")
-"""As pillow names them; MPO is how some cameras write JPEG. By content: another format's file is refused."""
+FORMATS = ("PNG", "JPEG")
+"""By content, whatever the suffix says; a file of another format is refused."""
 GREY, COLOUR = 1, 3
 BLACK = (0, 0, 0)
 

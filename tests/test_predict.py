@@ -42,11 +42,12 @@ def test_it_finds_in_exported_pictures_what_the_cell_found_in_these_scenes(
     ran = predict(cell, tmp_path / "scenes" / where, tmp_path / "found.json")
     assert ran.code == 0, ran.err
     found, before = read_detections(tmp_path / "found.json", range(1, 13)), load_detections(cell)
+    assert found.boxes.dtype == torch.float64
     here = before.image < 12
     assert re.match(rf"{int(here.sum())} detections in 12 pictures: ", ran.out)
     assert torch.equal(found.image, before.image[here])
-    assert torch.allclose(found.boxes, before.boxes[here])
-    assert torch.allclose(found.scores, before.scores[here], atol=0.02)  # pictures have 256 levels
+    assert torch.allclose(found.boxes.float(), before.boxes[here])
+    assert torch.allclose(found.scores.float(), before.scores[here], atol=0.02)  # pictures have 256 levels
     assert (found.clusters == before.clusters[here]).float().mean() > 0.9
     scored = objbench("score", "--truth", str(tmp_path / "scenes" / "annotations.json"),
                       "--detections", str(tmp_path / "found.json"), "--plugin", TOY, "--json")  # fmt: skip
@@ -84,10 +85,11 @@ def test_pictures_without_annotations_are_numbered_by_name_and_listed(cell: Path
 @pytest.mark.parametrize(
     ("picture", "says"),
     [
-        (Image.new("L", (20, 16)), "is 20x16 L; the cell was trained on 16x16 L"),
-        (Image.new("RGB", (16, 16)), "is 16x16 RGB; the cell was trained on 16x16 L"),
-        (Image.new("RGBA", (16, 16)), "is 16x16 RGBA"),
-        (None, "not a picture that can be read"),
+        (Image.new("L", (20, 16)), "is 20x16 grey; the cell was trained on 16x16 grey"),
+        (Image.new("RGB", (16, 16), "red"), "is 16x16 colour; the cell was trained on 16x16 grey"),
+        (Image.new("RGBA", (16, 16), "red"), "is 16x16 colour"),
+        (Image.new("L", (16, 17)), "is 16x17 grey"),
+        (None, "cannot be read as an image"),
     ],
 )
 def test_a_picture_that_does_not_fit_is_one_line(
@@ -113,7 +115,8 @@ def test_what_is_missing_is_said(cell: Path, tmp_path: Path) -> None:
     (tmp_path / "own" / "annotations.json").write_text('{"images": [{"id": 1, "file_name": "gone.png"}]}')
     ran = predict(cell, tmp_path / "own", tmp_path / "f.json")
     assert ran.code == 2
-    assert "lists 1 pictures that are not there, such as" in ran.err
+    assert "1 of its 1 images are not in" in ran.err
+    assert 'such as "gone.png"; --annotations FILE names another file, --no-annotations' in ran.err
     (tmp_path / "own" / "annotations.json").write_text("[]")
     assert "not a COCO annotations file" in predict(cell, tmp_path / "own", tmp_path / "f.json").err
 

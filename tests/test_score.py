@@ -79,8 +79,8 @@ def test_reads_detections(files: tuple[Path, Path]) -> None:
     assert found.clusters.tolist() == [4, 0, 0]
     assert [t.dtype for t in (found.image, found.boxes, found.scores, found.clusters)] == [
         torch.int64,
-        torch.float32,
-        torch.float32,
+        torch.float64,
+        torch.float64,
         torch.int64,
     ]
 
@@ -199,10 +199,17 @@ BAD_TRUTH: list[tuple[Any, str]] = [
     (TRUTH | {"annotations": [TRUTH["annotations"][0] | {"iscrowd": 1}]}, "there is no annotation"),
     (TRUTH | {"images": [3]}, r"images\[0\] is not an object with keys, but 3"),
     (changed("images", 1, id=40), r"images\[1\]: id 40 occurs twice"),
-    (changed("images", 1, id="7"), r'images\[1\]: id "7" is not an integer'),
+    (changed("images", 1, id=7.05), r"images\[1\]: id 7.05 is neither an integer nor a text"),
+    (
+        changed("images", 1, id="7"),
+        r'annotations\[0\]: there is no image with the id 7 .* but "7": numbers and',
+    ),
     (changed("categories", 0, id=...), r"categories\[0\] has no 'id', only \[\"name\"\]"),
     (changed("annotations", 2, image_id=8), r"annotations\[2\]: there is no image with the id 8"),
-    (changed("annotations", 2, image_id=True), r"annotations\[2\]: image_id true is not an integer"),
+    (
+        changed("annotations", 2, image_id=True),
+        r"annotations\[2\]: image_id true is neither an integer nor a text",
+    ),
     (changed("annotations", 0, category_id=4), r"annotations\[0\]: there is no category with the id 4"),
     (changed("annotations", 1, bbox=...), r"annotations\[1\] has no 'bbox', only \[\"id\", \"image_id\", "),
     (
@@ -219,6 +226,24 @@ BAD_TRUTH: list[tuple[Any, str]] = [
         r"annotations\[1\]: bbox .*NaN\] is not four finite",
     ),
     (changed("annotations", 1, bbox=[1, 2, 3, 10**400]), r"annotations\[1\]: bbox .* is not four finite"),
+    (changed("annotations", 1, iscrowd="0"), r'annotations\[1\]: iscrowd "0" is neither 0 nor 1'),
+    (changed("annotations", 1, iscrowd=None), r"annotations\[1\]: iscrowd null is neither 0 nor 1"),
+    (changed("annotations", 1, iscrowd=2), r"annotations\[1\]: iscrowd 2 is neither 0 nor 1"),
+    (
+        changed("annotations", 1, bbox=..., segmentation={"size": [4, 4], "counts": [3, 4]}),
+        r"annotations\[1\]: segmentation .* has counts for 7 pixels, but a size of 4x4",
+    ),
+    (
+        changed("annotations", 1, bbox=None, segmentation={"size": [4, 4], "counts": "P"}),
+        r"annotations\[1\]: segmentation .* has counts that are cut short",
+    ),
+    (changed("annotations", 1, bbox=[], segmentation=[[1, 2, 3]]), r"segmentation .* is no list of polygons"),
+    (
+        changed("annotations", 1, bbox=..., segmentation={"size": [4, 4], "counts": [16]}),
+        r"annotations\[1\]: bbox \[0.0, 0.0, 0.0, 0.0\] is of zero or negative size",
+    ),
+    (b"\x1f\x8b\x08 and no more", "begins as a gzip file, but cannot be unpacked"),
+    (changed("images", 0, file_name=3), r"images\[0\]: file_name 3 is not a text"),
     (changed("annotations", 1, bbox=[3e38, 2, 3e38, 1]), r"annotations\[1\]: bbox .* is out of range"),
     (changed("annotations", 1, bbox=[0, 0, 10**39, 1]), r"annotations\[1\]: bbox .* is not four finite"),
     (
@@ -229,7 +254,7 @@ BAD_TRUTH: list[tuple[Any, str]] = [
 ]
 BAD_FOUND: list[tuple[Any, str]] = [
     ("", "not JSON"),
-    (TRUTH, "not a COCO results list: .* an annotations file is what --truth takes"),
+    (TRUTH, "not a COCO results list, .* an annotations file is what --truth takes"),
     ("null", "not a COCO results list"),
     ([FOUND[0], [1, 2]], r"detections\[1\] is not an object with keys, but \[1, 2\]"),
     *(
@@ -250,11 +275,12 @@ BAD_FOUND: list[tuple[Any, str]] = [
             ("bbox", [1, math.inf, 3, 3], ".* is not four finite numbers"),
             ("bbox", [1, 2, 3, None], ".* is not four finite numbers"),
             ("bbox", None, "null is not four finite numbers"),
-            ("category_id", -1, "-1 .the cluster. is not an integer from 0"),
+            ("category_id", -2, "-2 .the cluster. is not an integer from 0, or -1 for noise"),
+            ("category_id", "a", '"a" .the cluster. is not an integer from 0'),
             ("category_id", 1.0, "1.0 .the cluster. is not an integer from 0"),
             ("category_id", 2**63, ".* is not an integer from 0"),
             ("category_id", None, "null .the cluster. is not an integer from 0"),
-            ("image_id", "7", '"7" is not an integer'),
+            ("image_id", 7.0, "7.0 is neither an integer nor a text"),
         )
     ),
     ([FOUND[0] | {"image_id": 8}], r"detections\[0\]: there is no image with the id 8 in the truth"),
@@ -368,7 +394,7 @@ def test_a_failing_metric_is_told_on_stderr_by_default(capsys: pytest.CaptureFix
         ({"boxes": BOX * math.nan}, "a box that is not finite"),
         ({"scores": torch.tensor([math.nan])}, r"a score that is not in 0\.\.1"),
         ({"scores": torch.tensor([1.1])}, r"a score that is not in 0\.\.1"),
-        ({"clusters": torch.tensor([-1])}, "a negative cluster"),
+        ({"clusters": torch.tensor([-2])}, r"a negative cluster other than -1 \(noise\)"),
     ],
 )
 def test_detections_that_break_their_contract_are_not_scored(changes: dict[str, Any], message: str) -> None:
@@ -383,6 +409,7 @@ def test_json_has_every_value_of_every_metric(files: tuple[Path, Path]) -> None:
     result = run(*files, "--json")
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
+    assert [row["class"] for row in values.pop("classes")] == ["a", "b"]
     there = read_truth(files[0])
     found = read_detections(files[1], there.image_ids)
     assert values == pytest.approx(scoring.score(load_plugins(), found, there.truth))
@@ -467,5 +494,5 @@ def test_from_the_shell(files: tuple[Path, Path]) -> None:
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == (
         f"objbench: {files[1]}: detections[0]: bbox [1, 2, 0, 4] is of zero or negative size "
-        "([x, y, width, height])\n"
+        "([x, y, width, height]); --skip-invalid leaves such entries out\n"
     )
