@@ -73,6 +73,9 @@ class TruthFile:
         return [image.id for image in self.images]
 
 
+_KINDS = {"image": "images", "category": "categories"}
+
+
 def silent(_: str) -> None:
     """For `tell`: says nothing."""
 
@@ -261,7 +264,7 @@ class Entries:
             text = f"there is no {kind} with the id {_short(values[i])} in the truth"
             twin = next((id_ for id_ in known if str(id_) == str(values[i])), None)
             hint = "" if twin is None else f", but {_short(twin)}: numbers and texts are different ids"
-            self._invalid(i, text + hint, f"of {kind} ids that are not listed")
+            self._invalid(i, text + hint, f"of {_KINDS[kind]} that are not listed")
         return places
 
     def boxes(self) -> Floats:

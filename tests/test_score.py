@@ -407,9 +407,9 @@ def test_what_is_invalid_can_be_left_out_and_is_counted(files: tuple[Path, Path]
     result = run(*files, "--json", "--skip-invalid")
     assert json.loads(result.stdout) == before
     assert result.stderr.splitlines() == [
-        f"objbench: {files[0]}: annotations: 5 of 8 are left out: 1 of image ids that are not listed, 1 of "
-        "category ids that are not listed, 2 with a bbox of no size, 1 with a bbox that is not finite",
-        f"objbench: {files[1]}: detections: 2 of 5 are left out: 1 of image ids that are not listed, "
+        f"objbench: {files[0]}: annotations: 5 of 8 are left out: 1 of images that are not listed, 1 of "
+        "categories that are not listed, 2 with a bbox of no size, 1 with a bbox that is not finite",
+        f"objbench: {files[1]}: detections: 2 of 5 are left out: 1 of images that are not listed, "
         "1 with a bbox of no size",
     ]
 
