@@ -36,7 +36,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     folder = find_cell(cell, directory)
     registry = load_plugins(plugin_files)
 
-    from objbench.evaluation import columns  # these are heavy
+    from objbench.evaluation import columns, rescore  # these are heavy
     from objbench.matrix import Cell, difference
     from objbench.progress import Progress
     from objbench.runner import Runner, Settings
@@ -45,6 +45,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     try:
         old = Cell(**read_json(folder / "cell.json"))
         recorded, _ = read_record(folder)
+        recorded = rescore(registry, recorded)  # a metric's new definition is no difference of the training
     except Damaged as error:
         raise UsageError(f"cell {folder.name}: {error}; there is nothing to verify") from None
     if recorded.status != "done":
