@@ -45,7 +45,6 @@ SHARE = 0.3
 """The part of the minutes that the tests, and likewise the steps, may take."""
 BATCH = 16
 NEEDED = (
-    "pycocotools",
     "sklearn",
     "scipy",
     "pandas",

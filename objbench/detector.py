@@ -26,15 +26,25 @@ MIN_SCORE = 0.01
 """Candidates with a score below this are not worth returning: `Detections.from_padded` drops them."""
 
 
+NOISE = -1
+"""The cluster of a detection that belongs to no cluster, as HDBSCAN numbers it.
+
+Such a detection counts as any other where boxes are scored. In the clustering figures it is of no class: wrong.
+"""
+
+
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in `images` images, as flat lists: detection j lies in image `image[j]`."""
+    """What a detector found in `images` images, as flat lists: detection j lies in image `image[j]`.
+
+    Boxes and scores are float32 from a detector and float64 from a file, whose numbers are not to be rounded.
+    """
 
     images: int
     image: Tensor  # [m] int64, 0..images-1
-    boxes: Tensor  # [m, 4] float32, xyxy in pixels
-    scores: Tensor  # [m] float32 in 0..1; at least PRESENT where the detector stands by it
-    clusters: Tensor | None = None  # [m] int64, >= 0; None when the detector does not cluster
+    boxes: Tensor  # [m, 4] float32 or float64, xyxy in pixels
+    scores: Tensor  # [m] float32 or float64 in 0..1; at least PRESENT where the detector stands by it
+    clusters: Tensor | None = None  # [m] int64, >= 0, or NOISE (-1); None when the detector does not cluster
     what: Tensor | None = None  # [m, A] float32 what-latents; needed when clusters is None
 
     def __post_init__(self) -> None:

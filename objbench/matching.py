@@ -11,7 +11,7 @@ whose right or bottom edge lies before its left or top edge has no area and over
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,11 @@ from objbench.scenes import GroundTruth
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+
+PAIRS_AT_ONCE = 1_000_000
+"""Pairs whose overlaps are computed together; what is kept of more is computed in parts, to save memory."""
+RECALLS = np.linspace(0, 1, 101)
+"""Where COCO reads a precision-recall curve."""
 
 
 class Pairs(NamedTuple):
@@ -48,13 +53,18 @@ def as_numpy(tensor: Tensor) -> NDArray[Any]:
 
 def present(detections: Detections) -> Detections:
     """Those detections that the detector stands by: score >= PRESENT. What-latents are left out."""
-    keep = detections.scores >= PRESENT
+    return chosen(detections, detections.scores >= PRESENT)
+
+
+def chosen(detections: Detections, keep: Tensor) -> Detections:
+    """Those detections where `keep` [m] bool is true. What-latents are left out."""
+    index = keep.nonzero()[:, 0]  # to index by places is many times faster than by a mask
     return Detections(
         detections.images,
-        detections.image[keep],
-        detections.boxes[keep],
-        detections.scores[keep],
-        None if detections.clusters is None else detections.clusters[keep],
+        detections.image[index],
+        detections.boxes[index],
+        detections.scores[index],
+        None if detections.clusters is None else detections.clusters[index],
     )
 
 
@@ -67,34 +77,22 @@ def overlaps(detections: Detections, truth: GroundTruth, pixel: float = 0.0) -> 
     pixel: added to every width and height; 1 gives the IoU of early detection code, which took x1 and y1 for
     the index of the last pixel. Ours are edges (see `objbench.scenes`), which need 0.
     """
-    image, truth_image = as_numpy(detections.image), as_numpy(truth.image)
-    found = as_numpy(detections.boxes).astype(np.float64).T.copy()  # [4, m]
-    real = as_numpy(truth.boxes).astype(np.float64).T.copy()  # [4, n]
-    order = np.lexsort((as_numpy(truth.labels), *real[::-1], truth_image))
-    counts = np.bincount(truth_image, minlength=truth.images)
-    starts = np.cumsum(counts) - counts  # where each image's objects begin in `order`
+    return _joined(list(_in_parts(detections, truth, pixel)))
 
-    repeats = counts[image]
-    detection = np.repeat(np.arange(len(image)), repeats)
-    first_pair = np.cumsum(repeats) - repeats
-    object_ = order[np.arange(len(detection)) + np.repeat(starts[image] - first_pair, repeats)]
 
-    def shared(low: int, high: int) -> Floats:
-        """[p] how far the two boxes of each pair overlap along one axis."""
-        end = np.minimum(found[high][detection], real[high][object_])
-        extent: Floats = end - np.maximum(found[low][detection], real[low][object_]) + pixel
-        return np.maximum(extent, 0, out=extent)
-
-    both = shared(0, 2) * shared(1, 3)
-    either = _area(found, pixel)[detection] + _area(real, pixel)[object_] - both
-    return Pairs(detection, object_, np.divide(both, either, out=np.zeros_like(both), where=both > 0))
+def close_pairs(detections: Detections, truth: GroundTruth, least: float) -> Pairs:
+    """Those of `overlaps` whose IoU is at least `least`, in the same order."""
+    close = []
+    for part in _in_parts(detections, truth, 0.0):
+        keep = part.iou >= least
+        close.append(Pairs(part.detection[keep], part.truth[keep], part.iou[keep]))
+    return _joined(close)
 
 
 def best_truth(detections: Detections, truth: GroundTruth, pixel: float = 0.0) -> Best:
     """The object that each detection overlaps most; of equals, the one with the least (x0, y0, x1, y1)."""
-    pairs = overlaps(detections, truth, pixel)
     best = Best(np.full(len(detections.image), -1), np.zeros(len(detections.image)))
-    if len(pairs.iou):
+    for pairs in _in_parts(detections, truth, pixel):
         starts = np.flatnonzero(np.diff(pairs.detection, prepend=-1))
         lengths = np.diff(starts, append=len(pairs.iou))
         highest = np.maximum.reduceat(pairs.iou, starts)
@@ -161,6 +159,146 @@ def weighted_precision(
         return share
 
     return precisions
+
+
+def coco_ranks(detections: Detections, pairs: Pairs) -> Ints:
+    """[m] the place of each detection when COCO's rule goes through them: by score, the highest first.
+
+    Equal scores are ordered by their highest IoU, then by their boxes; never by their place in the list.
+
+    pairs: of `close_pairs`, at the lowest threshold that is of interest.
+    """
+    highest = np.zeros(len(detections.image))
+    np.maximum.at(highest, pairs.detection, pairs.iou)
+    boxes = as_numpy(detections.boxes)
+    order = np.lexsort((*boxes.T[::-1], -highest, -as_numpy(detections.scores)))
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    return ranks
+
+
+def match_coco(ranks: Ints, pairs: Pairs, threshold: float) -> Bools:
+    """Which detections are hits, as COCO matches them: [m].
+
+    In the order of `ranks`, a detection takes the object that it overlaps most of those that are not taken
+    yet and that it overlaps by an IoU of at least `threshold`; of equals the one that comes last in `pairs`.
+    So, other than in `match`, it may take its second best.
+
+    Computed without going through the detections one by one: all of them ask for their best object at once,
+    an object keeps the first in rank, the others ask for their next best. All objects prefer detections in
+    the same order, so the outcome of this (Gale and Shapley 1962) is the one of taking turns.
+    """
+    hits = np.zeros(len(ranks), dtype=np.bool_)
+    kept = np.flatnonzero(pairs.iou >= min(threshold, 1 - 1e-10))  # as in pycocotools; for a threshold of 1
+    if not len(kept):
+        return hits
+    # A list of wishes for each detection that has any, the best first. Asker a is the a-th of these by rank.
+    kept = kept[np.lexsort((-kept, -pairs.iou[kept], ranks[pairs.detection[kept]]))]
+    detection, wish = pairs.detection[kept], pairs.truth[kept]
+    now = np.flatnonzero(np.diff(detection, prepend=-1))
+    end, asker = np.append(now[1:], len(kept)), detection[now]
+    nobody = len(asker)
+    holder = np.full(int(wish.max()) + 1, nobody)
+    asking = np.arange(nobody)
+    while len(asking):
+        asked = wish[now[asking]]
+        before = holder[asked]
+        np.minimum.at(holder, asked, asking)
+        put_out = before[(before < nobody) & (holder[asked] != before)]
+        refused = np.unique(np.concatenate([asking[holder[asked] != asking], put_out]))
+        now[refused] += 1
+        asking = refused[now[refused] < end[refused]]
+    hits[asker[holder[holder < nobody]]] = True
+    return hits
+
+
+def average_precision_coco(scores: NDArray[Any], hits: Bools, objects: int) -> float:
+    """The mean of the interpolated precision at 101 recalls (0, .01 ... 1), as COCO has it, 0..1.
+
+    Detections of equal score enter the curve together, which is where it differs from pycocotools.
+
+    scores, hits: [m], of all images together. objects: how many there are to find, at least 1.
+    """
+    if not len(scores):
+        return 0.0
+    order = np.argsort(-scores)
+    last_of_equals = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
+    found = np.cumsum(hits[order])[last_of_equals]
+    precision = np.append(found / (last_of_equals + 1), 0.0)
+    highest_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(highest_from_here[np.searchsorted(found / objects, RECALLS)].mean())
+
+
+class CocoFigures(NamedTuple):
+    """By COCO's rules, at one IoU threshold."""
+
+    precision: float  # average precision, 0..1
+    recall: float  # share of the objects that are found, 0..1
+
+
+def coco_figures(
+    detections: Detections, truth: GroundTruth, thresholds: Sequence[float]
+) -> list[CocoFigures]:
+    """At each threshold of IoU (above 0, at most 1); the truth must have an object. See `match_coco`."""
+    pairs = close_pairs(detections, truth, min(*thresholds, 1 - 1e-10))
+    ranks, scores, objects = coco_ranks(detections, pairs), as_numpy(detections.scores), len(truth.labels)
+    figures = []
+    for threshold in thresholds:
+        hits = match_coco(ranks, pairs, threshold)
+        figures.append(CocoFigures(average_precision_coco(scores, hits, objects), int(hits.sum()) / objects))
+    return figures
+
+
+def contingency(labels: Ints, clusters: Ints) -> tuple[Ints, Ints, Ints]:
+    """How many boxes have which class and which cluster; only those that occur.
+
+    labels, clusters: [b]. Returns the table [classes, clusters], the class of each row and the cluster of
+    each column, both ascending.
+    """
+    classes, row = np.unique(labels, return_inverse=True)
+    groups, column = np.unique(clusters, return_inverse=True)
+    size = len(classes) * len(groups)
+    table = np.bincount(row * len(groups) + column, minlength=size).reshape(len(classes), len(groups))
+    return table, classes, groups
+
+
+def _in_parts(detections: Detections, truth: GroundTruth, pixel: float) -> Iterator[Pairs]:
+    """What `overlaps` returns, in parts of about PAIRS_AT_ONCE; a detection's pairs are all in one part."""
+    image, truth_image = as_numpy(detections.image), as_numpy(truth.image)
+    real = as_numpy(truth.boxes).astype(np.float64).T.copy()  # [4, n]
+    order = np.lexsort((as_numpy(truth.labels), *real[::-1], truth_image))
+    counts = np.bincount(truth_image, minlength=truth.images)
+    starts = np.cumsum(counts) - counts  # where each image's objects begin in `order`
+    real_area = _area(real, pixel)
+
+    with_any = np.flatnonzero(counts[image])
+    parts = np.cumsum(counts[image[with_any]]) // PAIRS_AT_ONCE
+    for some in np.split(with_any, np.flatnonzero(np.diff(parts)) + 1):
+        if not len(some):
+            continue
+        found = as_numpy(detections.boxes)[some].astype(np.float64).T.copy()  # [4, part of m]
+        repeats = counts[image[some]]
+        place = np.repeat(np.arange(len(some)), repeats)
+        first_pair = np.cumsum(repeats) - repeats
+        object_ = order[np.arange(len(place)) + np.repeat(starts[image[some]] - first_pair, repeats)]
+
+        def shared(low: int, high: int, found: Floats, place: Ints, object_: Ints) -> Floats:
+            """[p] how far the two boxes of each pair overlap along one axis."""
+            end = np.minimum(found[high][place], real[high][object_])
+            extent: Floats = end - np.maximum(found[low][place], real[low][object_]) + pixel
+            return np.maximum(extent, 0, out=extent)
+
+        both = shared(0, 2, found, place, object_) * shared(1, 3, found, place, object_)
+        either = _area(found, pixel)[place] + real_area[object_] - both
+        iou = np.divide(both, either, out=np.zeros_like(both), where=both > 0)
+        yield Pairs(some[place], object_, iou)
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    if not parts:
+        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    detection, truth, iou = zip(*parts, strict=True)
+    return Pairs(np.concatenate(detection), np.concatenate(truth), np.concatenate(iou))
 
 
 def _area(sides: Floats, pixel: float) -> Floats:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from objbench.detector import PRESENT, Detections
+from objbench.detector import NOISE, PRESENT, Detections
 from objbench.scenes import GroundTruth
 
 Metric = Callable[[Detections, GroundTruth], dict[str, float]]
@@ -30,4 +30,4 @@ NaN. A value must be what the metric gives for detections and truth that hold sc
 `objbench check` compares the two.
 """
 
-__all__ = ["PRESENT", "Detections", "GroundTruth", "Metric", "Weighted", "Weights"]
+__all__ = ["NOISE", "PRESENT", "Detections", "GroundTruth", "Metric", "Weighted", "Weights"]

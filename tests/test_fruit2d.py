@@ -137,14 +137,14 @@ def test_a_malformed_label_is_told_by_file_and_line(root, text, complaint):
 def test_a_missing_folder_is_told(root, folder):
     shutil.rmtree(root / folder)
     with pytest.raises(
-        UsageError, match=rf"{folder}: has no \.(png|txt) files; run 'objbench data fetch fruit2d'"
+        UsageError, match=rf"{folder}: has no \.(png.*|txt) files; run 'objbench data fetch fruit2d'"
     ):
         read(root)
 
 
 def test_files_without_a_partner_are_told(root):
     (root / "train_labels" / "000003.txt").unlink()
-    with pytest.raises(UsageError, match=r"'000003' is in only one of .*\(11 images, 10 labels\)"):
+    with pytest.raises(UsageError, match=r"'000003' is in only one of .*\(11 and 10 files\)"):
         read(root)
     (root / "train_images" / "000003.png").rename(root / "train_images" / "more.png")
     with pytest.raises(UsageError, match="'more' is in only one of train_images and train_labels"):
@@ -182,6 +182,49 @@ def test_grey_and_transparent_images_become_rgb(root):
     images = read(root).scenes("test", torch.arange(2)).images * 255
     assert images[0].unique().tolist() == [77]
     assert images[1, :, 5, 5].round().tolist() == [10, 20, 30]
+
+
+def test_files_pair_by_name_whatever_their_order(root):
+    """000000.png stands before 000000.rot90.png, 000000.txt behind 000000.rot90.txt."""
+    for part in ("images", "labels"):
+        for file in list((root / f"test_{part}").iterdir()):
+            shutil.copy(file, file.with_name(f"{file.stem}.rot90{file.suffix}"))
+    (root / "test_labels" / "000000.rot90.txt").write_text("1\n10 10 4 4 3\n")
+    (root / "test_images" / "000001.png").rename(root / "test_images" / "000001.PNG")
+    truth = read(root).truth["test"]
+    assert truth.images == 6
+    counts = [int((truth.image == i).sum()) for i in range(6)]
+    assert counts == [2, 1, 100, 100, 0, 0]  # by name: 000000, 000000.rot90, 000001 ...
+    assert objects(truth, 1)[0].tolist() == [[8, 8, 12, 12]]
+
+
+def test_sixteen_bits_are_the_same_picture(root):
+    grey = (TEST.images[0, 0] * 255).round().numpy().astype(np.uint16)
+    Image.fromarray(grey.astype(np.uint8)).save(root / "test_images" / "000000.png")
+    eight = read(root).scenes("test", torch.tensor([0])).images
+    Image.fromarray(grey * 257).save(root / "test_images" / "000000.png")
+    assert torch.equal(read(root).scenes("test", torch.tensor([0])).images, eight)
+    assert len(eight.unique()) > 100
+
+
+def test_the_colour_behind_transparent_pixels_is_an_option(root):
+    Image.new("RGBA", (64, 64), (10, 20, 30, 0)).save(root / "test_images" / "000000.png")
+    assert not read(root).scenes("test", torch.tensor([0])).images.any()
+    white = read(root, background="#ff0000").scenes("test", torch.tensor([0])).images
+    assert (white[0] * 255).amax((1, 2)).tolist() == [255, 0, 0]
+    with pytest.raises(UsageError, match="'reddish' is no colour"):
+        read(root, background="reddish")
+
+
+def test_a_turn_is_applied_and_said(root, capsys):
+    image = Image.open(root / "test_images" / "000000.png")
+    exif = image.getexif()
+    exif[0x0112] = 3
+    image.load()
+    image.save(root / "test_images" / "000000.png", exif=exif)
+    turned = read(root).scenes("test", torch.tensor([0])).images[0]
+    assert torch.equal(turned, TEST.images[0].flip(1, 2))
+    assert "turned as their EXIF data asks for are" in capsys.readouterr().err
 
 
 def test_the_fingerprint_names_what_is_read_and_not_where_it_lies(root, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import math
 import subprocess
@@ -15,7 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from objbench.matching import average_precision, best_truth, match, overlaps
+from objbench import matching
+from objbench.matching import (
+    average_precision,
+    best_truth,
+    close_pairs,
+    coco_ranks,
+    match,
+    match_coco,
+    overlaps,
+)
 from objbench.metric import Detections, GroundTruth
 from objbench.plugins import load_target
 from objbench_plugins.metrics import objbench_metrics
@@ -23,7 +34,7 @@ from objbench_plugins.metrics.clustering import clustering
 from objbench_plugins.metrics.detection import ap50, ap50_gmair, coco_ap, count_error
 
 SEEDS = st.integers(0, 2**32 - 1)
-FAST = (ap50, clustering, count_error, ap50_gmair)
+METRICS = (ap50, clustering, count_error, ap50_gmair, coco_ap)
 
 
 def scene(*boxes: tuple[float, ...], labels: list[int] | None = None) -> GroundTruth:
@@ -86,8 +97,8 @@ def apart(seed: int) -> tuple[Detections, GroundTruth]:
 
 
 def everything(detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    """All values of all metrics but pycocotools'."""
-    return {name: value for metric in FAST for name, value in metric(detections, truth).items()}
+    """All values of all metrics."""
+    return {name: value for metric in METRICS for name, value in metric(detections, truth).items()}
 
 
 def same(first: dict[str, float], second: dict[str, float]) -> bool:
@@ -261,7 +272,7 @@ def test_ranges_and_bounds(seed: int) -> None:
 @given(SEEDS)
 def test_perfect_detections_score_one(seed: int) -> None:
     detections, truth = apart(seed)
-    values = everything(detections, truth) | coco_ap(detections, truth)
+    values = everything(detections, truth)
     several = len(set(truth.labels.tolist())) > 1
     expected = dict.fromkeys(
         ("ap50", "ap50_gmair", "acc", "acc_many_to_one", "objects_found", "coco_ap"), 1.0
@@ -312,7 +323,7 @@ def test_ap_and_what_is_added(seed: int) -> None:
 
 def test_nothing_found_cannot_look_good() -> None:
     truth, nothing = scene((0, 0, 4, 4), (8, 8, 12, 12)), found([], [])
-    values = everything(nothing, truth) | coco_ap(nothing, truth)
+    values = everything(nothing, truth)
     assert values.pop("count_error") == 2
     assert values.pop("largest_cluster") == 1
     assert set(values.values()) == {0.0}
@@ -322,7 +333,7 @@ def test_nothing_found_cannot_look_good() -> None:
 
 def test_undefined_without_objects() -> None:
     empty = found([(0.0, 0.0, 4.0, 4.0)], [0.9])
-    values = everything(empty, scene()) | coco_ap(empty, scene())
+    values = everything(empty, scene())
     assert values.pop("count_error") == 1
     assert all(map(math.isnan, values.values()))
     no_images = Detections(0, torch.zeros(0).long(), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
@@ -467,42 +478,149 @@ def test_gmair_forgives_images_without_objects() -> None:
     assert ap50(detections, truth)["ap50"] == 0.5
 
 
-# pycocotools
+def test_noise_is_of_no_class() -> None:
+    """Classes 0 0 1 1 in clusters 5 -1 -1 -1: one of four is right, though three of them share a number."""
+    boxes = [(10.0 * i, 0.0, 10.0 * i + 4, 4.0) for i in range(4)]
+    truth = scene(*boxes, labels=[0, 0, 1, 1])
+    values = clustering(found(boxes, [0.9] * 4, [5, -1, -1, -1]), truth)
+    assert values["acc"] == values["acc_many_to_one"] == 0.25
+    assert values["largest_cluster"] == 0.75
+    same_but_a_cluster = clustering(found(boxes, [0.9] * 4, [5, 6, 6, 6]), truth)
+    assert values["nmi"] == same_but_a_cluster["nmi"] > 0
+    assert same_but_a_cluster["acc"] == 0.75
 
 
-def test_coco_ap_averages_ten_thresholds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_noise_is_worth_nothing_and_found_all_the_same() -> None:
+    detections, truth = apart(5)
+    noise = Detections(
+        truth.images,
+        detections.image,
+        detections.boxes,
+        detections.scores,
+        torch.full_like(detections.clusters, -1),
+    )
+    values = everything(noise, truth)
+    assert [values[n] for n in ("acc", "acc_many_to_one", "nmi", "largest_cluster")] == [0, 0, 0, 1]
+    assert values["ap50"] == values["objects_found"] == values["coco_ap"] == 1
+
+
+def test_overlaps_computed_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(30):
+        detections, truth = crowded(seed)
+        whole, values = overlaps(detections, truth), everything(detections, truth)
+        monkeypatch.setattr(matching, "PAIRS_AT_ONCE", 3)
+        assert all(map(np.array_equal, whole, overlaps(detections, truth)))
+        assert same(values, everything(detections, truth))
+        monkeypatch.undo()
+
+
+# COCO
+
+
+def by_pycocotools(detections: Detections, truth: GroundTruth) -> dict[str, float]:
+    """coco_ap's values as pycocotools has them."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def xywh(boxes: torch.Tensor) -> list[list[float]]:
+        return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().tolist()
+
+    annotated = COCO()
+    annotated.dataset = {
+        "info": {},
+        "images": [{"id": i} for i in range(truth.images)],
+        "categories": [{"id": 1}],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": 1, "bbox": box, "area": 1.0, "iscrowd": 0}
+            for i, (image, box) in enumerate(zip(truth.image.tolist(), xywh(truth.boxes), strict=True), 1)
+        ],
+    }
+    results = [
+        {"image_id": image, "category_id": 1, "bbox": box, "score": score}
+        for image, box, score in zip(
+            detections.image.tolist(), xywh(detections.boxes), detections.scores.tolist(), strict=True
+        )
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotated.createIndex()
+        evaluation = COCOeval(annotated, annotated.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(("coco_ap", "coco_ap75", "coco_ar"), evaluation.stats[[0, 2, 8]].tolist(), strict=True))
+
+
+def scattered(seed: int) -> tuple[Detections, GroundTruth]:
+    """Overlapping objects, most of them found more than once, not exactly; no two IoUs or scores are equal."""
+    draw = np.random.default_rng(seed)
+    images, n, m = int(draw.integers(1, 6)), int(draw.integers(1, 40)), int(draw.integers(1, 100))
+
+    def boxes(count: int) -> torch.Tensor:
+        corner = draw.uniform(0, 30, (count, 2))
+        return torch.tensor(np.concatenate([corner, corner + draw.uniform(3, 20, (count, 2))], 1))
+
+    truth_image = torch.tensor(np.sort(draw.integers(0, images, n)))
+    truth = GroundTruth(images, truth_image, boxes(n), torch.zeros(n).long())
+    near, picked = torch.tensor(draw.random(m) < 0.7), draw.integers(0, n, m)
+    moved = truth.boxes[picked] + torch.tensor(draw.normal(0, 1, (m, 4)))
+    where = torch.where(near[:, None], moved, boxes(m))
+    where[:, 2:] = torch.maximum(where[:, 2:], where[:, :2] + 0.5)
+    image = torch.where(near, truth_image[picked], torch.tensor(draw.integers(0, images, m)))
+    return Detections(images, image, where, torch.tensor(draw.permutation(m) / m)), truth
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_coco_ap_is_that_of_pycocotools(seed: int) -> None:
+    """Where no score occurs twice, and no image has more than 100 detections."""
+    detections, truth = scattered(seed)
+    assert coco_ap(detections, truth) == pytest.approx(by_pycocotools(detections, truth), abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from([0.3, 0.5, 0.75, 1.0]))
+def test_coco_matching_is_taking_turns(seed: int, threshold: float) -> None:
+    """Also where scores, IoUs and boxes are equal."""
+    detections, truth = crowded(seed)
+    pairs = close_pairs(detections, truth, 0.3)
+    ranks = coco_ranks(detections, pairs)
+    taken, hits = set(), set()
+    for i in np.argsort(ranks):
+        mine = [k for k in np.flatnonzero(pairs.detection == i) if pairs.truth[k] not in taken]
+        mine = [k for k in mine if pairs.iou[k] >= min(threshold, 1 - 1e-10)]
+        if mine:
+            taken.add(pairs.truth[max(mine, key=lambda k: (pairs.iou[k], k))])
+            hits.add(int(i))
+    assert set(np.flatnonzero(match_coco(ranks, pairs, threshold)).tolist()) == hits
+    assert (np.diff(detections.scores.numpy()[np.argsort(ranks)]) <= 0).all()
+
+
+def test_coco_ap_averages_ten_thresholds() -> None:
     """An IoU of .72 passes .50, .55, .60, .65 and .70: five of ten. Clusters do not matter."""
     boxes = [(30.0 * i, 0.0, 30.0 * i + 10, 10.0) for i in range(3)]
     shorter = [(30.0 * i, 0.0, 30.0 * i + 10, 7.2) for i in range(3)]
     detections = found(shorter, [0.9, 0.2, 0.4], [1, 2, 3])
-    assert coco_ap(detections, scene(*boxes, labels=[0, 1, 2])) == {"coco_ap": pytest.approx(0.5)}
-    assert capsys.readouterr().out == ""
+    values = coco_ap(detections, scene(*boxes, labels=[0, 1, 2]))
+    assert values == pytest.approx({"coco_ap": 0.5, "coco_ap75": 0.0, "coco_ar": 0.5})
 
 
-def test_coco_ap_is_what_pycocotools_summarises() -> None:
-    """Only the size range and limit that the headline figure uses are evaluated; it must not change."""
-    from pycocotools.cocoeval import COCOeval
+def test_coco_ap_of_equal_scores_is_one_value() -> None:
+    """Two right and two wrong of one score: precision 1/2, in whatever order they are listed."""
+    boxes = [(0.0, 0, 20, 20), (30.0, 30, 50, 50), (70.0, 70, 90, 90), (100.0, 100, 120, 120)]
+    for order in itertools.permutations(boxes):
+        assert coco_ap(found(list(order), [0.6] * 4), scene(*boxes[:2]))["coco_ap"] == pytest.approx(0.5)
 
-    class Whole(COCOeval):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)
-            seen.append(self)
 
-    seen: list[COCOeval] = []
-    detections, truth = crowded(11)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pycocotools.cocoeval.COCOeval", Whole)
-        value = coco_ap(detections, truth)["coco_ap"]
-    whole = COCOeval(seen[0].cocoGt, seen[0].cocoDt, "bbox")
-    whole.evaluate()
-    whole.accumulate()
-    whole.summarize()
-    assert value == whole.stats[0]
-    assert 0 < value < 1
+def test_coco_ap_has_no_cut_at_a_hundred() -> None:
+    boxes = [
+        (20.0 * (i % 15), 20.0 * (i // 15), 20.0 * (i % 15) + 9, 20.0 * (i // 15) + 9) for i in range(150)
+    ]
+    detections = found(boxes, [1 - i / 1000 for i in range(150)])
+    assert set(coco_ap(detections, scene(*boxes)).values()) == {1.0}
 
 
 def test_coco_ap_of_one_object() -> None:
-    assert coco_ap(found([(1, 2, 5, 9)], [0.3]), scene((1, 2, 5, 9))) == {"coco_ap": pytest.approx(1.0)}
+    assert set(coco_ap(found([(1, 2, 5, 9)], [0.3]), scene((1, 2, 5, 9))).values()) == {1.0}
 
 
 # What is registered

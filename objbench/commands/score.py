@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from typing import Any
 
 import click
 
@@ -19,7 +20,7 @@ from objbench.plugins import load_plugins
     "--detections",
     required=True,
     metavar="FILE",
-    help="COCO results list: image_id, category_id (the cluster), bbox [x, y, w, h], score in 0..1.",
+    help="COCO results list: image_id, category_id (the cluster; -1 is noise), bbox [x, y, w, h], score in 0..1.",
 )
 @click.option(
     "--present",
@@ -27,26 +28,60 @@ from objbench.plugins import load_plugins
     metavar="T",
     help="Scores are on any scale; the detector stands by those of at least T. Without it: 0..1, and 0.5.",
 )
+@click.option(
+    "--iou",
+    "thresholds",
+    type=float,
+    multiple=True,
+    metavar="T",
+    help="Also the AP, by COCO's rules, at this IoU, above 0 and at most 1. Can be repeated.",
+)
+@click.option(
+    "--skip-invalid",
+    is_flag=True,
+    help="Leave out boxes of no size or not finite, and entries of images or categories that are not listed; "
+    "their number is reported.",
+)
 @json_option
 @plugin_option
 def score(
-    truth: str, detections: str, present: float | None, as_json: bool, plugin_files: tuple[str, ...]
+    truth: str,
+    detections: str,
+    present: float | None,
+    thresholds: tuple[float, ...],
+    skip_invalid: bool,
+    as_json: bool,
+    plugin_files: tuple[str, ...],
 ) -> None:
     """Score any detector's output with every registered metric.
 
-    Of scores read with --present only the order is kept, so a metric that reads their values says little.
-    Exit code 1 when a metric failed; the others are printed all the same.
+    Then a table of what was found of each class, where one cluster stands for each class (Hungarian method).
+
+    Files may be compressed with gzip, and a mask (polygons or RLE) does where there is no bbox. Detections may also
+    be an annotations file with scores. Ids are integers or texts, and are compared as they are.
+
+    Cluster -1 is noise: a box that belongs to no cluster. It counts as any other box for AP and counts, stands for
+    no class (so it is wrong in ACC), and is one more cluster for NMI and cluster usage.
+
+    Crowd annotations are left out: a detection there is false. Of scores read with --present only the order is
+    kept, so a metric that reads their values says little. Exit code 1 when a metric failed; the others are printed
+    all the same.
     """
     if present is not None and not math.isfinite(present):
         raise UsageError(f"--present {present} is not a finite number")
+    for threshold in thresholds:
+        if not 0 < threshold <= 1:
+            raise UsageError(f"--iou {threshold:g} is not above 0 and at most 1")
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
     from objbench.detector import PRESENT
+    from objbench.matching import coco_figures
+    from objbench.score.class_table import class_table
     from objbench.score.coco import read_detections, read_truth
     from objbench.score.metrics import score_each, to_stderr
 
-    there = read_truth(truth)
-    found = read_detections(detections, there.image_ids, present)
+    there = read_truth(truth, skip_invalid, to_stderr)
+    found = read_detections(detections, there, present, skip_invalid, to_stderr)
     if there.crowds:
         to_stderr(f"{there.crowds} crowd annotations are left out: detections there count as false")
     if not len(found.scores):
@@ -57,16 +92,55 @@ def score(
             "use only boxes that do; --present T sets another threshold"
         )
     failures: list[str] = []
-    scored = list(score_each(registry, found, there.truth, failures.append))
+    scored = [
+        (f"{s.name}: {s.summary}", v) for s, v in score_each(registry, found, there.truth, failures.append)
+    ]
+    if thresholds:
+        figures = zip(thresholds, coco_figures(found, there.truth, thresholds), strict=True)
+        values = {f"coco_ap@{threshold:g}": figure.precision for threshold, figure in figures}
+        scored.append(("--iou: COCO's AP at IoU >= T", values))
+    rows = [
+        {"class": there.class_names[row.label], **{k: v for k, v in row._asdict().items() if k != "label"}}
+        for row in class_table(found, there.truth, len(there.class_names))
+    ]
     if as_json:
         flat = {name: value for _, values in scored for name, value in values.items()}
-        click.echo(json.dumps({n: v if math.isfinite(v) else None for n, v in flat.items()}, indent=2))
+        plain: dict[str, Any] = {n: v if math.isfinite(v) else None for n, v in flat.items()}
+        click.echo(json.dumps(plain | {"classes": rows}, indent=2))
     else:
-        for spec, values in scored:
-            click.echo(f"{spec.name}: {spec.summary}")
+        for heading, values in scored:
+            click.echo(heading)
             for name, value in values.items():
                 click.echo(f"    {name:<20} {'undefined' if math.isnan(value) else f'{value:.4f}'}")
+        click.echo("classes: each with the cluster that stands for it")
+        click.echo(_table(rows), nl=False)
     for failure in failures:
         to_stderr(failure)
     if failures:
         sys.exit(1)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys in columns; a share is shown with four digits, None as --."""
+    cells = [list(rows[0])]
+    for row in rows:
+        cells.append(
+            [
+                "--"
+                if value is None
+                else f"{value:.4f}"
+                if isinstance(value, float)
+                else _printable(str(value))
+                for value in row.values()
+            ]
+        )
+    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "    " + "  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in cells
+    ]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _printable(name: str) -> str:
+    """A class's name as a terminal can show it in a line."""
+    return "".join(c if c.isprintable() else "?" for c in name)[:40]

@@ -38,11 +38,13 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     from objbench.run.local import Settings
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
+    from objbench.score.metrics import rescore
     from objbench.score.scene_checks import check_data_of
 
     try:
         old = read_cell(folder)
         recorded, _ = read_record(folder)
+        recorded = rescore(registry, recorded)  # a metric's new definition is no difference of the training
     except Damaged as error:
         raise UsageError(
             f"cell {folder.parent.name}/{folder.name}: {error}; there is nothing to verify"

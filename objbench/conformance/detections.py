@@ -23,7 +23,7 @@ from objbench.conformance.models import (
     ten,
 )
 from objbench.conformance.shapes import SIDE
-from objbench.detector import Detections, trains_by_steps
+from objbench.detector import NOISE, Detections, trains_by_steps
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.random_state import seed_everything, undisturbed
 
@@ -35,7 +35,7 @@ check = collector(CHECKS)
     "detections",
     "detections",
     "image int64 in 0..n-1; boxes float32, finite, x1 > x0 and y1 > y0; scores float32 in 0..1; clusters "
-    "int64 from 0 where the spec says clusters=True, else finite float32 what-latents",
+    "int64 from 0, or -1 for noise, where the spec says clusters=True, else finite float32 what-latents",
 )
 def _detections(subject: ModelSubject) -> str:
     scenes = ten()
@@ -65,8 +65,8 @@ def _detections(subject: ModelSubject) -> str:
             raise Wrong("no clusters, and the spec does not say clusters=False")
         if not subject.spec.clusters and found.what is None:
             raise Wrong("no what-latents, which are to be clustered as the spec says clusters=False")
-        if found.clusters is not None and (found.clusters < 0).any():
-            raise Wrong("a negative cluster")
+        if found.clusters is not None and (found.clusters < NOISE).any():
+            raise Wrong("a negative cluster other than -1, which is noise")
         if found.what is not None and not found.what.isfinite().all():
             raise Wrong("what-latents not finite")
     found = look(subject.finding, scenes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from objbench.cells.files import write_file
 from objbench.cells.store import read_curve, read_trained
-from objbench.detector import PRESENT, Detections
+from objbench.detector import NOISE, PRESENT, Detections
 from objbench.matching import as_numpy, best_truth
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.arrays import load_detections, load_tensors, load_truth
@@ -162,7 +162,8 @@ def scenes_page(
                 draw_found(axes, detections, i)
             elif part == 1:
                 draw_true(axes, scenes, i, classes)
-    meant = {c: majority(held.label[held.cluster == c])[0] for c in np.unique(held.cluster).tolist()}
+    named = np.unique(held.cluster[held.cluster != NOISE]).tolist()
+    meant = {c: majority(held.label[held.cluster == c])[0] for c in named}
     keys = [Patch(color=colour_of(c), label=f"{c} → {_name(classes, label)}") for c, label in meant.items()]
     figure.legend(
         handles=keys[:24],

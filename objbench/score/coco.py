@@ -1,26 +1,54 @@
 """COCO files: a truth (annotations file) and detections (results list), read and written.
 
-In a results list `category_id` is the *cluster*, an integer from 0; null in every entry says that the
-detector does not cluster. COCO's `bbox` is [x, y, width, height]; ours are `xyxy` (see `objbench.scenes`).
+In a results list `category_id` is the *cluster*, an integer from 0, or -1 for noise; null in every entry says
+that the detector does not cluster. COCO's `bbox` is [x, y, width, height]; ours are `xyxy` (see
+`objbench.scenes`), in float64: numbers are not rounded before they are compared. Where an entry has no `bbox`
+but a `segmentation` (polygons, or RLE), its box is that of the mask. Files may be compressed with gzip.
+
+An id is an integer or a text, and is kept as it is: 7 and "7" are two ids.
 
 Whatever is wrong with a file that is read raises UsageError with the file, the entry and the reason.
 """
 
 from __future__ import annotations
 
+import gc
+import gzip
+import itertools
 import json
-from collections.abc import Sequence
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from objbench.cells.files import write_file
-from objbench.detector import PRESENT, Detections
+from objbench.detector import NOISE, PRESENT, Detections
 from objbench.errors import UsageError
 from objbench.scenes import GroundTruth
+
+Id = int | str
+Floats = NDArray[np.float64]
+INFO = {"description": "written by objbench"}
+"""Of every file that is written: pycocotools 2.0.9 and 2.0.10 cannot do without."""
+LARGEST = 3.4e38
+"""No coordinate and no score may be larger: areas of boxes stay finite."""
+
+
+class ListedImage(NamedTuple):
+    """An entry of a file's "images"."""
+
+    id: Id
+    file_name: str | None
+    """As written there: a path from the file's folder, or a bare name."""
+    width: float | None
+    height: float | None
 
 
 @dataclass(frozen=True)
@@ -28,57 +56,125 @@ class TruthFile:
     """What a COCO annotations file says."""
 
     truth: GroundTruth
-    """Labels are places in the file's categories, by ascending id."""
-    image_ids: list[int]
-    """The file's id of each image, in the file's order."""
+    """Labels are places in the file's categories, by ascending id (numbers before texts)."""
+    images: list[ListedImage]
+    """In the file's order."""
+    class_names: list[str]
+    """By label."""
     crowds: int
     """How many annotations with "iscrowd": 1 were left out.
 
     Such a region stands for several objects. COCO forgives detections in it; here they count as false.
     """
 
+    @property
+    def image_ids(self) -> list[Id]:
+        """The file's id of each image, in the file's order."""
+        return [image.id for image in self.images]
 
-def read_truth(path: str | Path) -> TruthFile:
-    """The ground truth of a COCO annotations file; it must hold at least one object."""
+
+_KINDS = {"image": "images", "category": "categories"}
+
+
+def silent(_: str) -> None:
+    """For `tell`: says nothing."""
+
+
+def read_truth(
+    path: str | Path, skip_invalid: bool = False, tell: Callable[[str], None] = silent
+) -> TruthFile:
+    """The ground truth of a COCO annotations file; it must hold at least one object.
+
+    skip_invalid: leave out annotations whose bbox has no size or is not finite, or whose image or category the
+    file does not list, instead of raising. tell: is given a line on what was left out, and one for boxes that
+    look as if they were not [x, y, width, height] in pixels.
+    """
     value = _read(path)
     parts = ("images", "annotations", "categories")
     if not isinstance(value, dict) or not all(isinstance(value.get(part), list) for part in parts):
         hint = "; a list is what --detections takes" if isinstance(value, list) else ""
         raise UsageError(f"{path}: not a COCO annotations file: needs the lists {', '.join(parts)}{hint}")
-    image_ids = _unique_ids(f"{path}: images", value["images"])
+    images = _images(path, value)
     category_ids = _unique_ids(f"{path}: categories", value["categories"])
-    where, entries = f"{path}: annotations", value["annotations"]
-    image = _places(where, entries, "image_id", image_ids)
-    labels = _places(where, entries, "category_id", sorted(category_ids))
-    boxes = _boxes(where, entries)
-    single = torch.tensor([not entry.get("iscrowd") for entry in entries], dtype=torch.bool)
-    order = torch.argsort(image, stable=True)
-    order = order[single[order]]
+    categories = dict(zip(category_ids, value["categories"], strict=True))
+    ascending = sorted(category_ids, key=lambda id_: (isinstance(id_, str), id_))
+    entries = Entries(f"{path}: annotations", value["annotations"], skip_invalid)
+    image = entries.places("image_id", [row.id for row in images])
+    labels = entries.places("category_id", ascending)
+    boxes = entries.boxes()
+    entries.sound &= ~(crowds := entries.crowds())
+    order = np.argsort(image, kind="stable")
+    order = order[entries.sound[order]]
     if not len(order):
         raise UsageError(f"{path}: there is no annotation, so nothing to score against")
-    truth = GroundTruth(len(image_ids), image[order], boxes[order], labels[order])
-    return TruthFile(truth, image_ids, crowds=len(entries) - len(order))
+    entries.report(tell)
+    sizes = np.array([[row.width or math.nan, row.height or math.nan] for row in images])
+    _hint(f"{path}: annotations", boxes[order], sizes[image[order]], tell)
+    truth = GroundTruth(len(images), *(torch.from_numpy(part[order]) for part in (image, boxes, labels)))
+    names = [str(categories[id_].get("name", id_)) for id_ in ascending]
+    return TruthFile(truth, images, names, int(crowds.sum()))
 
 
-def read_detections(path: str | Path, image_ids: Sequence[int], present: float | None = None) -> Detections:
-    """The detections of a COCO results list, which may be empty.
+def read_detections(
+    path: str | Path,
+    there: TruthFile | Sequence[Id],
+    present: float | None = None,
+    skip_invalid: bool = False,
+    tell: Callable[[str], None] = silent,
+) -> Detections:
+    """The detections of a COCO results list, which may be empty, or of an annotations file with scores.
 
-    image_ids: the truth's, see `TruthFile`. Scores must be in 0..1 unless `present` is given. Then they may
+    there: the truth, or the ids of its images. Scores must be in 0..1 unless `present` is given. Then they may
     be any finite numbers, and the detector stands by those of at least `present`: they are mapped to
     PRESENT..1, the others below it. The map keeps their order and which are equal, nothing else of them.
+
+    skip_invalid, tell: as in `read_truth`.
     """
-    entries = _read(path)
-    where = f"{path}: detections"
-    if not isinstance(entries, list):
-        hint = "; an annotations file is what --truth takes" if isinstance(entries, dict) else ""
-        raise UsageError(f"{path}: not a COCO results list: needs a list of detections{hint}")
+    value = _read(path)
+    if isinstance(value, dict) and isinstance(value.get("annotations"), list):
+        where, listed = f"{path}: annotations", value["annotations"]
+        if not all(isinstance(entry, dict) and "score" in entry for entry in listed):
+            raise UsageError(
+                f"{path}: not a COCO results list, and its annotations have no scores; "
+                "an annotations file is what --truth takes"
+            )
+        if isinstance(there, TruthFile) and isinstance(value.get("images"), list):
+            _same_images(path, _images(path, value), there)
+    elif isinstance(value, list):
+        where, listed = f"{path}: detections", value
+    else:
+        raise UsageError(f"{path}: not a COCO results list: needs a list of detections")
+    del value
+    entries = Entries(where, listed, skip_invalid)
+    image_ids = there.image_ids if isinstance(there, TruthFile) else there
+    image = entries.places("image_id", image_ids)
+    boxes, scores, clusters = entries.boxes(), entries.scores(present), entries.clusters()
+    entries.report(tell)
+    sound = entries.sound
+    image, boxes, scores = image[sound], boxes[sound], scores[sound]
+    if isinstance(there, TruthFile):
+        extent = there.truth.boxes[:, 2:].amax(0).tolist()
+        sizes = np.array([[row.width or extent[0], row.height or extent[1]] for row in there.images])
+        _hint(where, boxes, sizes[image], tell)
     return Detections(
-        images=len(image_ids),
-        image=_places(where, entries, "image_id", image_ids),
-        boxes=_boxes(where, entries),
-        scores=_scores(where, entries, present),
-        clusters=_clusters(where, entries),
+        len(image_ids),
+        torch.from_numpy(image),
+        torch.from_numpy(boxes),
+        torch.from_numpy(_mapped(scores, present)),
+        None if clusters is None else torch.from_numpy(clusters[sound]),
     )
+
+
+def read_images(path: str | Path) -> list[ListedImage]:
+    """The images that a COCO file lists, in its order; every one has a file name."""
+    value = _read(path)
+    if not isinstance(value, dict) or not isinstance(value.get("images"), list):
+        raise UsageError(f"{path}: not a COCO annotations file: needs the list images")
+    images = _images(path, value)
+    for i, image in enumerate(images):
+        if image.file_name is None:
+            raise UsageError(f"{path}: images[{i}] has no 'file_name'")
+    return images
 
 
 def write_truth(
@@ -98,6 +194,7 @@ def write_truth(
     _write(
         path,
         {
+            "info": INFO,
             "images": [
                 {"id": i + 1, "width": sizes[i][0], "height": sizes[i][1], "file_name": file_names[i]}
                 for i in range(truth.images)
@@ -118,9 +215,7 @@ def write_truth(
     )
 
 
-def write_detections(
-    path: str | Path, detections: Detections, image_ids: Sequence[int] | None = None
-) -> None:
+def write_detections(path: str | Path, detections: Detections, image_ids: Sequence[Id] | None = None) -> None:
     """Writes a COCO results list, whole or not at all.
 
     Image i is given the id image_ids[i], or i + 1 as in `write_truth`.
@@ -147,15 +242,209 @@ def write_detections(
     )
 
 
+class Entries:
+    """The annotations or detections of a file, read a column at a time; and which of them are sound."""
+
+    def __init__(self, where: str, entries: list[Any], skip_invalid: bool) -> None:
+        """UsageError unless every entry is an object with keys."""
+        self.where, self.entries, self.skip_invalid = where, entries, skip_invalid
+        self.sound = np.ones(len(entries), dtype=np.bool_)
+        """[n] False where an entry is left out."""
+        self._left_out: dict[str, int] = {}
+        _check_objects(where, entries)
+
+    def places(self, key: str, known: Sequence[Id]) -> NDArray[np.int64]:
+        """[n] where each entry's id stands in `known`; -1 for one that is left out, as it is not there."""
+        values, kind = _column(self.where, self.entries, key), key.removesuffix("_id")
+        for i, value in _of_other_types(values, int, str):
+            raise self._wrong(i, f"{key} {_short(value)} is neither an integer nor a text")
+        place = {id_: i for i, id_ in enumerate(known)}
+        places = np.fromiter((place.get(value, -1) for value in values), np.int64, len(values))
+        for i in np.flatnonzero(places < 0).tolist():
+            text = f"there is no {kind} with the id {_short(values[i])} in the truth"
+            twin = next((id_ for id_ in known if str(id_) == str(values[i])), None)
+            hint = "" if twin is None else f", but {_short(twin)}: numbers and texts are different ids"
+            self._invalid(i, text + hint, f"of {_KINDS[kind]} that are not listed")
+        return places
+
+    def boxes(self) -> Floats:
+        """[n, 4] float64 xyxy."""
+        rows = [self._row(i, entry) for i, entry in enumerate(self.entries)]
+        shape = "four finite numbers [x, y, width, height]"
+        for i, row in enumerate(rows):
+            if type(row) is not list or len(row) != 4:
+                raise self._wrong(i, f"bbox {_short(row)} is not {shape}")
+        flat = list(itertools.chain.from_iterable(rows))
+        for i, _ in _of_other_types(flat, int, float):
+            raise self._wrong(i // 4, f"bbox {_short(rows[i // 4])} is not {shape}")
+        xywh = _as_floats(flat).reshape(-1, 4)
+        with np.errstate(invalid="ignore"):
+            boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+            finite = np.all(np.abs(xywh) <= LARGEST, axis=1)
+            small = np.all(np.abs(boxes) <= LARGEST, axis=1)
+            sized = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        for i in np.flatnonzero(~(finite & small & sized)).tolist():
+            if not finite[i]:
+                self._invalid(i, f"bbox {_short(rows[i])} is not {shape}", "with a bbox that is not finite")
+            elif not small[i]:
+                self._invalid(
+                    i, f"bbox {_short(rows[i])} is out of range", "with a bbox that is out of range"
+                )
+            else:
+                text = f"bbox {_short(rows[i])} is of zero or negative size ([x, y, width, height])"
+                self._invalid(i, text, "with a bbox of no size")
+        return boxes
+
+    def crowds(self) -> NDArray[np.bool_]:
+        """[n] which are of several objects at once. UsageError unless "iscrowd" is 0, 1, true, false or absent."""
+        values = [entry.get("iscrowd", 0) for entry in self.entries]
+        for i, value in enumerate(values):
+            if type(value) not in (int, float, bool) or value not in (0, 1):
+                raise self._wrong(i, f"iscrowd {_short(value)} is neither 0 nor 1")
+        return np.array(values, dtype=np.bool_)
+
+    def scores(self, present: float | None) -> Floats:
+        """[n] float64, finite; in 0..1 unless `present` is given."""
+        values = _column(self.where, self.entries, "score")
+        for i, value in _of_other_types(values, int, float):
+            raise self._wrong(i, f"score {_short(value)} is not a finite number")
+        scores = _as_floats(values)
+        with np.errstate(invalid="ignore"):
+            for i in np.flatnonzero(~(np.abs(scores) <= LARGEST)).tolist():
+                raise self._wrong(i, f"score {_short(values[i])} is not a finite number")
+        for i in np.flatnonzero((scores < 0) | (scores > 1)).tolist() if present is None else []:
+            raise self._wrong(
+                i,
+                f"score {_short(values[i])} is not in 0..1; for scores on another scale "
+                "give --present, the score from which on the detector stands by a box",
+            )
+        return scores
+
+    def clusters(self) -> NDArray[np.int64] | None:
+        """[n] int64 from 0, or NOISE; None when all are null. Clusters that are texts are numbered by name."""
+        values = _column(self.where, self.entries, "category_id")
+        types = set(map(type, values))
+        if types == {type(None)}:
+            return None
+        if types == {str}:
+            number = {name: i for i, name in enumerate(sorted(set(values)))}
+            return np.array([number[value] for value in values], dtype=np.int64)
+        for i, value in enumerate(values):
+            if type(value) is not int or not NOISE <= value < 2**63:
+                raise self._wrong(
+                    i,
+                    f"category_id {_short(value)} (the cluster) is not an integer from 0, or -1 for noise; "
+                    "null in every entry says that there are no clusters",
+                )
+        return np.array(values, dtype=np.int64)
+
+    def report(self, tell: Callable[[str], None]) -> None:
+        """Says how many are left out, and why."""
+        if self._left_out:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self._left_out.items())
+            tell(f"{self.where}: {sum(self._left_out.values())} of {len(self.sound)} are left out: {reasons}")
+
+    def _row(self, i: int, entry: dict[str, Any]) -> Any:
+        """The entry's bbox as it is written, or that of its mask."""
+        row = entry.get("bbox")
+        if row or not entry.get("segmentation"):
+            if "bbox" not in entry:
+                raise self._wrong(i, f"has no 'bbox', only {_short(list(entry))}", "")
+            return row
+        try:
+            return mask_box(entry["segmentation"])
+        except ValueError as error:
+            raise self._wrong(i, f"segmentation {_short(entry['segmentation'])} {error}") from None
+
+    def _wrong(self, i: int, what: str, colon: str = ":") -> UsageError:
+        return UsageError(f"{self.where}[{i}]{colon} {what}")
+
+    def _invalid(self, i: int, what: str, reason: str) -> None:
+        """Leaves an entry out, or raises."""
+        if not self.skip_invalid:
+            raise UsageError(f"{self._wrong(i, what)}; --skip-invalid leaves such entries out")
+        if self.sound[i]:
+            self.sound[i] = False
+            self._left_out[reason] = self._left_out.get(reason, 0) + 1
+
+
+def mask_box(segmentation: Any) -> list[float]:
+    """The [x, y, width, height] of a mask: COCO's polygons or RLE, compressed or not; of no size when empty.
+
+    ValueError when it is neither. Not left to pycocotools, which trusts RLE and reads beyond what is not sound.
+    """
+    if isinstance(segmentation, list):
+        numbers = []
+        for ring in segmentation:
+            if type(ring) is not list or len(ring) < 6 or len(ring) % 2:
+                raise ValueError("is no list of polygons [x, y, x, y, x, y ...]")
+            for _ in _of_other_types(ring, int, float):
+                raise ValueError("has a corner that is not a number")
+            numbers += ring
+        points = _as_floats(numbers).reshape(-1, 2)
+        low, high = points.min(0), points.max(0)
+        return [*low.tolist(), *(high - low).tolist()]
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if type(size) is not list or [type(side) for side in size] != [int, int] or min(size) < 1:
+        raise ValueError("is neither polygons nor RLE with the size [height, width]")
+    counts, height = segmentation.get("counts"), size[0]
+    runs = _decoded(counts) if isinstance(counts, str) else counts
+    if type(runs) is not list or any(type(run) is not int or run < 0 for run in runs):
+        raise ValueError("has counts that are neither numbers from 0 nor COCO's text of them")
+    if sum(runs) != size[0] * size[1] or size[0] * size[1] >= 2**32:
+        raise ValueError(f"has counts for {sum(runs)} pixels, but a size of {size[0]}x{size[1]}")
+    ends = np.cumsum(np.array(runs, dtype=np.int64))
+    first, last = ends[0::2][: len(ends) // 2], ends[1::2] - 1  # of each run of the mask, column by column
+    first, last = first[last >= first], last[last >= first]
+    if not len(first):
+        return [0.0, 0.0, 0.0, 0.0]
+    x0, x1 = first // height, last // height
+    whole = x0 < x1  # a run that goes on in the next column touches bottom and top
+    top, bottom = np.where(whole, 0, first % height).min(), np.where(whole, height - 1, last % height).max()
+    left, right = x0.min(), x1.max()
+    return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
+
+
+def _decoded(text: str) -> list[int]:
+    """The counts of compressed RLE: five bits a character, from the third on as differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("has counts that are not compressed RLE")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("has counts that are cut short")
+    return runs
+
+
 def _read(path: str | Path) -> Any:
+    collecting = gc.isenabled()
+    gc.disable()  # or it looks again and again through millions of values, none of which is garbage
     try:
-        return json.loads(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        del data  # large, and not needed any more
+        return json.loads(text)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{path}: begins as a gzip file, but cannot be unpacked: {error}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # not text, a number of 5,000 digits, 100,000 brackets
         raise UsageError(f"{path}: not JSON: {error}") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _write(path: str | Path, value: Any) -> None:
@@ -166,97 +455,106 @@ def _write(path: str | Path, value: Any) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _column(where: str, entries: list[Any], key: str) -> list[Any]:
+def _check_objects(where: str, entries: list[Any]) -> None:
+    for i, entry in _of_other_types(entries, dict):
+        raise UsageError(f"{where}[{i}] is not an object with keys, but {_short(entry)}")
+
+
+def _column(where: str, entries: list[dict[str, Any]], key: str) -> list[Any]:
     """entries[i][key] for all i."""
     for i, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise UsageError(f"{where}[{i}] is not an object with keys, but {_short(entry)}")
         if key not in entry:
             raise UsageError(f"{where}[{i}] has no '{key}', only {_short(list(entry))}")
     return [entry[key] for entry in entries]
 
 
-def _unique_ids(where: str, entries: list[Any]) -> list[int]:
+def _of_other_types(values: list[Any], *types: type) -> Iterator[tuple[int, Any]]:
+    """The values that are of none of these types, and their places."""
+    if not set(map(type, values)) <= set(types):
+        yield from ((i, value) for i, value in enumerate(values) if type(value) not in types)
+
+
+def _as_floats(values: list[float]) -> Floats:
+    """Numbers as float64; those beyond its range are infinite."""
+    try:
+        return np.fromiter(values, np.float64, len(values))
+    except OverflowError:  # an integer of 400 digits
+        return np.array([value if abs(value) <= LARGEST else math.inf for value in values], np.float64)
+
+
+def _unique_ids(where: str, entries: list[Any]) -> list[Id]:
+    _check_objects(where, entries)
     ids = _column(where, entries, "id")
+    for i, value in _of_other_types(ids, int, str):
+        raise UsageError(f"{where}[{i}]: id {_short(value)} is neither an integer nor a text")
     seen = set()
     for i, value in enumerate(ids):
-        if type(value) is not int:
-            raise UsageError(f"{where}[{i}]: id {_short(value)} is not an integer")
         if value in seen:
             raise UsageError(f"{where}[{i}]: id {_short(value)} occurs twice")
         seen.add(value)
     return ids
 
 
-def _places(where: str, entries: list[Any], key: str, known: Sequence[int]) -> Tensor:
-    """[n] int64: where each entry's id stands in `known`."""
-    place = {id_: i for i, id_ in enumerate(known)}
-    places = []
-    for i, value in enumerate(_column(where, entries, key)):
-        if type(value) is not int:
-            raise UsageError(f"{where}[{i}]: {key} {_short(value)} is not an integer")
-        if value not in place:
-            kind = key.removesuffix("_id")
-            raise UsageError(f"{where}[{i}]: there is no {kind} with the id {_short(value)} in the truth")
-        places.append(place[value])
-    return torch.tensor(places, dtype=torch.int64)
-
-
-def _boxes(where: str, entries: list[Any]) -> Tensor:
-    """[n, 4] float32 xyxy."""
-    rows = _column(where, entries, "bbox")
+def _images(path: str | Path, value: dict[str, Any]) -> list[ListedImage]:
+    """A file's "images", their ids and names checked."""
+    where, rows = f"{path}: images", value["images"]
+    ids = _unique_ids(where, rows)
     for i, row in enumerate(rows):
-        if type(row) is not list or len(row) != 4 or not all(map(_is_number, row)):
-            raise UsageError(
-                f"{where}[{i}]: bbox {_short(row)} is not four finite numbers [x, y, width, height]"
-            )
-    xywh = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
-    boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
-    bad = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & torch.isfinite(boxes).all(dim=1))
-    if bad.any():
-        i = int(bad.nonzero()[0])
-        wrong = "is of zero or negative size" if torch.isfinite(boxes[i]).all() else "is out of range"
-        raise UsageError(f"{where}[{i}]: bbox {_short(rows[i])} {wrong} ([x, y, width, height])")
-    return boxes
+        if not isinstance(row.get("file_name"), str | None):
+            raise UsageError(f"{where}[{i}]: file_name {_short(row['file_name'])} is not a text")
+    return [
+        ListedImage(id_, row.get("file_name"), _side(row.get("width")), _side(row.get("height")))
+        for id_, row in zip(ids, rows, strict=True)
+    ]
 
 
-def _scores(where: str, entries: list[Any], present: float | None) -> Tensor:
-    """[n] float32 in 0..1."""
-    values = _column(where, entries, "score")
-    for i, value in enumerate(values):
-        if not _is_number(value):
-            raise UsageError(f"{where}[{i}]: score {_short(value)} is not a finite number")
-        if present is None and not 0 <= value <= 1:
+def _side(value: Any) -> float | None:
+    """A width or height in pixels; None where the file does not say, or not so that it helps."""
+    return float(value) if type(value) in (int, float) and 0 < value <= LARGEST else None
+
+
+def base_name(file_name: str) -> str:
+    """The last part of a path as any system writes it."""
+    return file_name.replace("\\", "/").rpartition("/")[2]
+
+
+def _same_images(path: str | Path, images: list[ListedImage], there: TruthFile) -> None:
+    """UsageError when an id stands for another file than in the truth."""
+    names = {image.id: image.file_name for image in there.images}
+    for image in images:
+        name = names.get(image.id)
+        if name and image.file_name and base_name(name) != base_name(image.file_name):
             raise UsageError(
-                f"{where}[{i}]: score {_short(value)} is not in 0..1; for scores on another scale "
-                "give --present, the score from which on the detector stands by a box"
+                f"{path}: image {_short(image.id)} is {_short(image.file_name)}, but {_short(name)} in the truth"
             )
-    scores = torch.tensor(values, dtype=torch.float64)
+
+
+def _hint(where: str, boxes: Floats, sizes: Floats, tell: Callable[[str], None]) -> None:
+    """Says so when sound boxes [n, 4] look as if they had not been written as [x, y, width, height] in pixels.
+
+    sizes: [n, 2] width and height of each box's image; NaN where not known.
+    """
+    if not len(boxes):
+        return
+    corner, end = boxes[:, :2], boxes[:, 2:]
+    if boxes.min() >= 0 and boxes.max() <= 1 and (boxes % 1).any() and not (sizes <= 1).any():
+        tell(f"{where}: all boxes lie within 0..1, as if they were shares of the image; bbox is in pixels")
+    extent = end - corner  # the last two numbers as written, which are x1, y1 in another convention
+    if (end > sizes + 1).any() and (extent > corner).all() and (extent <= sizes).all():
+        tell(
+            f"{where}: boxes leave their images, and look as if they were [x0, y0, x1, y1]; "
+            "bbox is [x, y, width, height]"
+        )
+
+
+def _mapped(scores: Floats, present: float | None) -> Floats:
+    """Scores [n] in 0..1, see `read_detections`."""
     if present is None:
-        return scores.float()
-    distinct, rank = torch.unique(scores, return_inverse=True)
+        return scores
+    distinct, rank = np.unique(scores, return_inverse=True)
     below = int((distinct < present).sum())
-    low = torch.arange(below) / below * PRESENT if below else torch.zeros(0)
-    high = torch.linspace(PRESENT, 1, len(distinct) - below)
-    return torch.cat([low, high])[rank].float()
-
-
-def _clusters(where: str, entries: list[Any]) -> Tensor | None:
-    """[n] int64 from 0; None when all are null."""
-    values = _column(where, entries, "category_id")
-    if values and all(value is None for value in values):
-        return None
-    for i, value in enumerate(values):
-        if type(value) is not int or not 0 <= value < 2**63:
-            raise UsageError(
-                f"{where}[{i}]: category_id {_short(value)} (the cluster) is not an integer from 0; "
-                "null in every entry says that there are no clusters"
-            )
-    return torch.tensor(values, dtype=torch.int64)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 3.4e38  # False for NaN, for infinity and for 10**400
+    low = np.arange(below) / max(below, 1) * PRESENT
+    return np.concatenate([low, np.linspace(PRESENT, 1, len(distinct) - below)])[rank]
 
 
 def _xywh(boxes: Tensor) -> list[list[float]]:

@@ -14,7 +14,7 @@ import torch
 from objbench.cells.code import code_of, digest
 from objbench.cells.result import CellResult
 from objbench.cells.store import update_record
-from objbench.detector import Detections
+from objbench.detector import NOISE, Detections
 from objbench.errors import told
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_target
@@ -85,7 +85,7 @@ def check(detections: Detections, truth: GroundTruth) -> None:
         "a score that is not in 0..1": ~((detections.scores >= 0) & (detections.scores <= 1)),
     }
     if detections.clusters is not None:
-        bad["a negative cluster"] = detections.clusters < 0
+        bad["a negative cluster other than -1 (noise)"] = detections.clusters < NOISE
     for what, where in bad.items():
         if count := int(where.sum()):
             raise ValueError(f"{count} of {len(where)} detections have {what}")

@@ -1,9 +1,10 @@
-"""Fruit2D as it was published with GMAIR: folders of PNG images and text labels."""
+"""Fruit2D as it was published with GMAIR: folders of images and text labels."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from objbench import images as reader
 from objbench.errors import UsageError
 from objbench.options import option
 from objbench.scenes import GroundTruth, Scenes, SceneShape, Split
@@ -37,6 +39,7 @@ class Fruit2DConfig:
         identity=False,
     )
     size: int = option(128, "side of a scene in pixels; others are resized, boxes too", low=32, high=512)
+    background: str = option("black", "colour behind transparent pixels: #rrggbb, or a name")
     validation: float = option(
         0.1,
         "share of the training folder held out for validation: its last scenes by name",
@@ -58,10 +61,10 @@ class Labelled(NamedTuple):
 class Fruit2D(KeptScenes):
     """The fruit scenes of the paper's section 4.1, read from the published files.
 
-    `root` holds train_images/*.png, train_labels/*.txt, test_images and test_labels; files pair by name. A
-    label file gives the number of objects on a line of its own, and a line `x y w h c` for each: centre and
-    size of its box in pixels, and its class from 1. Which class is which fruit was not published. Boxes are
-    cut off at the image's edge.
+    `root` holds train_images/*.png (or .jpg), train_labels/*.txt, test_images and test_labels; files pair by
+    name, and pictures are read as `objbench.images` says. A label file gives the number of objects on a line of
+    its own, and a line `x y w h c` for each: centre and size of its box in pixels, and its class from 1. Which
+    class is which fruit was not published. Boxes are cut off at the image's edge.
 
     The files have no validation split: the last scenes of the training folder, by sorted name, are held out
     for it. The published test script scores Fruit2D on the training folder; here it is the test folder.
@@ -109,22 +112,29 @@ class Fruit2D(KeptScenes):
             for split, scenes in self._scenes.items()
         }
         self._checksum = checksum(self._root)
+        self._behind = reader.colour(config.background)
+        self._turned = False
 
     def picture(self, split: Split, index: int) -> Bytes:
         """[3, size, size] one image, averaged down to that size."""
         file = self._scenes[split][index].image
-        with _opened(file) as image:
-            try:
-                whole = image.convert("RGB")
-            except (OSError, SyntaxError) as error:  # how Pillow says that a PNG is cut short or altered
-                raise UsageError(f"{file}: cannot be read as an image ({error})") from None
-        if whole.size != (self.shape.width, self.shape.height):
-            whole = whole.resize((self.shape.width, self.shape.height), Image.Resampling.BOX)
-        return np.asarray(whole).transpose(2, 0, 1)
+        picture = reader.read_picture(file, self._behind)
+        if picture.turned and not self._turned:
+            print(
+                f"{self.name}: turned as their EXIF data asks for are {file} and perhaps others",
+                file=sys.stderr,
+            )
+            self._turned = True
+        pixels = reader.with_channels(picture, reader.COLOUR)
+        assert pixels is not None, "grey can always be shown in colour"
+        if pixels.shape[:2] != (self.shape.height, self.shape.width):
+            size = (self.shape.width, self.shape.height)
+            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+        return pixels.transpose(2, 0, 1)
 
     def recipe(self) -> dict[str, Any]:
-        """The files and how they are split."""
-        return self.fingerprint()
+        """The files, how they are split, and how they are read."""
+        return self.fingerprint() | {"reader": reader.VERSION, "behind": self._behind}
 
     def fingerprint(self) -> dict[str, Any]:
         """How many scenes a split, and the checksum of all files."""
@@ -151,12 +161,7 @@ def checksum(root: Path) -> str:
 def read_part(root: Path, part: str) -> list[Labelled]:
     """The scenes of `part` (train or test) by name. UsageError names the file and line that is wrong."""
     images, labels = _files(root / f"{part}_images"), _files(root / f"{part}_labels")
-    if strange := sorted({f.stem for f in images} ^ {f.stem for f in labels}):
-        raise UsageError(
-            f"{root}: '{strange[0]}' is in only one of {part}_images and {part}_labels "
-            f"({len(images)} images, {len(labels)} labels)"
-        )
-    return [_labelled(image, label) for image, label in zip(images, labels, strict=True)]
+    return [_labelled(image, label) for image, label in reader.joined_by_name(images, labels, str(root))]
 
 
 def read_label(file: Path, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -204,29 +209,21 @@ def write_part(root: Path, part: str, scenes: Scenes) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """The files of one of FOLDERS, by name. UsageError when there are none."""
-    ending = ".png" if folder.name.endswith("_images") else ".txt"
-    found = sorted(f for f in folder.glob(f"*{ending}") if not f.name.startswith("."))
+    endings = reader.SUFFIXES if folder.name.endswith("_images") else (".txt",)
+    found = reader.files_in(folder, endings) if folder.is_dir() else []
     if not found:
         raise UsageError(
-            f"{folder}: has no {ending} files; run 'objbench data fetch fruit2d', or set -o fruit2d.root=DIR"
+            f"{folder}: has no {' or '.join(endings)} files; "
+            "run 'objbench data fetch fruit2d', or set -o fruit2d.root=DIR"
         )
     return found
 
 
 def _labelled(image: Path, label: Path) -> Labelled:
-    with _opened(image) as opened:
-        size = opened.size
+    size = reader.read_size(image)
     if size[0] != size[1]:
         raise UsageError(f"{image}: is {size[0]}x{size[1]} pixels, but scenes must be square")
     return Labelled(image, size, *read_label(label, size))
-
-
-def _opened(file: Path) -> Image.Image:
-    """The image, its pixels not read yet."""
-    try:
-        return Image.open(file)
-    except (OSError, SyntaxError) as error:
-        raise UsageError(f"{file}: cannot be read as an image ({error})") from None
 
 
 def _number(text: str) -> float:

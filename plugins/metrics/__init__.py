@@ -18,6 +18,7 @@ def objbench_metrics() -> list[MetricSpec]:
             name="clustering",
             summary="clusters against classes over correct boxes: ACC (one-to-one, many-to-one), NMI, usage",
             target="objbench_plugins.metrics.clustering:clustering",
+            version=2,
             columns={"acc": "ACC (%)", "nmi": "NMI (%)"},
             healthy={"largest_cluster": (0.0, 0.9)},
         ),
@@ -28,8 +29,9 @@ def objbench_metrics() -> list[MetricSpec]:
         ),
         MetricSpec(
             name="coco_ap",
-            summary="average precision at IoU .50:.05:.95, class-agnostic (pycocotools)",
+            summary="COCO's AP at IoU .50:.05:.95, AP at .75 and AR; class-agnostic, of all boxes, crowds left out",
             target="objbench_plugins.metrics.detection:coco_ap",
+            version=2,
         ),
         MetricSpec(
             name="ap50_gmair",

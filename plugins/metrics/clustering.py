@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
 
-from objbench.matching import as_numpy, best_truth, present
-from objbench.metric import Detections, GroundTruth, Weights
+from objbench.matching import as_numpy, best_truth, contingency, present
+from objbench.metric import NOISE, Detections, GroundTruth, Weights
 
 WORST = {
     "acc": 0.0,
@@ -41,6 +41,9 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     objects_found: share of the true objects that are the best match of some correct box: what these figures
         rest on. A detector that finds few objects can cluster those few well.
 
+    Cluster -1 (NOISE) holds the boxes that the detector puts into no cluster. It stands for no class, so such a box is
+    wrong in acc and acc_many_to_one; in the other figures it is a cluster like any other.
+
     All are NaN when the detector does not cluster, or when there are no objects. When no box is correct all
     take their worst value (0; largest_cluster 1): NaN would leave such a run out of a mean over seeds, and so
     make finding nothing look good. For the same reason nmi is 0, not 0/0, when the correct boxes are of one
@@ -55,15 +58,16 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     if not correct.any():
         return dict(WORST)
     hit = best.truth[correct]
-    table = _contingency(as_numpy(truth.labels)[hit], as_numpy(stood_by.clusters)[correct])
+    table, _, clusters = contingency(as_numpy(truth.labels)[hit], as_numpy(stood_by.clusters)[correct])
     boxes = table.sum()
-    assigned = table[linear_sum_assignment(table, maximize=True)].sum()
+    named = table[:, clusters != NOISE]
+    assigned = named[linear_sum_assignment(named, maximize=True)].sum()
     of_classes, of_clusters = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
     both = of_classes + of_clusters
     nmi = 2 * (both - _entropy(table.ravel())) / both if both else 0.0
     return {
         "acc": float(assigned / boxes),
-        "acc_many_to_one": float(table.max(axis=0).sum() / boxes),
+        "acc_many_to_one": float(named.max(axis=0).sum() / boxes),
         "nmi": min(max(nmi, 0.0), 1.0),  # rounding may step outside
         "clusters_used": math.exp(of_clusters),
         "largest_cluster": float(table.sum(axis=0).max() / boxes),
@@ -85,6 +89,7 @@ def weighted(
     hit, image = best.truth[correct], as_numpy(stood_by.image)[correct]
     classes, row = np.unique(as_numpy(truth.labels)[hit], return_inverse=True)
     groups, column = np.unique(as_numpy(stood_by.clusters)[correct], return_inverse=True)
+    named = groups != NOISE
     size = len(classes) * len(groups)
     of_image = np.zeros((truth.images, size), dtype=np.int64)  # [images, classes x groups]
     np.add.at(of_image, (image, row * len(groups) + column), 1)
@@ -94,7 +99,8 @@ def weighted(
         draws = len(weights)
         tables = (weights @ of_image).reshape(draws, len(classes), len(groups))
         boxes = tables.sum((1, 2))
-        assigned = [table[linear_sum_assignment(table, maximize=True)].sum() for table in tables]
+        of_named = tables[:, :, named]
+        assigned = [table[linear_sum_assignment(table, maximize=True)].sum() for table in of_named]
         of_classes, of_clusters = _entropies(tables.sum(2)), _entropies(tables.sum(1))
         both = of_classes + of_clusters
         shared = 2 * (both - _entropies(tables.reshape(draws, -1)))
@@ -102,7 +108,7 @@ def weighted(
         per_box = np.maximum(boxes, 1)
         known = {
             "acc": np.array(assigned) / per_box,
-            "acc_many_to_one": tables.max(1, initial=0).sum(1) / per_box,
+            "acc_many_to_one": of_named.max(1, initial=0).sum(1) / per_box,
             "nmi": np.divide(shared, both, out=np.zeros(draws), where=both > 0).clip(0, 1),
             "clusters_used": np.exp(of_clusters),
             "largest_cluster": tables.sum(1).max(1, initial=0) / per_box,
@@ -119,14 +125,6 @@ def _entropies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     entropies: NDArray[np.float64] = -xlogy(share, share).sum(1)
     return entropies
-
-
-def _contingency(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[classes, clusters] how many boxes have that class and that cluster; only those that occur."""
-    classes, row = np.unique(labels, return_inverse=True)
-    groups, column = np.unique(clusters, return_inverse=True)
-    size = len(classes) * len(groups)
-    return np.bincount(row * len(groups) + column, minlength=size).reshape(len(classes), len(groups))
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:

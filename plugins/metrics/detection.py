@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from objbench.matching import as_numpy, average_precision, best_truth, match, present
+from objbench.matching import as_numpy, average_precision, best_truth, coco_figures, match, present
 from objbench.metric import Detections, GroundTruth
+
+COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+"""Of IoU, to the last bit as pycocotools has them."""
 
 
 def ap50(detections: Detections, truth: GroundTruth) -> dict[str, float]:
@@ -43,54 +42,27 @@ def count_error(detections: Detections, truth: GroundTruth) -> dict[str, float]:
 
 
 def coco_ap(detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    """COCO's headline AP: mean over the IoU thresholds .50, .55 ... .95, by pycocotools, class-agnostic.
+    """COCO's AP, AP75 and AR (Lin et al. 2014; cocoapi, cocoeval.py), class-agnostic.
+
+    coco_ap: mean over the IoU thresholds .50, .55 ... .95 of the average precision.
+    coco_ap75: the average precision at .75 alone.
+    coco_ar: mean over the same thresholds of the share of objects that are found.
 
     It differs from `ap50` in more than the thresholds: IoU >= threshold, a detection may take its second best
-    object, the curve is read at 101 recalls, and only the 100 highest scores of an image count. pycocotools
-    ranks equal scores by the order of the images, so there, and only there, the order shows.
+    object, the curve is read at 101 recalls. The values are those of pycocotools but for two things: all
+    detections of an image count, not the 100 of the highest scores, and equal scores enter the curve together,
+    so no order of images or detections matters. `GroundTruth` has no crowd regions: `objbench score` leaves
+    them out, so that a detection in one is false, where COCO forgives it.
 
     NaN when there is no object in any image; 0 when there are objects and no detections.
     """
+    names = ("coco_ap", "coco_ap75", "coco_ar")
     if not len(truth.labels):
-        return {"coco_ap": math.nan}
-    if not len(detections.scores):  # pycocotools cannot load an empty list
-        return {"coco_ap": 0.0}
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-        annotated = COCO()
-        annotated.dataset = {
-            "images": [{"id": i} for i in range(truth.images)],
-            "categories": [{"id": 1}],
-            "annotations": [
-                # ids from 1: pycocotools takes a match with id 0 for no match
-                {
-                    "id": i,
-                    "image_id": image,
-                    "category_id": 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-                for i, (image, box) in enumerate(
-                    zip(truth.image.tolist(), _xywh(truth.boxes), strict=True), 1
-                )
-            ],
-        }
-        annotated.createIndex()
-        results = [
-            {"image_id": image, "category_id": 1, "bbox": box, "score": score}
-            for image, box, score in zip(
-                detections.image.tolist(), _xywh(detections.boxes), detections.scores.tolist(), strict=True
-            )
-        ]
-        evaluation = COCOeval(annotated, annotated.loadRes(results), "bbox")
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes: the only one read here
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return {"coco_ap": float(evaluation.eval["precision"][..., -1].mean())}
+        return dict.fromkeys(names, math.nan)
+    figures = coco_figures(detections, truth, COCO_THRESHOLDS)
+    precisions, recalls = [f.precision for f in figures], [f.recall for f in figures]
+    values = (np.mean(precisions), precisions[5], np.mean(recalls))
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 def ap50_gmair(detections: Detections, truth: GroundTruth) -> dict[str, float]:
@@ -115,9 +87,3 @@ def ap50_gmair(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     hits = match(kept, best, float(np.nextafter(0.5, 0)))  # that is, IoU >= 0.5
     counted = best.truth >= 0  # the image has objects
     return {"ap50_gmair": average_precision(-admitted_at[counted], hits[counted], len(truth.labels))}
-
-
-def _xywh(boxes: Tensor) -> list[list[float]]:
-    """Boxes [n, 4] as (x, y, width, height)."""
-    corners = boxes.detach().double().cpu()
-    return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
