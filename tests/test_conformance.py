@@ -134,7 +134,7 @@ def test_check_prints_what_was_expected_what_came_and_where_to_read(tmp_path: Pa
 
 def test_check_takes_a_name_and_says_when_there_is_none() -> None:
     ran = objbench("check", "count_error")
-    assert (ran.code, ran.out.splitlines()[-1]) == (0, "8 passed, 0 failed, 0 skipped")
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "9 passed, 0 failed, 1 skipped")
     unknown = objbench("check", "count_eror")
     assert unknown.code == 2
     assert "did you mean 'count_error'?" in unknown.err

@@ -24,16 +24,16 @@ from objbench.cells import files
 from objbench.cells.files import Damaged, read_json, write_json
 from objbench.cells.identity import Cell, Training, write_cell
 from objbench.cells.result import CellResult, Position, Status, Trained
-from objbench.cells.store import read_record, write_record, write_trained
+from objbench.cells.store import Store, read_record, write_record, write_trained
 from objbench.commands.report import report
 from objbench.detector import Detections
 from objbench.errors import UsageError
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
-from objbench.report.believed import check_figures
+from objbench.report.believed import check_figures, read_cells
 from objbench.report.rows import rows_of
-from objbench.report.statistics import Comparison
+from objbench.report.statistics import Comparison, compare_rows
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import flat, save_tensors
 from objbench.score.metrics import by_these_metrics, score
@@ -517,7 +517,19 @@ def test_intervals_set_the_better_model_in_bold(out: Path) -> None:
     assert not other["ap50_best"]
     assert ours["ap50_low"] < ours["ap50"] < ours["ap50_high"]
     assert table["pairs"][0]["ap50_low"] > 0
-    assert "test scenes" in progress
+    assert progress == "", "it takes no time"
+
+
+def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
+    out: Path,
+) -> None:
+    slow = replace(load_plugins().metrics["ap50"], weighted="")
+    registry = load_plugins()
+    registry.metrics["ap50"] = slow
+    results, identities = read_cells(Store(out), registry, None, recheck=False)
+    comparison = compare_rows(rows_of(results, identities, registry), registry, 300)
+    assert comparison.notes == ["ap50: 200 draws, as it cannot weigh scenes."]
+    assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
 
 
 def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objbench.detector import Detections
+from objbench.plugins import load_plugins, load_target
 from objbench.report.statistics import (
     Run,
     best_and_tied,
@@ -18,10 +20,11 @@ from objbench.report.statistics import (
     difference,
     interval,
     resample,
+    resample_weighted,
     scenes_digest,
-    select_scenes,
 )
 from objbench.scenes import GroundTruth
+from objbench.score.arrays import select_scenes
 
 
 def scenes(seed: int, images: int = 40, most: int = 4, truth_seed: int = 0) -> tuple[Detections, GroundTruth]:
@@ -232,3 +235,40 @@ def test_an_infinite_figure_has_no_interval_as_one_that_is_not_defined() -> None
     low, high = interval([run, run])
     assert math.isnan(low)
     assert math.isnan(high)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 30), levels=st.sampled_from([2, 10, 1000]))
+def test_weighing_the_scenes_gives_what_scoring_each_draw_gives(seed: int, images: int, levels: int) -> None:
+    """To 1e-12, on few images and many ties too; every metric of ours that is a column weighs."""
+    registry = load_plugins()
+    random = torch.Generator().manual_seed(seed)
+    found, truth = scenes(seed, images, truth_seed=seed)
+    found = replace(
+        found,
+        boxes=torch.cat([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], 1),
+        scores=(found.scores * levels).round() / levels,
+        clusters=torch.randint(-1, 4, found.image.shape, generator=random),
+    )
+    truth = replace(truth, boxes=torch.cat([truth.boxes[:, :2], truth.boxes[:, :2] + truth.boxes[:, 2:]], 1))
+    specs = [spec for spec in registry.metrics.values() if spec.columns]
+    assert all(spec.weighted for spec in specs)
+    for spec in specs:
+        metric, weighted = load_target(spec.target), load_target(spec.weighted)
+        plain = resample(found, truth, [metric], 20)
+        fast = resample_weighted(found, truth, metric, weighted, 20)
+        assert fast.keys() == plain.keys()
+        for name, run in plain.items():
+            np.testing.assert_allclose(
+                fast[name].replicates, run.replicates, rtol=0, atol=1e-12, err_msg=name
+            )
+            assert fast[name].point == run.point or np.isnan(run.point)
+
+
+def test_a_detector_without_clusters_is_weighed_too() -> None:
+    found, truth = scenes(1)
+    spec = load_plugins().metric("clustering")
+    runs = resample_weighted(
+        replace(found, clusters=None), truth, load_target(spec.target), load_target(spec.weighted), 5
+    )
+    assert all(np.isnan(run.replicates).all() and len(run.replicates) == 5 for run in runs.values())

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from objbench.conformance import registration
-from objbench.conformance.kit import Check, Wrong, collector
+from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
 from objbench.conformance.shapes import Shapes, ShapesConfig
 from objbench.detector import Detections
 from objbench.hookspecs import MetricSpec
 from objbench.metric import Metric
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
+from objbench.score.arrays import select_scenes
 from objbench.score.random_state import rng_states
 
 IMAGES = 24
 LATENT = 3
+DRAWS = 8
 
 CHECKS: list[Check] = []
 check = collector(CHECKS)
@@ -139,6 +143,34 @@ def _order(subject: MetricSubject) -> str:
     if reason := different(plain, subject.values(replace(found, image=place[found.image]), other_truth)):
         raise Wrong(f"images in another order: {reason}")
     return "shuffled, the same"
+
+
+@check("weighted", "draws", "`weighted` gives for draws of the scenes what the metric gives for these scenes")
+def _weighted(subject: MetricSubject) -> str:
+    if not subject.spec.weighted:
+        raise DoesNotApply("the spec names none: intervals take longer, and fewer draws")
+    found, truth = truth_and_detections()
+    generator = np.random.default_rng(0)
+    draws = generator.integers(IMAGES, size=(DRAWS, IMAGES))
+    draws[0] = np.arange(IMAGES)
+    weights = np.stack([np.bincount(draw, minlength=IMAGES) for draw in draws])
+    for what, detections in (("", found), (" without detections", rearranged(found, torch.zeros(0).long()))):
+        values = load_target(subject.spec.weighted)(detections, truth)(weights)
+        for i, draw in enumerate(draws):
+            expected = subject.values(*select_scenes(detections, truth, torch.from_numpy(draw)))
+            if reason := different(expected, {name: float(value[i]) for name, value in values.items()}):
+                raise Wrong(f"draw {i}{what}: {reason}")
+    return f"{DRAWS} draws alike"
+
+
+@check("cost", "cost", "time of a call; nothing to pass")
+def _cost(subject: MetricSubject) -> str:
+    arguments = truth_and_detections()
+    subject.values(*arguments)
+    began = time.perf_counter()
+    for _ in range(10):
+        subject.values(*arguments)
+    return f"{(time.perf_counter() - began) * 100:.3g} ms for {IMAGES} images"
 
 
 @check("clusters", "metrics", "a cluster's number means nothing: renumbered, the answer is the same")

@@ -28,13 +28,12 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from objbench.detector import Detections
 from objbench.metric import Metric, Weighted
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
-from objbench.score.arrays import load_detections, load_truth
+from objbench.score.arrays import load_detections, load_truth, select_scenes
 
 if TYPE_CHECKING:
     from objbench.report.rows import Row
@@ -58,40 +57,6 @@ class Run:
 
     point: float
     replicates: Floats  # [resamples]
-
-
-def select_scenes(
-    detections: Detections, truth: GroundTruth, indices: Tensor
-) -> tuple[Detections, GroundTruth]:
-    """The scenes at `indices` [n] int64, repeats allowed, as scenes 0..n-1; order within a scene is kept."""
-    found, found_in = _rows_of(detections.image, detections.images, indices)
-    there, there_in = _rows_of(truth.image, truth.images, indices)
-
-    def pick(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[found]
-
-    return (
-        Detections(
-            len(indices),
-            found_in,
-            detections.boxes[found],
-            detections.scores[found],
-            pick(detections.clusters),
-            pick(detections.what),
-        ),
-        GroundTruth(len(indices), there_in, truth.boxes[there], truth.labels[there]),
-    )
-
-
-def _rows_of(image: Tensor, images: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows belong to the scenes at `indices`, one scene after another, and to which of them each."""
-    order = torch.argsort(image, stable=True)
-    counts = torch.bincount(image, minlength=images)
-    starts = counts.cumsum(0) - counts
-    taken = counts[indices]
-    scene = torch.repeat_interleave(torch.arange(len(indices)), taken)
-    within = torch.arange(len(scene)) - (taken.cumsum(0) - taken)[scene]
-    return order[starts[indices][scene] + within], scene
 
 
 def resample(

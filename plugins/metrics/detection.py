@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from objbench.matching import as_numpy, average_precision, best_truth, coco_figures, match, present
-from objbench.metric import Detections, GroundTruth
+from objbench.matching import (
+    as_numpy,
+    average_precision,
+    best_truth,
+    coco_figures,
+    match,
+    present,
+    weighted_precision,
+)
+from objbench.metric import Detections, GroundTruth, Weights
 
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """Of IoU, to the last bit as pycocotools has them."""
@@ -27,6 +37,16 @@ def ap50(detections: Detections, truth: GroundTruth) -> dict[str, float]:
         return {"ap50": math.nan}
     hits = match(detections, best_truth(detections, truth), 0.5)
     return {"ap50": average_precision(as_numpy(detections.scores), hits, len(truth.labels))}
+
+
+def ap50_weighted(
+    detections: Detections, truth: GroundTruth
+) -> Callable[[Weights], Mapping[str, NDArray[np.float64]]]:
+    """`ap50` for many draws of the scenes at once: a detection is a hit in every draw that holds its scene."""
+    hits = match(detections, best_truth(detections, truth), 0.5)
+    objects = np.bincount(as_numpy(truth.image), minlength=truth.images)
+    precisions = weighted_precision(as_numpy(detections.scores), hits, as_numpy(detections.image))
+    return lambda weights: {"ap50": precisions(weights, weights @ objects)}
 
 
 def count_error(detections: Detections, truth: GroundTruth) -> dict[str, float]:

@@ -41,6 +41,12 @@ def edges(detections, truth):
     return {"boxes": 1 / len(detections.boxes)}
 
 
+def weighted(detections, truth):
+    """Weighs scenes by whether a draw holds them, not by how often."""
+    counts = torch.bincount(detections.image, minlength=truth.images).numpy()
+    return lambda weights: {"boxes": (weights > 0) @ counts / truth.images}
+
+
 BROKEN = {
     "values": values,
     "columns": columns,
@@ -48,6 +54,7 @@ BROKEN = {
     "order": order,
     "clusters": clusters,
     "edges": edges,
+    "weighted": sound,
 }
 """The check that each breaks."""
 
@@ -55,7 +62,13 @@ BROKEN = {
 @hookimpl
 def objbench_metrics():
     broken = [
-        MetricSpec(f"bad-{name}", "broken", f"measures:{function.__name__}", columns={"boxes": "BOXES"})
+        MetricSpec(
+            f"bad-{name}",
+            "broken",
+            f"measures:{function.__name__}",
+            columns={"boxes": "BOXES"},
+            weighted="measures:weighted" if name == "weighted" else "",
+        )
         for name, function in BROKEN.items()
     ]
     broken.append(
