@@ -19,7 +19,7 @@ from running import objbench, rows_of
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-DETECTOR, CONFIG, FIT, DATA, METRIC, TESTS = BLOCKS
+DETECTOR, CONFIG, FIT, DATA, METRIC, DRAWS, TESTS = BLOCKS
 
 
 def code_lines(text: str) -> list[str]:
@@ -52,6 +52,18 @@ def test_the_twenty_lines_are_twenty() -> None:
     lines = code_lines(DETECTOR)
     assert len(lines) == 20
     assert not [line for line in lines if len(line) > 110 or ";" in line]
+
+
+def test_the_metric_that_weighs_draws_passes_the_check(tmp_path: Path) -> None:
+    file = tmp_path / "my_metric.py"
+    file.write_text(
+        f"from objbench import hookimpl\n{METRIC}\n{DRAWS}\n"
+        "objbench_metrics = hookimpl(lambda: [spec], specname='objbench_metrics')\n"
+    )
+    ran = objbench("check", str(file), "--json")
+    sys.modules.pop("my_metric", None)
+    assert ran.code == 0, ran.out
+    assert {row["check"]: row["outcome"] for row in rows_of(ran)}["weighted"] == "passed"
 
 
 def test_a_data_set_and_a_metric_are_ten_lines_each() -> None:
