@@ -60,6 +60,29 @@ class Detections:
                     f"{m} detections need {name} of shape {list(expected)}, got {list(tensor.shape)}"
                 )
 
+    def fault(self) -> str:
+        """What breaks the contract of the fields, and in how many detections; "" when nothing does.
+
+        A NaN would not stop a metric: it would be ranked somewhere, and the figure would look like any other.
+        """
+        corners, scores = self.boxes, self.scores
+        finite = torch.isfinite(corners).all(1)
+        bad = {
+            "an image index out of range": (self.image < 0) | (self.image >= self.images),
+            "a box that is not finite": ~finite,
+            "a box without size (boxes are x0, y0, x1, y1)": finite
+            & ~(corners[:, 2:] > corners[:, :2]).all(1),
+            "a score that is not in 0..1": ~((scores >= 0) & (scores <= 1)),
+        }
+        if self.clusters is not None:
+            bad["a negative cluster other than -1 (noise)"] = self.clusters < NOISE
+        if self.what is not None:
+            bad["a what-latent that is NaN or infinite"] = ~torch.isfinite(self.what).all(1)
+        for what, where in bad.items():
+            if count := int(where.sum()):
+                return f"{count} of {len(where)} detections have {what}"
+        return ""
+
     @staticmethod
     def from_padded(
         boxes: Tensor,  # [n, k, 4]

@@ -31,7 +31,7 @@ class GroundTruth:
 
     images: int
     image: Tensor  # [m] int64, 0..images-1, ascending
-    boxes: Tensor  # [m, 4] float32, xyxy in pixels
+    boxes: Tensor  # [m, 4] float32, or float64 when read from a file; xyxy in pixels
     labels: Tensor  # [m] int64 class ids, >= 0
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from objbench.cells.store import (
     write_trained,
 )
 from objbench.errors import UsageError
+from objbench.options import build
 from objbench.score.arrays import load_tensors, save_tensors
 from objbench.score.mixture import Mixture
 
@@ -306,7 +307,9 @@ def test_a_file_that_is_a_mount_is_written_in_place(tmp_path: Path, monkeypatch:
 
 
 def test_infinite_metrics_are_null_in_a_record(store: Store) -> None:
-    folder = add(store, replace(RESULT, cell="infinite", metrics={"a": math.inf, "b": -math.inf, "c": 0.5}))
+    cell = cell_of(seed=9)
+    known = {"a": math.inf, "b": -math.inf, "c": 0.5}
+    folder = add(store, cell, cell.result("done", metrics=known))
     json.loads((folder / "record.json").read_text(), parse_constant=pytest.fail)
     metrics = store.result("infinite").metrics
     assert (math.isnan(metrics["a"]), math.isnan(metrics["b"]), metrics["c"]) == (True, True, 0.5)
@@ -395,3 +398,15 @@ def test_too_little_to_cluster_is_a_warning(tmp_path: Path) -> None:
 def test_more_principal_components_than_values_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"gmm\.pca=4 is more than the 3"):
         Mixture.fit(MixtureConfig(components=2, pca=4), blobs())
+
+
+def test_only_a_collapsed_gaussian_is_a_warning() -> None:
+    """What else goes wrong is no reason to put all detections into one cluster."""
+    alike = torch.ones(40, 3) + torch.arange(40)[:, None] // 20
+    mixture, warning = Mixture.fit(MixtureConfig(components=3, restarts=1), alike)
+    if not mixture.tensors:
+        assert "try gmm.covariance=diag" in warning
+    with pytest.raises(UsageError, match=r"gmm\.seed=4294967296 is out of range"):
+        build(MixtureConfig, "gmm", {"seed": str(2**32)})
+    with pytest.raises(ValueError, match="random_state"):
+        Mixture.fit(replace(MixtureConfig(components=3), seed=2**40), blobs())

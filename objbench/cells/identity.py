@@ -27,7 +27,7 @@ class MixtureConfig:
     components: int = option(10, "Gaussians, one a cluster", low=1)
     covariance: str = option("full", "shape of each Gaussian", choices=["full", "diag", "tied", "spherical"])
     restarts: int = option(5, "fits from different starts; the likeliest is kept", low=1)
-    seed: int = option(0, "of the starts", low=0)
+    seed: int = option(0, "of the starts", low=0, high=2**32 - 1)
     standardise: bool = option(False, "scale every latent to unit variance first")
     pca: int = option(0, "reduce the latents to so many principal components first; 0 does not", low=0)
 

@@ -23,7 +23,7 @@ from objbench.conformance.models import (
     ten,
 )
 from objbench.conformance.shapes import SIDE
-from objbench.detector import NOISE, Detections, trains_by_steps
+from objbench.detector import Detections, trains_by_steps
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.random_state import seed_everything, undisturbed
 
@@ -52,23 +52,12 @@ def _detections(subject: ModelSubject) -> str:
         ):
             if tensor is not None and tensor.dtype != dtype:
                 raise Wrong(f"{name} of type {str(tensor.dtype).removeprefix('torch.')}")
-        if not ((found.image >= 0) & (found.image < len(scenes))).all():
-            raise Wrong(f"image from {int(found.image.min())} to {int(found.image.max())}")
-        if not found.boxes.isfinite().all():
-            raise Wrong(f"{int((~found.boxes.isfinite()).any(1).sum())} boxes not finite")
-        if not (found.boxes[:, 2:] > found.boxes[:, :2]).all():
-            bad = found.boxes[~(found.boxes[:, 2:] > found.boxes[:, :2]).all(1)][0]
-            raise Wrong(f"a box without size: {rounded(bad)} (boxes are x0, y0, x1, y1)")
-        if not ((found.scores >= 0) & (found.scores <= 1)).all():
-            raise Wrong(f"scores from {found.scores.min():.4g} to {found.scores.max():.4g}")
+        if fault := found.fault():
+            raise Wrong(fault)
         if subject.spec.clusters and found.clusters is None:
             raise Wrong("no clusters, and the spec does not say clusters=False")
         if not subject.spec.clusters and found.what is None:
             raise Wrong("no what-latents, which are to be clustered as the spec says clusters=False")
-        if found.clusters is not None and (found.clusters < NOISE).any():
-            raise Wrong("a negative cluster other than -1, which is noise")
-        if found.what is not None and not found.what.isfinite().all():
-            raise Wrong("what-latents not finite")
     found = look(subject.finding, scenes)
     return f"{len(found.scores)} in {len(scenes)} images, {int((found.scores >= 0.5).sum())} of them >= 0.5"
 

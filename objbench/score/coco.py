@@ -219,17 +219,14 @@ def write_detections(path: str | Path, detections: Detections, image_ids: Sequen
     """Writes a COCO results list, whole or not at all.
 
     Image i is given the id image_ids[i], or i + 1 as in `write_truth`.
-    ValueError when a box has no size or a value is not finite: nobody could read it.
+    ValueError when the detections break their contract: the file could not be read again.
     """
-    corners = detections.boxes
-    sound = (corners[:, 2:] > corners[:, :2]).all(1) & torch.isfinite(corners).all(1)
-    sound &= torch.isfinite(detections.scores)
-    if not sound.all():
-        raise ValueError(
-            f"{int((~sound).sum())} detections have a box of no size, or a box or score not finite"
-        )
+    if fault := detections.fault():
+        raise ValueError(fault)
     ids = image_ids or range(1, detections.images + 1)
-    clusters = [None] * len(sound) if detections.clusters is None else detections.clusters.tolist()
+    clusters = (
+        [None] * len(detections.scores) if detections.clusters is None else detections.clusters.tolist()
+    )
     found = zip(
         detections.image.tolist(), clusters, _xywh(detections.boxes), detections.scores.tolist(), strict=True
     )

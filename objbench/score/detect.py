@@ -37,14 +37,11 @@ def shown(scenes: Scenes, detector: Detector) -> Scenes:
 
 
 def checked(found: Detections, images: int) -> Detections:
-    """The same detections; ValueError when they are not of `images` images, or the latents are not finite.
-
-    What else could be wrong with them is looked for when they are scored.
-    """
+    """The same detections; ValueError when they are not of `images` images, or break their contract."""
     if found.images != images:
         raise ValueError(f"detect was shown {images} images and answers for {found.images}")
-    if found.what is not None and not found.what.isfinite().all():
-        raise ValueError("detect returned what-latents that are NaN or infinite")
+    if fault := found.fault():
+        raise ValueError(f"what detect returned is wrong: {fault}")
     return found
 
 

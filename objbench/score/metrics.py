@@ -14,7 +14,7 @@ import torch
 from objbench.cells.code import code_of, digest
 from objbench.cells.result import CellResult
 from objbench.cells.store import update_record
-from objbench.detector import NOISE, Detections
+from objbench.detector import Detections
 from objbench.errors import told
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_target
@@ -73,22 +73,11 @@ def _copied(listed: Listed) -> Listed:
 
 
 def check(detections: Detections, truth: GroundTruth) -> None:
-    """Raises ValueError, saying how many and of what, when detections break their contract.
-
-    A NaN would not stop a metric: it would be ranked somewhere, and the figure would look like any other.
-    """
+    """Raises ValueError when detections break their contract, or are of other scenes than the truth."""
     if detections.images != truth.images:
         raise ValueError(f"detections of {detections.images} images, but the truth of {truth.images}")
-    bad = {
-        "an image index out of range": (detections.image < 0) | (detections.image >= detections.images),
-        "a box that is not finite": ~torch.isfinite(detections.boxes).all(dim=1),
-        "a score that is not in 0..1": ~((detections.scores >= 0) & (detections.scores <= 1)),
-    }
-    if detections.clusters is not None:
-        bad["a negative cluster other than -1 (noise)"] = detections.clusters < NOISE
-    for what, where in bad.items():
-        if count := int(where.sum()):
-            raise ValueError(f"{count} of {len(where)} detections have {what}")
+    if fault := detections.fault():
+        raise ValueError(fault)
 
 
 def by_these_metrics(registry: Registry, specs: Iterable[MetricSpec]) -> dict[str, dict[str, Any]]:

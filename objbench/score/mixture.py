@@ -61,8 +61,11 @@ class Mixture:
         )
         try:
             model.fit((x - centre) / scale @ axes)
-        except ValueError as error:  # a Gaussian collapsed
+        except ValueError as error:
             reason = " ".join(str(error).split())
+            if "covariance" not in reason:
+                raise
+            # A Gaussian collapsed: it holds fewer objects than latents, or they are all alike.
             return Mixture(config, {}), f"all detections are in cluster 0: try gmm.covariance=diag ({reason})"
         fitted = {name: getattr(model, name) for name in _FITTED}
         arrays = {"centre": centre, "scale": scale, "axes": axes} | fitted
