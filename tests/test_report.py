@@ -540,6 +540,8 @@ def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
     write_record(folder, result)
     rows = json.loads(run("--out", str(out), "--format", "json")[0])["rows"]
     assert rows[0]["ap50_std"] == 0
+    assert read_record(folder)[0].metrics["ap50"] == pytest.approx(AP)
+    assert read_record(folder)[0].provenance["metric_versions"]["ap50"] == 1, "and kept"
 
 
 def edited(folder: Path, **changes: Any) -> None:

@@ -7,6 +7,7 @@ raw detections score what the record says.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import click
 from objbench.cells.files import Damaged, verify_checksums
 from objbench.cells.identity import read_cell
 from objbench.cells.result import CellResult
-from objbench.cells.store import read_record, read_trained
+from objbench.cells.store import read_record, read_trained, update_record
 from objbench.errors import UsageError
 from objbench.plugins import Registry
 
@@ -103,7 +104,11 @@ def read_cells(
             ):
                 from objbench.score.metrics import rescore  # heavy, and seldom needed
 
-                result = rescore(registry, result)
+                fresh = rescore(registry, result)
+                if fresh is not result:
+                    with contextlib.suppress(OSError):  # a store of somebody else's
+                        update_record(fresh)
+                result = fresh
             elif result.status == "done" and recheck:
                 check_figures(registry, result)
         except Damaged as error:
