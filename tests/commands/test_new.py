@@ -15,7 +15,7 @@ import pytest
 from running import objbench
 
 KINDS = {"model": "my-det", "data": "my-scenes", "metric": "my_metric"}
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def python_with(folder: Path, *wheels: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_resume import equal, train_here
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -25,7 +26,6 @@ from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
 from objbench.train.loop import Execution
 from objbench.train.steps import Steps, terms_of
 from running import toy_cell, toys
-from test_resume import equal, train_here
 
 CPU = torch.device("cpu")
 

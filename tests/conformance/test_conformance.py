@@ -23,9 +23,9 @@ from running import objbench
 
 pytest_plugins = ["pytester"]
 
-BROKEN = Path(__file__).with_name("broken_plugins")
+BROKEN = Path(__file__).parents[1] / "broken_plugins"
 FILES = {name: str(BROKEN / f"{name}.py") for name in ("detectors", "sources", "measures")}
-GUIDE = Path(__file__).parents[1] / "docs" / "plugins.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
 
 
 def load(kind: str) -> Registry:

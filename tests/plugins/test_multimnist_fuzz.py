@@ -1,6 +1,6 @@
 """Damaged files of scenes and digits: a UsageError of one line or a right answer, never a traceback.
 
-`OBJBENCH_FUZZ=2000 pytest tests/test_multimnist_fuzz.py` tries more of them.
+`OBJBENCH_FUZZ=2000 pytest tests/plugins/test_multimnist_fuzz.py` tries more of them.
 """
 
 from __future__ import annotations
