@@ -37,7 +37,6 @@ from objbench.cells.identity import read_cell, read_training
 from objbench.cells.result import CellResult, Position, Status, Trained
 from objbench.errors import UsageError
 
-
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 """What flock says on a file system that has no locks."""
 
@@ -243,7 +242,9 @@ class Store:
                 raise UsageError(
                     f"{file} is another user's and cannot be opened; ask for `chmod a+rw` of it, or use another --out"
                 ) from None
-        with contextlib.suppress(OSError):  # whoever may write in the store may lock in it, whatever our umask
+        with contextlib.suppress(
+            OSError
+        ):  # whoever may write in the store may lock in it, whatever our umask
             os.fchmod(descriptor, 0o666)
         return descriptor, True
 
@@ -254,7 +255,9 @@ class Store:
         except OSError:  # there is none, or it is closed to us
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
+            fcntl.flock(
+                descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
+            )  # shared: two who look do not see each other
         except BlockingIOError:
             return True
         except OSError as error:

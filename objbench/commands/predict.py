@@ -10,6 +10,7 @@ import click
 
 from objbench.commands.shared import find_cell, out_option, plugin_option, warn_of_changed_code
 from objbench.errors import UsageError
+from objbench.guarded import calling
 from objbench.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def predict(cell: str, images: str, target: str, out: str, plugin_files: tuple[s
 
     from objbench.cells.files import Damaged, verify_checksums, write_file
     from objbench.cells.identity import read_cell
-    from objbench.cells.store import read_record
+    from objbench.cells.store import read_record, read_trained
     from objbench.commands.devices import find_devices, threads_each
     from objbench.detector import Detections
     from objbench.score.coco import write_detections
@@ -68,7 +69,10 @@ def predict(cell: str, images: str, target: str, out: str, plugin_files: tuple[s
         verify_checksums(folder, files)
         cell_ = read_cell(folder)
         warn_of_changed_code(registry, cell_.training)
-        detector = load_detector(registry, folder.parent, find_devices("auto")[0])
+        verify_checksums(folder.parent, read_trained(folder.parent).files)
+        who = f"'{cell_.training.identity['model']}'"
+        with calling(who, "its constructor"):
+            detector = load_detector(registry, folder.parent, find_devices("auto")[0])
         mixture = load_mixture(folder, cell_)
     except Damaged as error:
         raise UsageError(f"cell {key}: {error}; run it again") from None
@@ -80,7 +84,9 @@ def predict(cell: str, images: str, target: str, out: str, plugin_files: tuple[s
             batch = torch.stack(
                 [read(picture.path, detector.shape) for picture in pictures[start : start + BATCH]]
             )
-            found.append(checked(detector.detect(batch.to(device_of(detector))).to("cpu"), len(batch)))
+            with calling(who, "its detect"):
+                seen = detector.detect(batch.to(device_of(detector))).to("cpu")
+            found.append(checked(seen, len(batch)))
     detections = Detections.concatenate(found)
     if mixture is not None:
         detections = mixture.apply(detections)

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +18,11 @@ from objbench.commands.devices import find_devices, threads_each
 from objbench.commands.shared import (
     as_typed,
     json_option,
+    named,
     names,
     out_option,
     overrides_option,
+    plan_timeout_option,
     plugin_option,
     warn_of_clashes,
 )
@@ -38,26 +40,21 @@ if TYPE_CHECKING:
     from objbench.run.progress import Progress
 
 
-class Seeds(click.ParamType):
-    """`3` as seeds 0 to 2; `3-5,7` and `4-4` as these."""
-
-    name = "seeds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The seeds in the order given, each once."""
-        spans = [re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part) for part in str(value).split(",")]
-        if not all(spans):
-            self.fail(f"'{value}' is neither a number of seeds nor a list of seeds such as 3-5,7", param, ctx)
-        pairs = [(int(span[1]), int(span[2] or span[1])) for span in spans if span]
-        if len(pairs) == 1 and spans[0] and spans[0][2] is None:
-            pairs = [(0, pairs[0][0] - 1)]
-        if any(last < first for first, last in pairs):
-            self.fail(f"'{value}' holds no seed", param, ctx)
-        if max(last for _, last in pairs) >= 2**31:
-            self.fail("seeds are below 2147483648", param, ctx)
-        if sum(last - first + 1 for first, last in pairs) > MOST_SEEDS:
-            self.fail(f"'{value}' is more than {MOST_SEEDS} seeds", param, ctx)
-        return list(dict.fromkeys(seed for first, last in pairs for seed in range(first, last + 1)))
+def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
+    """`3` as seeds 0 to 2; `3-5,7` and `4-4` as these, in the order given, each once."""
+    spans = [re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part) for part in value.split(",")]
+    pairs = [(int(span[1]), int(span[2] or span[1])) for span in spans if span]
+    if len(pairs) < len(spans):
+        raise click.BadParameter(f"'{value}' is neither a number of seeds nor a list of seeds such as 3-5,7")
+    if "," not in value and "-" not in value:
+        pairs = [(0, pairs[0][0] - 1)]
+    if any(last < first for first, last in pairs):
+        raise click.BadParameter(f"'{value}' holds no seed")
+    if max(last for _, last in pairs) >= 2**31:
+        raise click.BadParameter("a seed must be below 2147483648")
+    if sum(last - first + 1 for first, last in pairs) > MOST_SEEDS:
+        raise click.BadParameter(f"'{value}' is more than {MOST_SEEDS} seeds")
+    return list(dict.fromkeys(seed for first, last in pairs for seed in range(first, last + 1)))
 
 
 @click.command()
@@ -70,7 +67,7 @@ class Seeds(click.ParamType):
 @click.option(
     "--seeds",
     default="1",
-    type=Seeds(),
+    callback=seeds_of,
     metavar="N|LIST",
     help="N: seeds 0 to N-1; a list such as 3-5,7 or 4-4: these.  [default: 1]",
 )
@@ -91,14 +88,7 @@ class Seeds(click.ParamType):
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Kill a cell after S seconds."
 )
-@click.option(
-    "--plan-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    metavar="S",
-    help="Give up a plugin that is silent for S seconds when it is asked what a cell depends on, or when its metric "
-    "is computed again. At most --timeout.  [default: 60]",
-)
+@plan_timeout_option
 @click.option(
     "--checkpoint-every",
     default=20.0,
@@ -184,11 +174,6 @@ def run(
         click.echo(f"interrupted; {again} goes on where this one stopped", err=True)
         sys.exit(130)
     sys.exit(any(r.status != "done" for r in in_order))
-
-
-def named(result: CellResult) -> str:
-    """How messages call a cell."""
-    return f"{result.model} on {result.data}, seed {result.seed}"
 
 
 def rescored(planner: Planner, result: CellResult) -> CellResult:

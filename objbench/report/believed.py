@@ -8,6 +8,7 @@ raw detections score what the record says.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +82,15 @@ def read_cells(
     registry: Registry,
     protocol_name: str | None,
     recheck: bool,
+    rescore: Callable[[CellResult], tuple[CellResult, list[str]]],
     hint: str = "objbench run",
 ) -> tuple[list[CellResult], dict[str, dict[str, Any]]]:
     """Cells that can be believed, by the metrics as they are now, and their identities.
 
     A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
-    finished cells are held against their raw detections, which takes torch and time. hint: the
-    command that makes cells there.
+    finished cells are held against their raw detections, which takes torch and time. rescore: gives a
+    result by the metrics as they are now, and a line for each metric that fails. hint: the command that makes cells
+    there.
     """
 
     found, warnings = store.results()
@@ -101,9 +104,8 @@ def read_cells(
                 result.status == "done"
                 and result.provenance.get("metric_versions") != registry.metric_versions
             ):
-                from objbench.score.metrics import rescore  # heavy, and seldom needed
-
-                result = rescore(registry, result)
+                result, complaints = rescore(result)
+                warnings += [f"cell {result.cell}: {complaint}" for complaint in complaints]
             elif result.status == "done" and recheck:
                 check_figures(registry, result)
         except Damaged as error:

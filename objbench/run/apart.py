@@ -91,7 +91,9 @@ def how_it_ended(code: int) -> str:
     """How a process ended that said nothing more, by its exit code."""
     if code == -signal.SIGKILL:
         return "its process was killed (the system does that when memory runs out)"
-    return f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+    return (
+        f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+    )
 
 
 def _answer(writing: int, who: str, question: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from objbench.cells.files import Damaged
 from objbench.cells.matrix import matrix
 from objbench.cells.protocols import protocol
@@ -25,6 +27,8 @@ from objbench.errors import UsageError, told
 from objbench.guarded import PluginFailed
 from objbench.plugins import Registry, load_plugins
 from objbench.run.apart import Apart
+from objbench.score.metrics import rescore
+from objbench.score.scene_checks import check_data_of
 
 
 def plan_matrix(
@@ -37,10 +41,6 @@ def plan_matrix(
     overrides: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
     """The cells of a matrix whose scenes are right, and a failed result for each that no plugin could speak for."""
-    import torch  # noqa: F401  # once here, and not in every process that is forked
-
-    from objbench.score.scene_checks import check_data_of
-
     failures: list[CellResult] = []
     cells = matrix(registry, models, data, seeds, protocol(protocol_name), overrides, ask, failures)
     cells = check_data_of(registry, cells, ask, failures)
@@ -50,9 +50,7 @@ def plan_matrix(
 def count_devices(registry: Registry, ask: Apart) -> int:
     """How many CUDA devices torch finds here."""
 
-    def count() -> int:
-        import torch
-
+    def count() -> int:  # CUDA once looked at cannot be used after a fork
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
     try:
@@ -63,8 +61,6 @@ def count_devices(registry: Registry, ask: Apart) -> int:
 
 def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: bool) -> dict[str, Any]:
     """A finished cell's result by the metrics as they are now, and a line for each metric that failed."""
-    from objbench.score.metrics import rescore
-
     complaints: list[str] = []
     fresh = rescore(registry, CellResult(**result), complaints.append, ask, anew)
     return {"result": asdict(fresh), "complaints": complaints}

@@ -102,7 +102,9 @@ class Planner:
         assert self._process is not None
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either
-            self._process.stdin.write((json.dumps({"request": request, "arguments": arguments}) + "\n").encode())
+            self._process.stdin.write(
+                (json.dumps({"request": request, "arguments": arguments}) + "\n").encode()
+            )
             self._process.stdin.flush()
         line = self._answers.readline()
         if not line:

@@ -211,7 +211,9 @@ def scenes_of(name: str, source: SceneSource, split: Split, indices: Tensor) -> 
             return source.scenes(split, indices)
     except PluginFailed as error:
         span = f"{int(indices[0])} to {int(indices[-1])}" if len(indices) else "(none)"
-        raise PluginFailed(f"{name}: {split} scenes {span} cannot be made: {error.what}", error.what) from None
+        raise PluginFailed(
+            f"{name}: {split} scenes {span} cannot be made: {error.what}", error.what
+        ) from None
 
 
 def described(name: str, source: SceneSource, split: Split, indices: Tensor, fault: Fault) -> str:
