@@ -54,7 +54,7 @@ def calling(who: str, part: str) -> Iterator[None]:
     for watcher in _watchers:
         watcher(who, part)
     try:
-        with unmoved(), contextlib.redirect_stdout(sys.stderr):
+        with unmoved(), _stdout_is_stderr():
             yield
     except UsageError:
         raise
@@ -63,6 +63,22 @@ def calling(who: str, part: str) -> Iterator[None]:
         raise PluginFailed.when(who, part, f"it called sys.exit({code}){place_of(error)}") from None
     except Exception as error:
         raise PluginFailed.when(who, part, told(error)) from None
+
+
+@contextlib.contextmanager
+def _stdout_is_stderr() -> Iterator[None]:
+    """In this block what is printed goes to stderr, also by libraries in C and by processes that are started."""
+    kept = None
+    with contextlib.suppress(OSError):  # one of the two is closed
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 @contextlib.contextmanager

@@ -47,9 +47,11 @@ def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
     if len(pairs) < len(spans):
         raise click.BadParameter(f"'{value}' is neither a number of seeds nor a list of seeds such as 3-5,7")
     if "," not in value and "-" not in value:
+        if not pairs[0][0]:
+            raise click.BadParameter("0 is not in the range x>=1")
         pairs = [(0, pairs[0][0] - 1)]
     if any(last < first for first, last in pairs):
-        raise click.BadParameter(f"'{value}' holds no seed")
+        raise click.BadParameter(f"'{value}': a span of seeds goes up, as 3-5")
     if max(last for _, last in pairs) >= 2**31:
         raise click.BadParameter("a seed must be below 2147483648")
     if sum(last - first + 1 for first, last in pairs) > MOST_SEEDS:
