@@ -23,15 +23,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
 
 
 def told(error: BaseException) -> str:
-    """An error in one line, and the place in a plugin's own code where it came up.
-
-    The place is the last that lies neither in objbench nor in Python's import, pluggy or torch;
-    none when there is no such place, as for a plugin that returned what it should not.
-    """
+    """An error in one line, and the place in a plugin's own code where it came up; see `place_of`."""
     text = " ".join(str(error).split())
     if isinstance(error, UsageError):  # says all there is to say
         return text
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line + place_of(error)
+
+
+def place_of(error: BaseException) -> str:
+    """Where in a plugin's own code an error came up: " (file.py, line 3)".
+
+    The place is the last that lies neither in objbench nor in Python's import, pluggy or torch;
+    empty when there is no such place, as for a plugin that returned what it should not.
+    """
     others = [
         str(Path(__file__).parent),
         str(Path(traceback.__file__).parent / "importlib"),
@@ -45,7 +50,7 @@ def told(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith(tuple(others))
     ]
-    return f"{line} ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else line
+    return f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
 
 
 class Interrupted(BaseException):

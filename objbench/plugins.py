@@ -27,6 +27,7 @@ import pluggy
 
 from objbench import hookspecs
 from objbench.errors import UsageError, told, unknown
+from objbench.guarded import unmoved
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 
 LOAD_LIMIT_S = 10.0
@@ -229,7 +230,8 @@ def _register(
 ) -> str:
     """Loads one plugin and takes its specs into the registry, all or none; returns the error, or ""."""
     try:
-        with _patience(f"the plugin '{name}' of {source}", limit_s), contextlib.redirect_stdout(sys.stderr):
+        who = f"the plugin '{name}' of {source}"
+        with unmoved(), _patience(who, limit_s), contextlib.redirect_stdout(sys.stderr):
             module = load()
             manager.register(module, name=f"{source}:{name}")
             answers = {

@@ -81,7 +81,9 @@ def toy_cell(model: str = "toy", *options: str, seed: int = 0) -> Cell:
 
 def toy_cells(models: str, *options: str, seeds: int = 1, scale: str = "demo") -> list[Cell]:
     """A matrix on the toy data; models are separated by commas."""
-    return matrix(toys(), models.split(","), ["squares"], seeds, protocol(scale), parse_overrides(options))
+    return matrix(
+        toys(), models.split(","), ["squares"], range(seeds), protocol(scale), parse_overrides(options)
+    )
 
 
 def run_here(out: Path, cell: Cell) -> CellResult:

@@ -277,7 +277,7 @@ def test_batches_made_ahead_are_pinned() -> None:
 def a_cell(model: str, *options: str) -> Cell:
     """The demo of a detector, so short that it takes seconds."""
     words = [f"{model}.{option}" for option in ("steps=60", "batch_size=4", "lr=1e-9", *options)]
-    return matrix(load_plugins(), [model], ["multimnist"], 1, protocol("demo"), parse_overrides(words))[0]
+    return matrix(load_plugins(), [model], ["multimnist"], [0], protocol("demo"), parse_overrides(words))[0]
 
 
 def train_here(folder: Path, cell: Cell, device: str, stop_after: int = 10**9) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from objbench.cells.code import Code, changed_files, clustering_code, code_of, digest, numerics_of
+from objbench.cells.files import canonical
 from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, identity_of, plain
 from objbench.cells.overrides import Overrides, build_model_config, build_source_config
 from objbench.cells.protocols import Protocol
-from objbench.errors import UsageError, told, unknown
+from objbench.cells.result import CellResult
+from objbench.errors import UsageError, unknown
+from objbench.guarded import Ask, PluginFailed, ask_here, calling
 from objbench.hookspecs import ModelSpec
 from objbench.options import as_json, build
 from objbench.plugins import Registry, load_target
@@ -25,53 +27,106 @@ def matrix(
     registry: Registry,
     models: Sequence[str],
     data: Sequence[str],
-    seeds: int,
+    seeds: Iterable[int],
     protocol: Protocol,
     overrides: Overrides,
+    ask: Ask = ask_here,
+    failures: list[CellResult] | None = None,
 ) -> list[Cell]:
-    """The cells of models x data x seeds 0..seeds-1; all of the first seed come first.
+    """The cells of models x data x seeds; all of the first seed come first.
 
-    Raises UsageError on unknown names and options, and on options of what is not in the matrix.
+    ask: how plugins are asked for what a cell depends on. failures: is given a failed result for each cell of a
+    plugin that cannot say it; without it, PluginFailed is raised. Raises UsageError on unknown names and options, and
+    on options of what is not in the matrix.
     """
     mixture = [MIXTURE] if any(not registry.model(m).clusters for m in models) else []
+    for name in data:
+        registry.source(name)
     _check_owners(registry, [*models, *data, *mixture], overrides)
     mixture_config = dataclasses.asdict(build(MixtureConfig, MIXTURE, overrides.get(MIXTURE, {})))
+    of_protocol = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"}
+    seeds = list(dict.fromkeys(seeds))
     cells = []
     for data_name in dict.fromkeys(data):
-        with _blaming(data_name):
-            target = registry.source(data_name).target
-            source_config = build_source_config(registry, data_name, protocol.name, overrides)
-            source = load_target(target)(source_config, 0)
-            of_data = {
-                "data": data_name,
-                "data_config": identity_of(source_config),
-                "fingerprint": source.fingerprint(),
-                "protocol": {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"},
-            }
+        source, unknown_source = None, None
+        try:
+            source = ask(f"'{data_name}'", _ask_source, registry, data_name, protocol.name, overrides)
+        except PluginFailed as error:
+            unknown_source = error
         for model in dict.fromkeys(models):
-            with _blaming(model):
-                spec = registry.model(model)
-                config = build_model_config(registry, model, protocol.name, data_name, overrides)
-                check_fit(load_target(spec.target), config, source.shape, model, data_name)
-                of_model = {"model": model, "model_config": identity_of(config)}
-                code = code_now(registry, model, data_name)
-            clusterer = clusterer_of(spec, mixture_config)
-            model_config, data_config = as_json(config), as_json(source_config)
-            for seed in range(seeds):
-                identity = plain(of_data | of_model | _digests(code) | {"seed": seed})
-                training = Training(identity, model_config, data_config, code)
+            try:
+                if source is None:
+                    assert unknown_source is not None
+                    raise unknown_source
+                shape = source["shape"]
+                detector = ask(
+                    f"'{model}'", _ask_detector, registry, model, data_name, shape, protocol.name, overrides
+                )
+                with calling(f"'{model}'", "its source code"):
+                    code = code_now(registry, model, data_name)
+            except PluginFailed as error:
+                if failures is None:
+                    raise
+                failures += [
+                    CellResult("", model, data_name, protocol.name, seed, "failed", error=str(error))
+                    for seed in seeds
+                ]
+                continue
+            clusterer = clusterer_of(registry.model(model), mixture_config)
+            of_both = source["identity"] | detector["identity"] | {"protocol": of_protocol} | _digests(code)
+            for seed in seeds:
+                training = Training(
+                    plain(of_both | {"seed": seed}), detector["config"], source["config"], code
+                )
                 cells.append(Cell(training, clusterer))
-    return sorted(cells, key=lambda cell: int(cell.training.identity["seed"]))
+    return sorted(cells, key=lambda cell: seeds.index(cell.training.identity["seed"]))
+
+
+def _ask_source(registry: Registry, name: str, protocol: str, overrides: Overrides) -> dict[str, Any]:
+    """What of a cell depends on the data set, as JSON values: its `identity`, whole `config`, and `shape`."""
+    who = f"'{name}'"
+    with calling(who, "its module"):
+        source_class = load_target(registry.source(name).target)
+    with calling(who, "its settings"):
+        config = build_source_config(registry, name, protocol, overrides)
+    with calling(who, "its constructor"):
+        source = source_class(config, 0)
+    with calling(who, "its fingerprint"):
+        fingerprint = plain(source.fingerprint())
+        canonical(fingerprint)  # TypeError when it is not JSON
+    with calling(who, "its shape"):
+        shape = [int(size) for size in source.shape]
+    identity = {"data": name, "data_config": identity_of(config), "fingerprint": fingerprint}
+    return {"identity": identity, "config": as_json(config), "shape": shape}
+
+
+def _ask_detector(
+    registry: Registry, name: str, data: str, shape: list[int], protocol: str, overrides: Overrides
+) -> dict[str, Any]:
+    """What of a cell depends on the detector, as JSON values: its `identity` and whole `config`."""
+    from objbench.scenes import SceneShape
+
+    who = f"'{name}'"
+    with calling(who, "its module"):
+        detector_class = load_target(registry.model(name).target)
+    with calling(who, "its settings"):
+        config = build_model_config(registry, name, protocol, data, overrides)
+    with calling(who, "its constructor"):
+        check_fit(detector_class, config, SceneShape(*shape), name, data)
+    return {"identity": {"model": name, "model_config": identity_of(config)}, "config": as_json(config)}
 
 
 def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     """The same cell by the plugins, the data and the harness as they are now; its key differs if they have changed."""
     then = old.training
     model, data = then.identity["model"], registry.source(then.identity["data"])
-    source_class = load_target(data.target)
-    source = source_class(build(source_class.Config, data.name, then.data_config), 0)
+    with calling(f"'{data.name}'", "its constructor"):
+        source_class = load_target(data.target)
+        source = source_class(build(source_class.Config, data.name, then.data_config), 0)
+    with calling(f"'{data.name}'", "its fingerprint"):
+        fingerprint = plain(source.fingerprint())
     code = code_now(registry, model, data.name)
-    identity = then.identity | _digests(code) | {"fingerprint": plain(source.fingerprint())}
+    identity = then.identity | _digests(code) | {"fingerprint": fingerprint}
     clusterer = clusterer_of(registry.model(model), old.clusterer.get("config", {}))
     return Cell(dataclasses.replace(then, identity=identity, code=code), clusterer)
 
@@ -108,17 +163,6 @@ def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: s
         raise UsageError(f"'{model}' on '{data}': {error}") from None
     except Exception:
         return
-
-
-@contextlib.contextmanager
-def _blaming(name: str) -> Iterator[None]:
-    """Turns whatever a plugin raises into one line that names it, and the place."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"'{name}' does not load: {told(error)}") from None
 
 
 def _digests(code: Mapping[str, Code]) -> dict[str, str]:

@@ -29,10 +29,19 @@ class Planned:
     """What is left may take so long, by cells of the same model and protocol; None when there are none."""
 
 
-def plan(store: Store, cells: list[Cell]) -> list[Planned]:
-    """Looks at every cell, and changes nothing."""
+def plan(store: Store, cells: list[Cell], force: bool = False) -> list[Planned]:
+    """Looks at every cell, and changes nothing. force: whether all are to be run anew."""
     done = [result for result in store.results()[0] if result.status == "done"]
-    return [_planned(store, cell, done) for cell in cells]
+    planned = [_planned(store, cell, done) for cell in cells]
+    return [_forced(store, p, done) for p in planned] if force else planned
+
+
+def _forced(store: Store, planned: Planned, done: list[CellResult]) -> Planned:
+    if not store.folder(planned.cell.training.key).exists():
+        return planned
+    why = f"{planned.why or 'done'}; to be set aside and run anew"
+    new = planned.cell.result("new", path=planned.result.path)
+    return replace(planned, why=why, seconds=_estimate(new, done))
 
 
 def _planned(store: Store, cell: Cell, done: list[CellResult]) -> Planned:

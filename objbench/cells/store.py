@@ -9,8 +9,10 @@
     <out>/cells/<training>/<clusterer>/cell.json     what clusters the detections
                                        record.json   how the cell ended and what it scored; checksums of
                                        clusters.safetensors, clusterer.safetensors, where it clusters
-    <out>/cells/....broken-<n>               a damaged training or cell, set aside
+    <out>/cells/....broken-<n>               a damaged training or cell, set aside; .old-<n>: one that was run anew
     <out>/locks/<training>                   locked by the processes at work on the training and its cells
+
+On a file system without locks nobody can be told that somebody is at work: only one objbench may run there at once.
 
 Every JSON file carries a checksum of itself. A file is written beside its place, flushed to the disk, and renamed.
 """
@@ -18,6 +20,7 @@ Every JSON file carries a checksum of itself. A file is written beside its place
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -33,6 +36,9 @@ from objbench.cells.files import Damaged, checksums, read_json, verify_checksums
 from objbench.cells.identity import read_cell, read_training
 from objbench.cells.result import CellResult, Position, Status, Trained
 from objbench.errors import UsageError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+"""What flock says on a file system that has no locks."""
 
 
 def write_trained(folder: Path, trained: Trained, files: Iterable[str]) -> None:
@@ -85,6 +91,8 @@ class Store:
         self.out = Path(out)
         self.cells = self.out / "cells"
         self.locks = self.out / "locks"
+        self.lockless = False
+        """Whether the file system turned out to have no locks."""
 
     def folder(self, key: str) -> Path:
         """Where the training or the cell of that key lies, or will."""
@@ -92,9 +100,9 @@ class Store:
 
     def prepare(self) -> None:
         """Makes the directories. UsageError when cells cannot be written there."""
-        if self.out.exists() and not self.out.is_dir():
-            raise UsageError(f"--out {self.out} is a file; give a directory")
         try:
+            if self.out.exists() and not self.out.is_dir():
+                raise UsageError(f"--out {self.out} is a file; give a directory")
             self.cells.mkdir(parents=True, exist_ok=True)
             self.locks.mkdir(exist_ok=True)
             probe = self.cells / f".probe-{os.getpid()}"
@@ -105,19 +113,37 @@ class Store:
 
     def cell_keys(self) -> list[str]:
         """The keys of all cells, sorted."""
-        trainings = _folders(self.cells)
-        return [f"{training.name}/{cell.name}" for training in trainings for cell in _folders(training)]
+        return self._cell_keys([])
+
+    def _cell_keys(self, unreadable: list[str]) -> list[str]:
+        keys = []
+        for training in _folders(self.cells, unreadable):
+            keys += [f"{training.name}/{cell.name}" for cell in _folders(training, unreadable)]
+        return keys
 
     def results(self) -> tuple[list[CellResult], list[str]]:
-        """Every cell's result, and one line for each cell that cannot be believed. Reads only the records."""
-        results, warnings = [], []
-        for key in self.cell_keys():
+        """Every cell's result, and one line for each cell that cannot be believed. Reads only the records.
+
+        UsageError when the directory cannot be read at all.
+        """
+        results: list[CellResult] = []
+        warnings: list[str] = []
+        try:
+            os.listdir(self.cells)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        except OSError as error:
+            raise UsageError(f"{self.out} cannot be read ({error.strerror})") from None
+        for key in self._cell_keys(warnings):
+            folder = self.folder(key)
+            if not os.path.lexists(folder / "record.json") and (not folder.exists() or self.locked(key)):
+                continue  # being made or removed as we look
             try:
                 results.append(self.result(key))
             except Damaged as error:
                 warnings.append(f"cell {key} is left out: {error}")
         for training in _folders(self.cells):
-            if (training / "record.json").exists():
+            if os.path.exists(training / "record.json"):
                 warnings.append(f"cell {training.name} is left out: an earlier version of objbench wrote it")
         return results, warnings
 
@@ -167,10 +193,13 @@ class Store:
             read_trained(folder.parent)
         return self.result(key)
 
-    def set_aside(self, key: str) -> Path:
-        """Renames a damaged training or cell, so that nothing is lost and nothing reads it. Lock it first."""
+    def set_aside(self, key: str, why: str = "broken") -> Path:
+        """Renames a training or cell, so that nothing is lost and nothing reads it. Lock it first.
+
+        why: what its new name says of it: <key>.<why>-<n>.
+        """
         n = 1
-        while (aside := self.folder(f"{key}.broken-{n}")).exists():
+        while (aside := self.folder(f"{key}.{why}-{n}")).exists():
             n += 1
         self.folder(key).rename(aside)
         return aside
@@ -178,32 +207,62 @@ class Store:
     def lock(self, key: str) -> int | None:
         """Locks a training with its cells. None when it is locked.
 
-        Returns a file descriptor that holds the lock until all its copies are closed.
+        Returns a file descriptor that holds the lock until all its copies are closed. On a file system without locks
+        it holds none, and `lockless` is set. UsageError when the lock file is another user's, and closed to us.
         """
-        descriptor = os.open(self._lock_file(key), os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor, ours = self._open_lock(key)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return None
-        with contextlib.suppress(OSError):  # who holds it is only for people to read
-            since = datetime.now(UTC).isoformat(timespec="seconds")
-            os.ftruncate(descriptor, 0)
-            os.pwrite(
-                descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0
-            )
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
+            self.lockless = True
+        if ours:
+            with contextlib.suppress(OSError):  # who holds it is only for people to read
+                since = datetime.now(UTC).isoformat(timespec="seconds")
+                os.ftruncate(descriptor, 0)
+                os.pwrite(
+                    descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0
+                )
         return descriptor
 
+    def _open_lock(self, key: str) -> tuple[int, bool]:
+        """A descriptor of a training's lock file, and whether it can be written."""
+        file = self._lock_file(key)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            try:
+                return os.open(file, os.O_RDONLY), False  # another user's; one can lock it all the same
+            except PermissionError:
+                raise UsageError(
+                    f"{file} is another user's and cannot be opened; ask for `chmod a+rw` of it, or use another --out"
+                ) from None
+        with contextlib.suppress(
+            OSError
+        ):  # whoever may write in the store may lock in it, whatever our umask
+            os.fchmod(descriptor, 0o666)
+        return descriptor, True
+
     def locked(self, key: str) -> bool:
-        """Whether some process is at work on the training of that key, or of that cell's."""
+        """Whether some process is at work on the training of that key, or of that cell's, as far as one can see."""
         try:
             descriptor = os.open(self._lock_file(key), os.O_RDONLY)
-        except FileNotFoundError:
+        except OSError:  # there is none, or it is closed to us
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(
+                descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
+            )  # shared: two who look do not see each other
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         finally:
             os.close(descriptor)
         return False
@@ -219,10 +278,19 @@ class Store:
         return self.locks / key.partition("/")[0]
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, but for hidden ones and those set aside."""
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [f for f in found if f.is_dir() and not f.name.startswith(".") and ".broken-" not in f.name]
+def _folders(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
+    """The folders in a folder, but for hidden ones and those set aside, whose names hold a dot.
+
+    unreadable: is given a line when the folder cannot be read.
+    """
+    try:
+        return sorted(f for f in folder.iterdir() if "." not in f.name and os.path.isdir(f))
+    except (FileNotFoundError, NotADirectoryError):  # it may have been removed as we look
+        return []
+    except OSError as error:
+        if unreadable is not None:
+            unreadable.append(f"{folder} is left out: it cannot be read ({error.strerror})")
+        return []
 
 
 def end_early(folder: Path, status: Status, error: str = "") -> CellResult:

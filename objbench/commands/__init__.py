@@ -16,13 +16,15 @@ from objbench.commands.data import data
 from objbench.commands.new import new
 from objbench.commands.predict import predict
 from objbench.commands.report import report
+from objbench.commands.rescore import rescore
+from objbench.commands.rm import rm
 from objbench.commands.run import run
 from objbench.commands.score import score
 from objbench.commands.show import show
 from objbench.commands.verify import verify
 from objbench.errors import UsageError
 
-COMMANDS = [run, report, show, list_, info, plugins, data, score, verify, check, new, predict]
+COMMANDS = [run, report, show, list_, info, plugins, data, score, verify, check, new, predict, rescore, rm]
 UNWRITABLE, CLOSED = 74, 141
 """Exit codes: stdout could not be written (EX_IOERR); whoever read our output closed it (128 + SIGPIPE)."""
 

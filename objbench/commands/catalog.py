@@ -12,6 +12,7 @@ import click
 
 from objbench.commands.shared import json_option, plugin_option
 from objbench.errors import unknown
+from objbench.guarded import calling
 from objbench.plugins import Registry, load_plugins, load_target
 
 
@@ -105,16 +106,18 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
     if kind is None:
         raise unknown("plugin", name, [*(n for known, _ in kinds.values() for n in known), "gmm"])
     spec = kinds[kind][1](name)
-    target = load_target(spec.target)
+    with calling(f"'{name}'", "its module"):
+        target = load_target(spec.target)
     options = []
     if kind != "metric":
         settings: dict[str, dict[str, Any]] = {}
-        for protocol in PROTOCOLS:
-            if kind == "data set":
-                settings[protocol] = target.settings(protocol)
-            else:  # a model's settings may differ by data set
-                for data in registry.data:
-                    settings[f"{protocol}, {data}"] = target.settings(protocol, data)
+        with calling(f"'{name}'", "its settings"):
+            for protocol in PROTOCOLS:
+                if kind == "data set":
+                    settings[protocol] = target.settings(protocol)
+                else:  # a model's settings may differ by data set
+                    for data in registry.data:
+                        settings[f"{protocol}, {data}"] = target.settings(protocol, data)
         for row in describe(target.Config, name):
             here = {
                 label: as_json(values[row.name]) for label, values in settings.items() if row.name in values

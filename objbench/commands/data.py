@@ -21,7 +21,8 @@ from objbench.commands.shared import (
     seed_option,
     split_option,
 )
-from objbench.errors import UsageError, told
+from objbench.errors import UsageError
+from objbench.guarded import calling
 from objbench.plugins import load_plugins, load_target
 
 if TYPE_CHECKING:
@@ -110,10 +111,11 @@ def show(
 
     from objbench.report.contact_sheet import contact_sheet
     from objbench.scenes import GroundTruth
+    from objbench.score.scene_checks import check_scenes
 
     truth = GroundTruth.concatenate([batch.truth for _, batch in _batches(name, source, split, n)])
     title = f"{name}: {split} scenes, seed {seed}, {protocol_name} protocol"
-    drawn = source.scenes(split, torch.arange(min(n, _ON_SHEET)))
+    drawn = check_scenes(name, source, split, torch.arange(min(n, _ON_SHEET)))
     target = Path(file or f"{name}-{split}.png")
     with written_beside(target) as beside:
         contact_sheet(drawn, source.classes, title).save(beside, "PNG")
@@ -174,8 +176,11 @@ def check(
 @plugin_option
 def fetch(name: str, plugin_files: tuple[str, ...]) -> None:
     """Download what a data set is made of, once, and verify it."""
-    fetch_source = getattr(load_target(load_plugins(plugin_files).source(name).target), "fetch", None)
-    click.echo(fetch_source() if fetch_source else f"{name}: there is nothing to fetch")
+    target = load_plugins(plugin_files).source(name).target
+    with calling(f"'{name}'", "its fetch"):
+        fetch_source = getattr(load_target(target), "fetch", None)
+        said = fetch_source() if fetch_source else f"{name}: there is nothing to fetch"
+    click.echo(said)
 
 
 def _source(
@@ -187,13 +192,10 @@ def _source(
         raise UsageError(
             f"-o {strange[0]}.{next(iter(overrides[strange[0]]))}: only options of {name} are used here"
         )
-    config = build_source_config(registry, name, protocol(protocol_name).name, overrides)
-    try:
+    with calling(f"'{name}'", "its settings"):
+        config = build_source_config(registry, name, protocol(protocol_name).name, overrides)
+    with calling(f"'{name}'", "its constructor"):
         source: SceneSource = load_target(registry.source(name).target)(config, seed)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"'{name}' does not load: {told(error)}") from None
     return source
 
 
@@ -203,7 +205,8 @@ def _batches(name: str, source: SceneSource, split: Split, n: int) -> Iterator[t
 
     from objbench.score.scene_checks import check_scenes
 
-    size = source.size(split)
+    with calling(f"'{name}'", "its size"):
+        size = source.size(split)
     if size is not None and n > size:
         raise UsageError(f"--n {n}: the {split} split of {name} has {size} scenes")
     for start in range(0, n, _BATCH):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from objbench.errors import UsageError
 
 
-def find_devices(device: str) -> list[str]:
-    """The devices to place cells on. UsageError when CUDA was asked for and there is none."""
+def find_devices(device: str, count: Callable[[], int] | None = None) -> list[str]:
+    """The devices to place cells on. UsageError when CUDA was asked for and there is none.
+
+    count: says how many CUDA devices there are; without it torch is imported here.
+    """
+    found = 0 if device == "cpu" else (count or _count)()
+    if device == "cuda" and not found:
+        raise UsageError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
+    return [f"cuda:{i}" for i in range(found)] or ["cpu"]
+
+
+def _count() -> int:
     import torch
 
-    count = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    if device == "cuda" and not count:
-        raise UsageError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
-    return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def threads_each(workers: int) -> int:

@@ -13,6 +13,7 @@ import click
 
 from objbench.commands.shared import find_cell, out_option, plugin_option, warn_of_changed_code
 from objbench.errors import UsageError
+from objbench.guarded import calling
 from objbench.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def predict(
 
     from objbench.cells.files import Damaged, verify_checksums, write_file
     from objbench.cells.identity import read_cell
-    from objbench.cells.store import read_record
+    from objbench.cells.store import read_record, read_trained
     from objbench.commands.devices import find_devices, threads_each
     from objbench.detector import Detections
     from objbench.score.coco import INFO, write_detections
@@ -106,7 +107,10 @@ def predict(
         verify_checksums(folder, files)
         cell_ = read_cell(folder)
         warn_of_changed_code(registry, cell_.training)
-        detector = load_detector(registry, folder.parent, find_devices("auto")[0])
+        verify_checksums(folder.parent, read_trained(folder.parent).files)
+        who = f"'{cell_.training.identity['model']}'"
+        with calling(who, "its constructor"):
+            detector = load_detector(registry, folder.parent, find_devices("auto")[0])
         mixture = load_mixture(folder, cell_)
     except Damaged as error:
         raise UsageError(f"cell {key}: {error}; run it again") from None
@@ -119,12 +123,13 @@ def predict(
     found, turned = [], []
     with undisturbed(detector):
         for start in range(0, len(pictures), BATCH):
-            read_ = [
-                read(picture.path, detector.shape, behind) for picture in pictures[start : start + BATCH]
-            ]
-            turned += [p.path for p, r in zip(pictures[start : start + BATCH], read_, strict=True) if r[1]]
+            part = pictures[start : start + BATCH]
+            read_ = [read(picture.path, detector.shape, behind) for picture in part]
+            turned += [p.path for p, r in zip(part, read_, strict=True) if r[1]]
             batch = torch.stack([values for values, _ in read_])
-            found.append(checked(detector.detect(batch.to(device_of(detector))).to("cpu"), len(batch)))
+            with calling(who, "its detect"):
+                seen = detector.detect(batch.to(device_of(detector))).to("cpu")
+            found.append(checked(seen, len(batch)))
     detections = Detections.concatenate(found)
     if mixture is not None:
         detections = mixture.apply(detections)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from objbench.cells.protocols import PROTOCOLS, protocol
-from objbench.commands.shared import as_typed, out_option, plugin_option, warn_of_clashes
+from objbench.commands.shared import PLAN_TIMEOUT, as_typed, out_option, plugin_option, warn_of_clashes
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -62,10 +62,14 @@ def report(
     from objbench.report import tables, text
     from objbench.report.believed import read_cells
     from objbench.report.rows import rows_of, seeds_that_lack
+    from objbench.run.planning import Planner
     from objbench.run.progress import console_on
 
     hint = as_typed("run", "--out", out, plugins=plugin_files)
-    results, identities = read_cells(Store(out), registry, protocol_name, intervals, hint)
+    with Planner(plugin_files, PLAN_TIMEOUT) as planner:  # asked only where metrics have changed
+        results, identities = read_cells(
+            Store(out), registry, protocol_name, intervals, planner.rescore, hint
+        )
     published = registry.published if paper else []
     rows = rows_of(results, identities, registry, published)
     for line in seeds_that_lack(rows):

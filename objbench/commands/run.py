@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,20 +18,45 @@ from objbench.commands.devices import find_devices, threads_each
 from objbench.commands.shared import (
     as_typed,
     json_option,
+    named,
     names,
     out_option,
     overrides_option,
+    plan_timeout_option,
     plugin_option,
     warn_of_clashes,
 )
 from objbench.errors import told
 from objbench.plugins import load_plugins
 
+MOST_SEEDS = 10_000
+"""More is taken for a slip."""
+
 if TYPE_CHECKING:
     from objbench.cells.identity import Cell
     from objbench.cells.plan import Planned
     from objbench.cells.result import CellResult
+    from objbench.run.planning import Planner
     from objbench.run.progress import Progress
+
+
+def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
+    """`3` as seeds 0 to 2; `3-5,7` and `4-4` as these, in the order given, each once."""
+    spans = [re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part) for part in value.split(",")]
+    pairs = [(int(span[1]), int(span[2] or span[1])) for span in spans if span]
+    if len(pairs) < len(spans):
+        raise click.BadParameter(f"'{value}' is neither a number of seeds nor a list of seeds such as 3-5,7")
+    if "," not in value and "-" not in value:
+        if not pairs[0][0]:
+            raise click.BadParameter("0 is not in the range x>=1")
+        pairs = [(0, pairs[0][0] - 1)]
+    if any(last < first for first, last in pairs):
+        raise click.BadParameter(f"'{value}': a span of seeds goes up, as 3-5")
+    if max(last for _, last in pairs) >= 2**31:
+        raise click.BadParameter("a seed must be below 2147483648")
+    if sum(last - first + 1 for first, last in pairs) > MOST_SEEDS:
+        raise click.BadParameter(f"'{value}' is more than {MOST_SEEDS} seeds")
+    return list(dict.fromkeys(seed for first, last in pairs for seed in range(first, last + 1)))
 
 
 @click.command()
@@ -41,7 +67,11 @@ if TYPE_CHECKING:
     "--data", multiple=True, required=True, callback=names, metavar="NAME[,NAME]", help="Data sets."
 )
 @click.option(
-    "--seeds", default=1, type=click.IntRange(min=1), metavar="N", help="Run seeds 0 to N-1.  [default: 1]"
+    "--seeds",
+    default="1",
+    callback=seeds_of,
+    metavar="N|LIST",
+    help="N: seeds 0 to N-1; a list such as 3-5,7 or 4-4: these.  [default: 1]",
 )
 @click.option(
     "--protocol",
@@ -60,6 +90,7 @@ if TYPE_CHECKING:
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Kill a cell after S seconds."
 )
+@plan_timeout_option
 @click.option(
     "--checkpoint-every",
     default=20.0,
@@ -68,71 +99,95 @@ if TYPE_CHECKING:
     help="Seconds.  [default: 20]",
 )
 @plugin_option
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Train these cells anew, also those that are done. What is there is set aside, not removed.",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would run, why, and how long; run nothing.")
 @json_option
 def run(
     models: list[str],
     data: list[str],
-    seeds: int,
+    seeds: list[int],
     protocol_name: str,
     out: str,
     options: tuple[str, ...],
     device: str,
     workers: int,
     timeout: float | None,
+    plan_timeout: float,
     checkpoint_every: float,
     plugin_files: tuple[str, ...],
+    force: bool,
     plan_only: bool,
     as_json: bool,
 ) -> None:
     """Train and score models on data sets.
 
     What is done already is not run again; what was interrupted goes on from its checkpoint. Exit code 0: all
-    done, 1: some cell failed, 2: wrong usage, 74: stdout could not be written, 130: interrupted, 141: whoever
-    read the output closed it.
+    done, 1: some cell failed, or its plugins could not say what it is, 2: wrong usage, 74: stdout could not be
+    written, 130: interrupted, 141: whoever read the output closed it.
     """
     overrides = parse_overrides(options)
     scale = protocol(protocol_name)
-    registry = load_plugins(plugin_files)
-    warn_of_clashes(registry)
+    folder = Path(out).absolute()  # before any plugin is loaded: it may go elsewhere
 
-    from objbench.cells.matrix import matrix
     from objbench.cells.plan import plan
     from objbench.cells.store import Store
     from objbench.run.local import Settings
+    from objbench.run.planning import Planner
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
-    from objbench.score.metrics import rescored
-    from objbench.score.scene_checks import check_data_of
 
-    devices = find_devices(device)
-    cells = matrix(registry, models, data, seeds, scale, overrides)
-    check_data_of(registry, cells)
-    store = Store(out)
-    if plan_only:
-        show_plan(plan(store, cells), workers, as_json)
-        return
-    store.prepare()
-    planned = plan(store, cells)
-    results = {p.cell.key: rescored(registry, p.result) for p in planned if not p.why}
-    todo = [p.cell for p in planned if p.why]
     seconds = timeout or math.inf
+    store = Store(folder)
+    with Planner(plugin_files, min(plan_timeout, seconds)) as planner:
+        planner.start()  # it imports torch while we load plugins
+        registry = load_plugins(plugin_files)
+        warn_of_clashes(registry)
+        devices = find_devices(device, planner.count_devices)
+        cells, failures = planner.matrix(models, data, seeds, scale.name, overrides)
+        for failure in failures:
+            click.echo(f"{named(failure)}: failed: {failure.error}", err=True)
+        if plan_only:
+            show_plan(plan(store, cells, force), failures, workers, as_json)
+            sys.exit(bool(failures))
+        if cells:
+            store.prepare()
+        planned = plan(store, cells, force)
+        results = {p.cell.key: rescored(planner, p.result) for p in planned if not p.why}
+    todo = [p.cell for p in planned if p.why]
     settings = Settings(devices, workers, threads_each(workers), seconds, checkpoint_every, plugin_files)
     with Progress(len(todo), registry.columns) as progress:
-        if not todo:
+        if cells and not todo:
             progress.say(f"nothing to run: all {len(cells)} cells are done")
-        runner = Runner(store, settings, Drawing(progress, registry.columns))
+        runner = Runner(store, settings, Drawing(progress, registry.columns), force)
         results |= runner.run(todo)
-    in_order = [results.get(p.cell.key, p.result) for p in planned]
-    show_results(cells, in_order, list(registry.columns), as_json)
+    in_order = [results.get(p.cell.key, p.result) for p in planned] + failures
+    show_results(in_order, list(registry.columns), as_json)
     for cell in todo:
         if pictures := sorted(str(path) for path in store.folder(cell.key).glob("*.png")):
             click.echo(f"pictures of {cell.name}: {' '.join(pictures)}", err=True)
-    click.echo(f"table: {as_typed('report', '--out', out, plugins=plugin_files)}", err=True)
+    if cells:
+        click.echo(f"table: {as_typed('report', '--out', out, plugins=plugin_files)}", err=True)
     if runner.stop_requests:
-        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        again = "without --force it" if force else "the same command"
+        click.echo(f"interrupted; {again} goes on where this one stopped", err=True)
         sys.exit(130)
     sys.exit(any(r.status != "done" for r in in_order))
+
+
+def rescored(planner: Planner, result: CellResult) -> CellResult:
+    """A done cell's result by the metrics as they are now; the record is brought up to date."""
+    from objbench.cells.store import update_record
+
+    fresh, complaints = planner.rescore(result)
+    for complaint in complaints:
+        click.echo(f"objbench: {named(result)}: {complaint}", err=True)
+    if (fresh.metrics, fresh.provenance) != (result.metrics, result.provenance):
+        update_record(fresh)
+    return fresh
 
 
 class Drawing:
@@ -155,29 +210,34 @@ class Drawing:
                 self.say(f"{cell.name}: no pictures: {told(error)}")
 
 
-def show_results(cells: list[Cell], results: list[CellResult], columns: list[str], as_json: bool) -> None:
+def show_results(results: list[CellResult], columns: list[str], as_json: bool) -> None:
     """How each cell ended, with its figures."""
     if as_json:
         click.echo(json.dumps([r.as_json() for r in results], indent=2))
         return
-    for cell, result in zip(cells, results, strict=True):
+    for result in results:
         figures = "  ".join(f"{k} {result.metrics[k]:.3f}" for k in columns if k in result.metrics)
-        click.echo(f"{result.status}: {cell.name}  {result.error or figures}  {result.path}")
+        line = f"{result.status}: {named(result)}  {result.error or figures}  {result.path}"
+        click.echo(line.rstrip())
 
 
-def show_plan(planned: list[Planned], workers: int, as_json: bool) -> None:
-    """What would run, why, and for how long."""
+def show_plan(planned: list[Planned], failures: list[CellResult], workers: int, as_json: bool) -> None:
+    """What would run, why, and for how long; and what cannot."""
     from objbench.run.progress import duration
 
     if as_json:
         rows = [p.result.as_json() | {"why": p.why, "estimate": p.seconds} for p in planned]
+        rows += [failure.as_json() | {"why": failure.error, "estimate": None} for failure in failures]
         click.echo(json.dumps(rows, indent=2))
         return
     for p in planned:
         time = "" if not p.why else f"  [{'unknown' if p.seconds is None else duration(p.seconds)}]"
         click.echo(f"{p.cell.key}  {p.cell.name}: {p.why or 'done'}{time}")
+    for failure in failures:
+        click.echo(f"cannot run  {named(failure)}: {failure.error}")
     todo = [p for p in planned if p.why]
     known = [p.seconds for p in todo if p.seconds is not None]
     total = f"about {duration(sum(known) / min(workers, len(known)))}" if known else "unknown time"
     rest = f", and {len(todo) - len(known)} of unknown time" if known and len(known) < len(todo) else ""
-    click.echo(f"{len(todo)} of {len(planned)} cells to run: {total if todo else 'nothing'}{rest}")
+    every = len(planned) + len(failures)
+    click.echo(f"{len(todo)} of {every} cells to run: {total if todo else 'nothing'}{rest}")

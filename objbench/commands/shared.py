@@ -9,6 +9,7 @@ import click
 
 from objbench.cells.identity import Training
 from objbench.cells.matrix import changes_of_code
+from objbench.cells.result import CellResult
 from objbench.cells.store import Store
 from objbench.errors import UsageError
 from objbench.plugins import Registry
@@ -40,6 +41,17 @@ out_option = click.option(
     "--out", default="runs", show_default=True, metavar="DIR", help="Where cells are kept."
 )
 
+PLAN_TIMEOUT = 60.0
+"""Seconds."""
+plan_timeout_option = click.option(
+    "--plan-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=PLAN_TIMEOUT,
+    metavar="S",
+    help="Give up a plugin that is silent for S seconds when it is asked what a cell depends on, or for a metric. "
+    "[default: 60]",
+)
+
 overrides_option = click.option(
     "-o", "--option", "options", multiple=True, metavar="NAME.KEY=VALUE", help="Set an option (repeatable)."
 )
@@ -66,6 +78,27 @@ def names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> lis
     if not found:
         raise click.BadParameter("names nothing")
     return found
+
+
+def named(result: CellResult) -> str:
+    """How messages call a cell."""
+    return f"{result.model} on {result.data}, seed {result.seed}"
+
+
+def find_cells(cells: tuple[str, ...], store: Store) -> list[str]:
+    """The keys that begin so, each naming one cell; all when none is given. UsageError on another."""
+    keys = store.cell_keys()
+    found = []
+    for cell in cells:
+        mine = [key for key in keys if key.startswith(cell)] if cell else []
+        if len(mine) > 1 and cell not in keys:
+            raise UsageError(f"'{cell}' begins {len(mine)} cells: {', '.join(mine)}; write more of it")
+        if not mine:
+            raise UsageError(
+                f"no cell in {store.out} begins with '{cell}' (cells: {', '.join(keys) or 'none'})"
+            )
+        found.append(cell if cell in keys else mine[0])
+    return list(dict.fromkeys(found)) if cells else keys
 
 
 def find_cell(cell: str, out: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +83,15 @@ def read_cells(
     registry: Registry,
     protocol_name: str | None,
     recheck: bool,
+    rescore: Callable[[CellResult], tuple[CellResult, list[str]]],
     hint: str = "objbench run",
 ) -> tuple[list[CellResult], dict[str, dict[str, Any]]]:
     """Cells that can be believed, by the metrics as they are now, and their identities.
 
     A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
-    finished cells are held against their raw detections, which takes torch and time. hint: the
-    command that makes cells there.
+    finished cells are held against their raw detections, which takes torch and time. rescore: gives a
+    result by the metrics as they are now, and a line for each metric that fails. hint: the command that makes cells
+    there.
     """
 
     found, warnings = store.results()
@@ -102,9 +105,8 @@ def read_cells(
                 result.status == "done"
                 and result.provenance.get("metric_versions") != registry.metric_versions
             ):
-                from objbench.score.metrics import rescore  # heavy, and seldom needed
-
-                fresh = rescore(registry, result)
+                fresh, complaints = rescore(result)
+                warnings += [f"cell {result.cell}: {complaint}" for complaint in complaints]
                 if fresh is not result:
                     with contextlib.suppress(OSError):  # a store of somebody else's
                         update_record(fresh)

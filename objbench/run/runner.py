@@ -4,6 +4,7 @@ other notices."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -42,14 +43,17 @@ class Observer(Protocol):
 class Runner:
     """The loop over trainings that wait and processes at work."""
 
-    def __init__(self, store: Store, settings: Settings, observer: Observer) -> None:
-        self.store, self.settings, self.observer = store, settings, observer
+    def __init__(self, store: Store, settings: Settings, observer: Observer, force: bool = False) -> None:
+        """force: whether trainings that are there are set aside and run anew."""
+        self.store, self.settings, self.observer, self.force = store, settings, observer, force
         self.jobs: list[LocalJob] = []
         self.results: dict[str, CellResult] = {}
         self.stop_requests = 0
         """How often we were asked to stop: once lets cells save a checkpoint, twice kills them."""
         self.fatal = ""
-        """What no cell can run with: a full disk."""
+        """What no cell can run with: a full disk, or a store that can no longer be written."""
+        self._disk_full = True
+        self._unlocked = False
         self._deadline = 0.0
         self._waited_for: set[str] = set()
 
@@ -77,9 +81,8 @@ class Runner:
                 for job in self.jobs:  # only if this loop itself failed
                     job.kill()
         if self.fatal:
-            raise UsageError(
-                f"{self.fatal}; free some space and run the same command again: it goes on from here"
-            )
+            todo = "free some space" if self._disk_full else "mend that"
+            raise UsageError(f"{self.fatal}; {todo} and run the same command again: it goes on from here")
         return self.results
 
     @contextlib.contextmanager
@@ -128,8 +131,13 @@ class Runner:
             try:
                 lock = self.store.lock(training)
             except OSError as error:
-                self.fatal = f"{error.strerror}: {error.filename or self.store.out}"
+                self._give_up(error)
                 return
+            if self.store.lockless and not self._unlocked:
+                self._unlocked = True
+                self.observer.say(
+                    f"warning: the file system of {self.store.out} has no locks: run nothing else there until this ends"
+                )
             if lock is None:
                 waiting.append(cells)
                 if training not in self._waited_for:
@@ -144,13 +152,24 @@ class Runner:
                 self._start(cells, lock)
             except OSError as error:
                 os.close(lock)
-                self.fatal = f"{error.strerror}: {error.filename or self.store.out}"
+                self._give_up(error)
                 return
+
+    def _give_up(self, error: OSError) -> None:
+        """Nothing can be run any more; what is at work is asked to stop."""
+        self.fatal = f"{error.strerror}: {error.filename or self.store.out}"
+        self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
     def _still_to_do(self, cells: list[Cell]) -> list[Cell]:
         """Those of a locked training's cells that are not done; what is damaged is set aside."""
         left = []
-        self._set_aside_if_damaged(cells[0], cells[0].training.key)
+        training = cells[0].training.key
+        if self.force and self.store.folder(training).exists():
+            others = [key for key in self.store.cell_keys() if key.startswith(f"{training}/")]
+            aside = self.store.set_aside(training, "old")
+            what = f", with its {len(others)} cells" if len(others) > 1 else ""
+            self.observer.say(f"{cells[0].name}: what was there{what} is set aside as {aside}")
+        self._set_aside_if_damaged(cells[0], training)
         for cell in cells:
             known = self._set_aside_if_damaged(cell, cell.key)
             if known and known.status == "done":  # by another objbench, meanwhile

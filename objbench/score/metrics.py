@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -13,9 +12,9 @@ import torch
 
 from objbench.cells.code import code_of, digest
 from objbench.cells.result import CellResult
-from objbench.cells.store import update_record
 from objbench.detector import Detections
 from objbench.errors import told
+from objbench.guarded import Ask, PluginFailed, ask_here, calling
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
@@ -41,30 +40,39 @@ def score(
 
 
 def score_each(
-    registry: Registry, detections: Detections, truth: GroundTruth, complain: Callable[[str], None]
+    registry: Registry,
+    detections: Detections,
+    truth: GroundTruth,
+    complain: Callable[[str], None],
+    ask: Ask = ask_here,
 ) -> Iterator[tuple[MetricSpec, dict[str, float]]]:
     """Each registered metric with its values, in the order of registration.
 
     A metric that raises, or returns what it should not, is left out, and `complain` is called with one line
     that names it. Each metric gets a copy of its own, so that none can change what another is given. What a metric
-    prints goes to stderr. Raises ValueError when the detections break their contract.
+    prints goes to stderr. ask: how it is asked for them. Raises ValueError when the detections break their contract.
     """
     check(detections, truth)
     owner: dict[str, str] = {}
     for name, spec in registry.metrics.items():
         try:
-            with contextlib.redirect_stdout(sys.stderr):
-                found = load_target(spec.target)(_copied(detections), _copied(truth))
-            values = {str(key): float(value) for key, value in found.items()}
+            values = ask(f"metric '{name}'", _values, spec, detections, truth)
             if twice := sorted(values.keys() & owner.keys()):
                 raise ValueError(
                     f"it returns '{twice[0]}', which metric '{owner[twice[0]]}' has returned already"
                 )
         except Exception as error:
-            complain(f"metric '{name}' failed: {told(error)}")
+            what = error.what if isinstance(error, PluginFailed) else told(error)
+            complain(f"metric '{name}' failed: {what}")
             continue
         owner.update(dict.fromkeys(values, name))
         yield spec, values
+
+
+def _values(spec: MetricSpec, detections: Detections, truth: GroundTruth) -> dict[str, float]:
+    with calling(f"metric '{spec.name}'", "its function"):
+        found = load_target(spec.target)(_copied(detections), _copied(truth))
+        return {str(key): float(value) for key, value in found.items()}
 
 
 def _copied(listed: Listed) -> Listed:
@@ -91,27 +99,28 @@ def by_these_metrics(registry: Registry, specs: Iterable[MetricSpec]) -> dict[st
     }
 
 
-def rescored(registry: Registry, result: CellResult) -> CellResult:
-    """A done cell's result by the metrics as they are now; the record is brought up to date."""
-    fresh = rescore(registry, result)
-    if fresh is not result:
-        update_record(fresh)
-    return fresh
-
-
-def rescore(registry: Registry, result: CellResult) -> CellResult:
+def rescore(
+    registry: Registry,
+    result: CellResult,
+    complain: Callable[[str], None] = to_stderr,
+    ask: Ask = ask_here,
+    anew: bool = False,
+) -> CellResult:
     """The result by the metrics as they are now, from raw detections; itself if it is by these already.
 
     A metric that failed the last time is not among those that the result is by, so it gets another try.
+    complain, ask: as in `score_each`. anew: whatever the result is by.
     """
-    if result.status != "done" or result.provenance["metric_versions"] == registry.metric_versions:
+    current = result.provenance.get("metric_versions") == registry.metric_versions
+    if result.status != "done" or (current and not anew):
         return result
     folder = Path(result.path)
-    scored = list(score_each(registry, load_detections(folder), load_truth(folder), to_stderr))
+    scored = list(score_each(registry, load_detections(folder), load_truth(folder), complain, ask))
     metrics = {name: value for _, values in scored for name, value in values.items()}
     by = by_these_metrics(registry, [spec for spec, _ in scored])
     if (
-        metrics.keys() == result.metrics.keys()
+        not anew
+        and metrics.keys() == result.metrics.keys()
         and by["metric_versions"] == result.provenance["metric_versions"]
     ):
         return result  # what failed has failed again

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from objbench.cells.files import canonical, write_file
 from objbench.cells.identity import Cell
-from objbench.errors import UsageError, told
+from objbench.cells.result import CellResult
+from objbench.errors import UsageError
+from objbench.guarded import Ask, PluginFailed, ask_here, calling
 from objbench.options import build
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
@@ -148,22 +151,45 @@ def check_source(name: str, source: SceneSource, identity: Mapping[str, Any] | N
             check_scenes(name, source, split, torch.arange(FIRST))
 
 
-def check_data_of(registry: Registry, cells: Iterable[Cell]) -> None:
-    """Checks the scenes of every data set that the cells are trained on, each once. UsageError as `check_source`."""
-    seen = set()
+def check_data_of(
+    registry: Registry, cells: Iterable[Cell], ask: Ask = ask_here, failures: list[CellResult] | None = None
+) -> list[Cell]:
+    """Checks the scenes of every data set that the cells are trained on, each once. UsageError as `check_source`.
+
+    Returns the cells. ask, failures: as `objbench.cells.matrix.matrix` has them; without the cells that fail.
+    """
+    failed: dict[str, PluginFailed | None] = {}
+    left = []
     for cell in cells:
         identity = cell.training.identity
         depends_on = {name: identity[name] for name in ("data", "data_config", "data_code", "fingerprint")}
-        if (key := canonical(depends_on)) not in seen:
-            seen.add(key)
-            source_class = load_target(registry.source(identity["data"]).target)
-            config = build(source_class.Config, identity["data"], cell.training.data_config)
-            check_source(identity["data"], source_class(config, 0), depends_on)
+        if (key := canonical(depends_on)) not in failed:
+            try:
+                ask(f"'{identity['data']}'", _check_data, registry, cell.training.data_config, depends_on)
+                failed[key] = None
+            except PluginFailed as error:
+                if failures is None:
+                    raise
+                failed[key] = error
+        if failures is not None and (error_ := failed[key]):
+            failures.append(replace(cell.result("failed"), cell="", error=str(error_)))
+        else:
+            left.append(cell)
+    return left
+
+
+def _check_data(registry: Registry, config: Mapping[str, Any], depends_on: Mapping[str, Any]) -> None:
+    name = depends_on["data"]
+    with calling(f"'{name}'", "its constructor"):
+        source_class = load_target(registry.source(name).target)
+        source = source_class(build(source_class.Config, name, config), 0)
+    check_source(name, source, depends_on)
 
 
 def checked_sizes(name: str, source: SceneSource) -> dict[Split, int | None]:
     """How many scenes each split has, None where it is without end. UsageError when one has none."""
-    sizes = {split: source.size(split) for split in SPLITS}
+    with calling(f"'{name}'", "its size"):
+        sizes = {split: source.size(split) for split in SPLITS}
     for split, size in sizes.items():
         if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
             raise UsageError(
@@ -179,14 +205,15 @@ def batches(shape: SceneShape, count: int) -> Iterator[Tensor]:
 
 
 def scenes_of(name: str, source: SceneSource, split: Split, indices: Tensor) -> Scenes:
-    """The scenes at `indices` [n]; whatever the plugin raises becomes a UsageError of one line."""
+    """The scenes at `indices` [n]. PluginFailed, which is one line, whatever the plugin raises."""
     try:
-        return source.scenes(split, indices)
-    except UsageError:
-        raise
-    except Exception as error:
+        with calling(f"'{name}'", "its scenes"):
+            return source.scenes(split, indices)
+    except PluginFailed as error:
         span = f"{int(indices[0])} to {int(indices[-1])}" if len(indices) else "(none)"
-        raise UsageError(f"{name}: {split} scenes {span} cannot be made: {told(error)}") from None
+        raise PluginFailed(
+            f"{name}: {split} scenes {span} cannot be made: {error.what}", error.what
+        ) from None
 
 
 def described(name: str, source: SceneSource, split: Split, indices: Tensor, fault: Fault) -> str:
@@ -194,7 +221,8 @@ def described(name: str, source: SceneSource, split: Split, indices: Tensor, fau
     if fault.scene is None:
         return f"{name}: {split} scenes {int(indices[0])} to {int(indices[-1])}: {fault.what}"
     index = int(indices[fault.scene])
-    origin = source.origin(split, index)
+    with calling(f"'{name}'", "its origin"):
+        origin = source.origin(split, index)
     return f"{name}: {split} scene {index}{f' ({origin})' * bool(origin)}: {fault.what}"
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.models import resnet18
 
 STRIDE = 8
 """Pixels of the image for one cell of the grid, on each axis; every backbone has this stride."""
@@ -22,6 +21,8 @@ def resnet_backbone(channels: int) -> nn.Module:
     As in the published code each deconvolution follows a 3x3 convolution with batch normalisation, which the table
     leaves out, and nothing is pretrained.
     """
+    from torchvision.models import resnet18  # heavy, and only this network needs it
+
     resnet = resnet18(weights=None)
     if channels != 3:
         resnet.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)

@@ -10,13 +10,12 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import toy_plugin
-from objbench import DataSpec, ModelSpec, hookimpl
+from objbench import ModelSpec, hookimpl
 from objbench.cells.difference import difference
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
@@ -318,19 +317,6 @@ def test_a_plugin_that_takes_a_name_that_is_taken(tmp_path: Path) -> None:
     )
     ran = objbench("run", "--models", "toy", "--data", "squares", "--plugin", TOY, "--plugin", str(second))
     assert (ran.code, "a model named 'toy' exists already" in ran.err) == (2, True)
-
-
-def test_a_plugin_whose_parts_break_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Any) -> dict[str, Any]:
-        raise OSError("the digits are gone")
-
-    monkeypatch.setattr(toy_plugin.Squares, "fingerprint", broken)
-    ran = run(tmp_path, "toy")
-    assert ran.code == 2
-    assert "'squares' does not load: OSError: the digits are gone (test_run.py, line" in ran.err
-    lost = [DataSpec("squares", "", "toy_plugin:Nothing")]
-    monkeypatch.setattr(toy_plugin, "objbench_data", hookimpl(lambda: lost))
-    assert "'squares' does not load: AttributeError" in run(tmp_path, "toy").err
 
 
 def test_threads_of_a_cell_do_not_spin_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""`objbench rm`: removes cells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from objbench.cells.files import Damaged
+from objbench.cells.store import Store
+from objbench.commands.shared import find_cells, named, out_option
+from objbench.errors import UsageError
+
+
+@click.command()
+@click.argument("cells", nargs=-1, required=True, metavar="CELL...")
+@out_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(cells: tuple[str, ...], out: str, yes: bool) -> None:
+    """Remove cells from a directory: their figures, detections, weights and logs.
+
+    CELL is the beginning of a cell's key. A training goes with its last cell. A cell that is running is refused, and
+    then nothing is removed. It asks first, unless --yes is given.
+    """
+    store = Store(Path(out).absolute())
+    keys = find_cells(cells, store)
+    trainings: dict[str, list[str]] = {}
+    for key in keys:
+        trainings.setdefault(key.partition("/")[0], []).append(key)
+    left = [key for key in store.cell_keys() if key not in keys]
+    doomed: list[Path] = []
+    locks: list[int] = []
+    store.prepare()
+    try:
+        for training, its in trainings.items():
+            lock = store.lock(training)
+            if lock is None:
+                raise UsageError(
+                    f"{its[0]} is running: {store.holder(training)} is at work on it; stop that first"
+                )
+            locks.append(lock)
+            if store.lockless and training == next(iter(trainings)):
+                click.echo(
+                    "warning: this file system has no locks; whether a cell is running is unknown", err=True
+                )
+            whole = not any(key.startswith(f"{training}/") for key in left)
+            doomed += [store.folder(training)] if whole else [store.folder(key) for key in its]
+            for key in its:
+                click.echo(f"{key}  {_described(store, key)}", err=True)
+            if whole:
+                click.echo(f"{training}  the training itself, with its last cell", err=True)
+        size = sum(_bytes(folder) for folder in doomed)
+        what = f"{len(keys)} cell{'s' * (len(keys) > 1)}, {size / 1e6:.1f} MB"
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(f"{what} would be removed; say --yes where nobody can be asked")
+            click.confirm(f"Remove {what}?", abort=True, err=True)
+        for folder in doomed:
+            hidden = folder.with_name(f".removed-{folder.name}-{os.getpid()}")  # gone at once, and as a whole
+            try:
+                folder.rename(hidden)
+                shutil.rmtree(hidden)
+            except OSError as error:
+                raise UsageError(f"{folder} cannot be removed ({error.strerror})") from None
+    finally:
+        for lock in locks:
+            os.close(lock)
+    click.echo(f"removed {what}")
+
+
+def _described(store: Store, key: str) -> str:
+    try:
+        result = store.result(key)
+    except Damaged as error:
+        return f"damaged: {error}"
+    return f"{named(result)}: {'interrupted' if result.status == 'running' else result.status}"
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

@@ -1,0 +1,122 @@
+"""Questions to plugins, each asked in a process of its own that is forked for it: it may print, hang, exit or crash,
+and whatever it changes ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from objbench.errors import UsageError, told
+from objbench.guarded import PluginFailed, watched
+
+POLL_S = 0.2
+"""How often a process that reports nothing is looked at."""
+
+
+class Apart:
+    """Asks each question in a process of its own; an `objbench.guarded.Ask`."""
+
+    def __init__(self, limit_s: float, caller: int) -> None:
+        """limit_s: a plugin that does not come forward for so many seconds is killed. caller: a file descriptor that
+        can be read when whoever wants the answers is gone."""
+        self.limit_s, self.caller = limit_s, caller
+
+    def __call__(self, who: str, question: Callable[..., Any], *arguments: Any) -> Any:
+        """See `objbench.guarded.Ask`."""
+        reading, writing = os.pipe()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        with warnings.catch_warnings():  # Python says so when there are threads; those of libraries are idle
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
+        if not process:
+            os.close(reading)
+            _answer(writing, who, question, arguments)
+        os.close(writing)
+        os.set_blocking(reading, False)
+        try:
+            said = self._listen(process, reading, who)
+        finally:
+            os.close(reading)
+        if "usage" in said:
+            raise UsageError(said["usage"])
+        if "failed" in said:
+            raise PluginFailed(*said["failed"])
+        return said["answer"]
+
+    def _listen(self, process: int, reading: int, who: str) -> dict[str, Any]:
+        """The last that the process says. It is gone then, with whatever it has started."""
+        part, unread = "its module", b""
+        heard = time.monotonic()
+        status = None
+        try:
+            while True:
+                ready, _, _ = select.select([reading, self.caller], [], [], POLL_S)
+                if self.caller in ready:
+                    raise SystemExit
+                ended, code = os.waitpid(process, os.WNOHANG)  # asked before the last look into the pipe
+                status = code if ended else None
+                with contextlib.suppress(BlockingIOError):
+                    while data := os.read(reading, 1 << 16):
+                        unread += data
+                *lines, unread = unread.split(b"\n")
+                for line in lines:
+                    said: dict[str, Any] = json.loads(line)
+                    if "at" not in said:
+                        return said
+                    who, part = said["at"]
+                    heard = time.monotonic()
+                if status is not None:
+                    raise PluginFailed.when(who, part, how_it_ended(os.waitstatus_to_exitcode(status)))
+                if time.monotonic() - heard > self.limit_s:
+                    raise PluginFailed.when(who, part, f"no answer within {self.limit_s:g} s; it was killed")
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left in the group
+                os.killpg(process, signal.SIGKILL)
+            if status is None:
+                with contextlib.suppress(ProcessLookupError):  # it may not lead a group yet
+                    os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+
+
+def how_it_ended(code: int) -> str:
+    """How a process ended that said nothing more, by its exit code."""
+    if code == -signal.SIGKILL:
+        return "its process was killed (the system does that when memory runs out)"
+    return (
+        f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+    )
+
+
+def _answer(writing: int, who: str, question: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Answers in the new process, which ends with it."""
+
+    def say(**said: Any) -> None:
+        left = (json.dumps(said) + "\n").encode()
+        while left:
+            left = left[os.write(writing, left) :]
+
+    try:
+        os.setpgid(0, 0)
+        with watched(lambda who, part: say(at=[who, part])):
+            answer = question(*arguments)
+        say(answer=answer)
+    except PluginFailed as error:
+        say(failed=[str(error), error.what])
+    except UsageError as error:
+        say(usage=str(error))
+    except BaseException as error:
+        say(failed=[f"{who} failed: {told(error)}", told(error)])
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(0)

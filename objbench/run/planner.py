@@ -1,0 +1,103 @@
+"""Asks plugins what a run needs to know of them, for a process that cannot risk it: `python -m objbench.run.planner`.
+
+A request is a line of JSON on stdin, its answer a line on the pipe `--answers`; the end of stdin ends the process.
+stdout is stderr here. Every question to a plugin is asked in a process that is forked for it; in this one no code of
+a plugin runs, but what registers it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from objbench.cells.files import Damaged
+from objbench.cells.matrix import matrix
+from objbench.cells.protocols import protocol
+from objbench.cells.result import CellResult
+from objbench.errors import UsageError, told
+from objbench.guarded import PluginFailed
+from objbench.plugins import Registry, load_plugins
+from objbench.run.apart import Apart
+from objbench.score.metrics import rescore
+from objbench.score.scene_checks import check_data_of
+
+
+def plan_matrix(
+    registry: Registry,
+    ask: Apart,
+    models: list[str],
+    data: list[str],
+    seeds: list[int],
+    protocol_name: str,
+    overrides: dict[str, dict[str, str]],
+) -> dict[str, Any]:
+    """The cells of a matrix whose scenes are right, and a failed result for each that no plugin could speak for."""
+    failures: list[CellResult] = []
+    cells = matrix(registry, models, data, seeds, protocol(protocol_name), overrides, ask, failures)
+    cells = check_data_of(registry, cells, ask, failures)
+    return {"cells": [asdict(cell) for cell in cells], "failures": [asdict(f) for f in failures]}
+
+
+def count_devices(registry: Registry, ask: Apart) -> int:
+    """How many CUDA devices torch finds here."""
+
+    def count() -> int:  # CUDA once looked at cannot be used after a fork
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    try:
+        return int(ask("torch", count))
+    except PluginFailed:
+        return 0
+
+
+def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: bool) -> dict[str, Any]:
+    """A finished cell's result by the metrics as they are now, and a line for each metric that failed."""
+    complaints: list[str] = []
+    fresh = rescore(registry, CellResult(**result), complaints.append, ask, anew)
+    return {"result": asdict(fresh), "complaints": complaints}
+
+
+REQUESTS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (plan_matrix, count_devices, rescore_cell)}
+
+
+def main(words: list[str]) -> None:
+    """Answers requests until there are no more."""
+    parser = argparse.ArgumentParser(prog="python -m objbench.run.planner")
+    parser.add_argument("--answers", type=int, required=True, help="file descriptor to write answers to")
+    parser.add_argument("--limit", type=float, required=True, help="seconds that a plugin may be silent")
+    parser.add_argument("--plugin", action="append", default=[])
+    parsed = parser.parse_args(words)
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)  # no plugin can read from or write to these two
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    os.set_inheritable(parsed.answers, False)
+    with contextlib.redirect_stderr(io.StringIO()):  # whoever asks has loaded them too, and heard it
+        registry = load_plugins(tuple(parsed.plugin))
+    ask = Apart(parsed.limit, requests.fileno())
+    with os.fdopen(parsed.answers, "w") as answers:
+        for line in requests:
+            request: dict[str, Any] = json.loads(line)
+            try:
+                answer = {"answer": REQUESTS[request["request"]](registry, ask, **request["arguments"])}
+            except UsageError as error:
+                answer = {"usage": str(error)}
+            except Damaged as error:
+                answer = {"damaged": str(error)}
+            except Exception as error:
+                answer = {"usage": f"{request['request']}: {told(error)}"}
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    os._exit(0)

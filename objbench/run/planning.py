@@ -1,0 +1,117 @@
+"""What a run asks plugins for before it begins, by way of `objbench.run.planner`: a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from objbench.cells.files import Damaged
+from objbench.cells.identity import Cell, Training
+from objbench.cells.result import CellResult
+from objbench.errors import UsageError
+from objbench.run.apart import how_it_ended
+
+GRACE_S = 5.0
+"""How long it may take to end when nothing is asked of it any more."""
+
+
+class Planner:
+    """Asks plugins; a context manager. Its process starts with the first question, or with `start`."""
+
+    def __init__(self, plugins: tuple[str, ...], limit_s: float) -> None:
+        """plugins: files. limit_s: a plugin that is silent for so many seconds is given up."""
+        self.plugins, self.limit_s = plugins, limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Planner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # it ends then, whatever a plugin is doing
+        try:
+            self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._answers.close()
+
+    def start(self) -> None:
+        """Starts the process, which then loads plugins while others do something else."""
+        reading, writing = os.pipe()
+        command = [sys.executable, "-P", "-m", "objbench.run.planner", "--answers", str(writing)]
+        command += ["--limit", str(self.limit_s)]
+        command += [word for plugin in self.plugins for word in ("--plugin", plugin)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(writing,),
+                start_new_session=True,  # Ctrl-C reaches us alone
+                env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads would not survive a fork
+            )
+        finally:
+            os.close(writing)
+        self._answers = os.fdopen(reading, "rb")
+
+    def matrix(
+        self,
+        models: Sequence[str],
+        data: Sequence[str],
+        seeds: Sequence[int],
+        protocol: str,
+        overrides: Mapping[str, Mapping[str, str]],
+    ) -> tuple[list[Cell], list[CellResult]]:
+        """The cells of models x data x seeds, and a failed result for each whose plugins break when they are asked.
+
+        Raises UsageError where the user's words or the scenes of a data set are wrong.
+        """
+        planned = self._ask(
+            "plan_matrix", models=models, data=data, seeds=seeds, protocol_name=protocol, overrides=overrides
+        )
+        cells = [Cell(Training(**cell["training"]), cell["clusterer"]) for cell in planned["cells"]]
+        return cells, [CellResult(**failure) for failure in planned["failures"]]
+
+    def count_devices(self) -> int:
+        """How many CUDA devices torch finds here."""
+        return int(self._ask("count_devices"))
+
+    def rescore(self, result: CellResult, anew: bool = False) -> tuple[CellResult, list[str]]:
+        """A finished cell's result by the metrics as they are now, and a line for each metric that failed.
+
+        It is the same result if it is by these metrics already, unless they are to be computed anew. Raises Damaged.
+        """
+        said = self._ask("rescore_cell", result=asdict(result), anew=anew)
+        return CellResult(**said["result"]), said["complaints"]
+
+    def _ask(self, request: str, **arguments: Any) -> Any:
+        if self._process is None:
+            self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self._process.stdin.write(
+                (json.dumps({"request": request, "arguments": arguments}) + "\n").encode()
+            )
+            self._process.stdin.flush()
+        line = self._answers.readline()
+        if not line:
+            raise UsageError(f"the process that asks plugins failed: {how_it_ended(self._process.wait())}")
+        said = json.loads(line)
+        if "usage" in said:
+            raise UsageError(said["usage"])
+        if "damaged" in said:
+            raise Damaged(said["damaged"])
+        return said["answer"]
