@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from objbench.cells.about import KINDS, about, is_registered, settings_of_detector, settings_of_source
 from objbench.cells.code import Code, changed_files, clustering_code, code_of, digest, numerics_of
+from objbench.cells.files import canonical
 from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, identity_of, plain
 from objbench.cells.overrides import Overrides, build_model_config, build_source_config
 from objbench.cells.protocols import Protocol
@@ -48,6 +50,7 @@ def matrix(
                 "fingerprint": source.fingerprint(),
                 "protocol": {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"},
             }
+            own_of_data = settings_of_source(registry, data_name, protocol.name)
         for model in dict.fromkeys(models):
             with _blaming(model):
                 spec = registry.model(model)
@@ -55,11 +58,13 @@ def matrix(
                 check_fit(load_target(spec.target), config, source.shape, model, data_name)
                 of_model = {"model": model, "model_config": identity_of(config)}
                 code = code_now(registry, model, data_name)
+                own = settings_of_detector(registry, model, protocol.name, data_name)
+            known = about(registry, model, data_name, protocol.name, own, own_of_data)
             clusterer = clusterer_of(spec, mixture_config)
             model_config, data_config = as_json(config), as_json(source_config)
             for seed in range(seeds):
                 identity = plain(of_data | of_model | _digests(code) | {"seed": seed})
-                training = Training(identity, model_config, data_config, code)
+                training = Training(identity, model_config, data_config, code, known)
                 cells.append(Cell(training, clusterer))
     return sorted(cells, key=lambda cell: int(cell.training.identity["seed"]))
 
@@ -73,7 +78,9 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     code = code_now(registry, model, data.name)
     identity = then.identity | _digests(code) | {"fingerprint": plain(source.fingerprint())}
     clusterer = clusterer_of(registry.model(model), old.clusterer.get("config", {}))
-    return Cell(dataclasses.replace(then, identity=identity, code=code), clusterer)
+    own = (then.about.get(kind, {}).get("settings", {}) for kind in ("model", "data"))
+    known = about(registry, model, data.name, identity["protocol"]["name"], *own)
+    return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer)
 
 
 def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
@@ -84,6 +91,45 @@ def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
         "data_code": code_of(targets[1]),
         "harness_code": numerics_of(*targets),
     }
+
+
+def codes_now(registry: Registry, training: Training) -> dict[str, str]:
+    """The digests of `code_now` by their names in an identity, as far as the plugins are there to be read."""
+    found: dict[str, str] = {}
+    targets = []
+    for kind, table in (("model", registry.models), ("data", registry.data)):
+        name = training.identity.get(kind, "")
+        if is_registered(registry, kind, name):
+            with contextlib.suppress(ModuleNotFoundError):
+                found[f"{kind}_code"] = digest(code_of(table[name].target))
+                targets.append(table[name].target)
+    if len(targets) == 2:
+        found["harness_code"] = digest(numerics_of(*targets))
+    return found
+
+
+def is_current(registry: Registry, cell: Cell, contents: dict[str, Any]) -> bool:
+    """Whether a cell is what a run with its options would give today: by code, and by the content of its data set.
+
+    False when a plugin is gone. contents: fingerprints that earlier calls have found; a data set is constructed only
+    where the code is the same, and once. UsageError when it cannot be constructed.
+    """
+    training, identity = cell.training, cell.training.identity
+    if not all(is_registered(registry, kind, identity[kind]) for kind in KINDS):
+        return False
+    own = {} if cell.clusterer["name"] == OWN else {"code": digest(clustering_code())}
+    if not (
+        identity.items() >= codes_now(registry, training).items() and cell.clusterer.items() >= own.items()
+    ):
+        return False
+    name = identity["data"]
+    key = canonical([name, training.data_config])
+    if key not in contents:
+        with _blaming(name):
+            source_class = load_target(registry.source(name).target)
+            source = source_class(build(source_class.Config, name, training.data_config), 0)
+            contents[key] = plain(source.fingerprint())
+    return bool(contents[key] == identity["fingerprint"])
 
 
 def changes_of_code(registry: Registry, training: Training) -> list[str]:

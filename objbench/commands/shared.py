@@ -61,9 +61,9 @@ def warn_of_clashes(registry: Registry) -> None:
 
 
 def names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """`--models a,b --models c` as ["a", "b", "c"]."""
+    """`--models a,b --models c` as ["a", "b", "c"]; an option that is not given as []."""
     found = [name.strip() for value in values for name in value.split(",") if name.strip()]
-    if not found:
+    if values and not found:
         raise click.BadParameter("names nothing")
     return found
 
