@@ -42,6 +42,16 @@ class ModelSpec:
         return " ".join(self.differs[key] for key in ("*", protocol) if self.differs.get(key))
 
 
+SAID = {
+    "paper": "paper",
+    "code": "original code",
+    "licence": "licence of that code",
+    "differs": "differs from the paper",
+    "told": "knows beforehand",
+}
+"""Fields of a ModelSpec that say where it comes from -> their titles."""
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """A source of scenes. `target` is a subclass of `objbench.scenes.SceneSource`."""

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from objbench.commands.shared import find_cell, out_option, plugin_option, warn_of_changed_code
+from objbench.commands.shared import (
+    find_cell,
+    out_option,
+    plugin_option,
+    require_plugins,
+    warn_of_changed_code,
+)
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -67,7 +73,8 @@ def predict(cell: str, images: str, target: str, out: str, plugin_files: tuple[s
             raise UsageError(f"cell {key} is not done but {result.status}; run it first")
         verify_checksums(folder, files)
         cell_ = read_cell(folder)
-        warn_of_changed_code(registry, cell_.training)
+        require_plugins(registry, key, cell_.training, ["model"])  # the data is not needed
+        warn_of_changed_code(registry, key, cell_.training)
         detector = load_detector(registry, folder.parent, find_devices("auto")[0])
         mixture = load_mixture(folder, cell_)
     except Damaged as error:

@@ -136,7 +136,7 @@ def read_cells(
                 result = rescore(registry, result)
             elif result.status == "done" and recheck:
                 check_figures(registry, result)
-        except Damaged as error:
+        except (Damaged, UsageError) as error:  # the latter of a data set whose content cannot be compared
             warnings.append(f"cell {result.cell} is left out: {error}")
             continue
         results.append(result)

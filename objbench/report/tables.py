@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from objbench.cells.about import KINDS, package_words
 from objbench.cells.result import CellResult
-from objbench.hookspecs import Published
+from objbench.hookspecs import SAID, Published
 from objbench.plugins import Registry
 from objbench.report.rows import Row, words_of
 
@@ -244,16 +244,6 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
             "those that set rows apart are named."
         )
     return list(dict.fromkeys(notes))
-
-
-SAID = {
-    "paper": "paper",
-    "code": "original code",
-    "licence": "its licence",
-    "differs": "differs from the paper",
-    "told": "knows beforehand",
-}
-"""What a spec says of a model beside its name -> how it is introduced."""
 
 
 def spec_notes(row: Row, registry: Registry) -> list[str]:
