@@ -75,7 +75,7 @@ def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
     click.echo(f"{facts['name']} ({facts['kind']}): {facts['summary']}\nfrom {facts['target']}\n")
     click.echo(facts["doc"])
     for title, words in facts["said"].items():
-        click.echo(f"\n{title}: {words}")
+        click.echo("\n" + click.wrap_text(f"{title}: {words}", 100, subsequent_indent="    "))
     outside = f"; that of {', '.join(facts['foreign'])} is not" if facts["foreign"] else ""
     click.echo(f"\ncode in the key of its cells: {', '.join(facts['code']) or 'none'}{outside}")
     for row in facts["options"]:
@@ -147,5 +147,8 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
 def _said(spec: ModelSpec) -> dict[str, str]:
     """What a model's spec says beside its name, each under its title; nothing where it says nothing."""
     said = {title: getattr(spec, part) for part, title in SAID.items() if part != "differs"}
-    differs = {f"{SAID['differs']} under {p}": spec.differs_under(p) for p in PROTOCOLS}
+    differs = {
+        f"{SAID['differs']} under {'every protocol' if p == '*' else p}": words
+        for p, words in spec.differs.items()
+    }
     return {title: words for title, words in (said | differs).items() if words}

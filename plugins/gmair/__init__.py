@@ -6,6 +6,12 @@ from objbench import ModelSpec, hookimpl
 @hookimpl
 def objbench_models() -> list[ModelSpec]:
     """The detector of the paper."""
+    small = (
+        "of 32 images (8 on fruit2d-sim); a small backbone, heads, encoders and decoder; what-latents "
+        "of 32; learning rates of 1e-3, falling; clipped gradients; relaxed presence; biases that make "
+        "cells start present and dark; an overlap loss to the end on digits; gated cells; a mixture "
+        "that is started once from the what-latents; on fruit2d-sim a reconstruction coefficient of 2."
+    )
     return [
         ModelSpec(
             name="gmair",
@@ -26,14 +32,8 @@ def objbench_models() -> list[ModelSpec]:
                     "the image, the overlap loss and the detaching of the mixture prior end one step "
                     "earlier, decoder, neck and ResNet start from torch's initialisation."
                 ),
-                "demo": (
-                    "Scenes of 64x64 with 1 to 5 digits; 1,600 steps (2,400 on fruit2d-sim) of 32 images "
-                    "(8); a small backbone, heads, encoders and decoder; what-latents of 32; learning rates "
-                    "of 1e-3, falling; clipped gradients; relaxed presence; biases that make cells start "
-                    "present and dark; an overlap loss to the end on digits; gated cells; a mixture that is "
-                    "started once from the what-latents; on fruit2d-sim a reconstruction coefficient of 2."
-                ),
-                "small": ("As demo, with 9,000 steps and a start of the mixture at step 2,000."),
+                "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,600 steps (2,400 on fruit2d-sim) {small}",
+                "small": f"Scenes of 64x64 with 1 to 5 digits; 9,000 steps {small}",
                 "paper": (
                     "The mixture prior trains at 5e-5 (lr_what), published at 1e-4; encoders and decoder "
                     "train at 5e-5 on all data, published on fruit alone."

@@ -6,6 +6,12 @@ from objbench import ModelSpec, hookimpl
 @hookimpl
 def objbench_models() -> list[ModelSpec]:
     """The detector; the harness clusters its what-latents."""
+    small = (
+        "of 32 images (8 on fruit2d-sim); perceptrons for glimpses and background, which has one "
+        "component; a narrow backbone; what-latents of 32; a foreground learning rate of 3e-4 (4e-4); "
+        "priors, temperature and biases of its own, so that cells start present and as large as a "
+        "digit; gated cells; no boundary loss on fruit2d-sim."
+    )
     return [
         ModelSpec(
             name="space",
@@ -28,14 +34,8 @@ def objbench_models() -> list[ModelSpec]:
                     "out; layers start from torch's initialisation, and decoders have no bias per "
                     "sub-pixel; on fruit the prior of scale follows the sizes of the fruits."
                 ),
-                "demo": (
-                    "Scenes of 64x64 with 1 to 5 digits; 1,900 steps (2,600 on fruit2d-sim) of 32 images "
-                    "(8); perceptrons for glimpses and background, which has one component; a narrow "
-                    "backbone; what-latents of 32; a foreground learning rate of 3e-4 (4e-4); priors, "
-                    "temperature and biases of its own, so that cells start present and as large as a "
-                    "digit; gated cells; no boundary loss on fruit2d-sim."
-                ),
-                "small": "As demo, with 10,000 steps.",
+                "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,900 steps (2,600 on fruit2d-sim) {small}",
+                "small": f"Scenes of 64x64 with 1 to 5 digits; 10,000 steps {small}",
                 "paper": "What-latents of 256, published 32, as GMAIR's comparison says (its Appendix B.1).",
             },
             told=(

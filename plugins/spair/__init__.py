@@ -6,6 +6,12 @@ from objbench import ModelSpec, hookimpl
 @hookimpl
 def objbench_models() -> list[ModelSpec]:
     """The detector; a Gaussian mixture on its what-latents does the clustering."""
+    small = (
+        "of 32 images (8 on fruit2d-sim); a narrow backbone; what-latents of 32, anchor 36, glimpses of "
+        "16; no training wheels; a count prior that falls faster; a learning rate of 1e-3; a "
+        "reconstruction coefficient of 3 (2); biases that make cells start present and dark; gated "
+        "cells."
+    )
     return [
         ModelSpec(
             name="spair",
@@ -29,13 +35,8 @@ def objbench_models() -> list[ModelSpec]:
                     "bright in them (trim); cells are computed a front at a time, with the same result as "
                     "one by one."
                 ),
-                "demo": (
-                    "Scenes of 64x64 with 1 to 5 digits; 1,200 steps (1,700 on fruit2d-sim) of 32 images "
-                    "(8); a narrow backbone; what-latents of 32, anchor 36, glimpses of 16; no training "
-                    "wheels; a count prior that falls faster; a learning rate of 1e-3; a reconstruction "
-                    "coefficient of 3 (2); biases that make cells start present and dark; gated cells."
-                ),
-                "small": "As demo, with 6,000 steps.",
+                "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,200 steps (1,700 on fruit2d-sim) {small}",
+                "small": f"Scenes of 64x64 with 1 to 5 digits; 6,000 steps {small}",
                 "paper": (
                     "What-latents of 256 and an anchor of 72, as GMAIR's comparison says (its Appendix "
                     "B.1); batches of 16 and 440,000 steps, originally 32 and 300,000; glimpses of 28 and "
