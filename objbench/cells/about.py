@@ -6,6 +6,7 @@ None of it is part of a key.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from objbench.cells.identity import MIXTURE, MixtureConfig, identity_of
 from objbench.cells.overrides import build_model_config, build_source_config
 from objbench.hookspecs import DataSpec, ModelSpec
-from objbench.options import build
+from objbench.options import as_json, as_text, build
 from objbench.plugins import Registry
 
 KINDS = {"model": "model", "data": "data set"}
@@ -25,14 +26,26 @@ About = dict[str, dict[str, Any]]
 """As `Training.about`."""
 
 
-def settings_of_source(registry: Registry, name: str, protocol: str) -> dict[str, Any]:
-    """The data set's own config under a protocol, as an identity has it. Runs the plugin's code."""
-    return identity_of(build_source_config(registry, name, protocol, {}))
+def own_of_source(registry: Registry, name: str, protocol: str, config: Any) -> dict[str, Any]:
+    """As `_own`, of a data set under a protocol, and its config as it is to run. Runs the plugin's code."""
+    return _own(config, build_source_config(registry, name, protocol, {}))
 
 
-def settings_of_detector(registry: Registry, name: str, protocol: str, data: str) -> dict[str, Any]:
-    """The detector's own config under a protocol on a data set, as an identity has it. Runs the plugin's code."""
-    return identity_of(build_model_config(registry, name, protocol, data, {}))
+def own_of_detector(registry: Registry, name: str, protocol: str, data: str, config: Any) -> dict[str, Any]:
+    """As `_own`, of a detector under a protocol on a data set. Runs the plugin's code."""
+    return _own(config, build_model_config(registry, name, protocol, data, {}))
+
+
+def _own(config: Any, own: Any) -> dict[str, Any]:
+    """`settings`: the config without the user's options, as an identity has it. `given`: the user's options that are in
+    no identity, of a path the last part."""
+    outside = [f.name for f in dataclasses.fields(own) if not f.metadata.get("identity", True)]
+    chosen, usual = as_json(config), as_json(own)
+    given = {name: chosen[name] for name in outside if chosen[name] != usual[name]}
+    return {
+        "settings": identity_of(own),
+        "given": {name: re.split(r"[/\\]", str(as_text(v)).rstrip("/\\"))[-1] for name, v in given.items()},
+    }
 
 
 def about(
@@ -40,17 +53,19 @@ def about(
     model: str,
     data: str,
     protocol: str,
-    model_settings: Mapping[str, Any],
-    data_settings: Mapping[str, Any],
+    own_model: Mapping[str, Any],
+    own_data: Mapping[str, Any],
 ) -> About:
-    """What `Training.about` holds, from the plugins as they are registered now. Runs no code of theirs."""
+    """What `Training.about` holds, by the plugins as they are registered now. Runs no code of theirs.
+
+    own_model, own_data: what `own_of_detector` and `own_of_source` gave.
+    """
     specs: dict[str, ModelSpec | DataSpec] = {"model": registry.model(model), "data": registry.source(data)}
-    settings = {"model": model_settings, "data": data_settings}
+    own = {"model": own_model, "data": own_data}
     known: About = {MIXTURE: {"settings": identity_of(build(MixtureConfig, MIXTURE))}}
     for kind, spec in specs.items():
-        words = spec_words(spec, protocol)
         plugin = plugin_of(registry, KINDS[kind], spec.name)
-        known[kind] = {**words, "plugin": plugin, "settings": dict(settings[kind])}
+        known[kind] = {**spec_words(spec, protocol), "plugin": plugin, **own[kind]}
     return known
 
 

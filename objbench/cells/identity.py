@@ -46,8 +46,9 @@ class Training:
     about: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
     """What tables and messages say of the plugins, as it was when this was planned, so that they need no plugin.
 
-    "model", "data": the spec's words (`label` and so on), `plugin` (as `objbench.cells.about.plugin_of` gives it) and
-    `settings`, the config under the protocol without the user's options. "gmm": `settings` alone. All may be missing.
+    "model", "data": the spec's words (`label` and so on), `plugin` (as `objbench.cells.about.plugin_of` gives it),
+    `settings`, the config under the protocol without the user's options, and `given`, those of the user's options that
+    are in no identity. "gmm": `settings` alone. Any may be missing: earlier versions recorded none.
     """
 
     @property

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from objbench.cells.about import KINDS, about, is_registered, settings_of_detector, settings_of_source
+from objbench.cells.about import KINDS, about, is_registered, own_of_detector, own_of_source
 from objbench.cells.code import Code, changed_files, clustering_code, code_of, digest, numerics_of
 from objbench.cells.files import canonical
 from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, identity_of, plain
@@ -50,7 +50,7 @@ def matrix(
                 "fingerprint": source.fingerprint(),
                 "protocol": {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"},
             }
-            own_of_data = settings_of_source(registry, data_name, protocol.name)
+            own_data = own_of_source(registry, data_name, protocol.name, source_config)
         for model in dict.fromkeys(models):
             with _blaming(model):
                 spec = registry.model(model)
@@ -58,8 +58,8 @@ def matrix(
                 check_fit(load_target(spec.target), config, source.shape, model, data_name)
                 of_model = {"model": model, "model_config": identity_of(config)}
                 code = code_now(registry, model, data_name)
-                own = settings_of_detector(registry, model, protocol.name, data_name)
-            known = about(registry, model, data_name, protocol.name, own, own_of_data)
+                own = own_of_detector(registry, model, protocol.name, data_name, config)
+            known = about(registry, model, data_name, protocol.name, own, own_data)
             clusterer = clusterer_of(spec, mixture_config)
             model_config, data_config = as_json(config), as_json(source_config)
             for seed in range(seeds):
@@ -78,7 +78,7 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     code = code_now(registry, model, data.name)
     identity = then.identity | _digests(code) | {"fingerprint": plain(source.fingerprint())}
     clusterer = clusterer_of(registry.model(model), old.clusterer.get("config", {}))
-    own = (then.about.get(kind, {}).get("settings", {}) for kind in ("model", "data"))
+    own = [{k: then.about.get(kind, {}).get(k, {}) for k in ("settings", "given")} for kind in KINDS]
     known = about(registry, model, data.name, identity["protocol"]["name"], *own)
     return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer)
 

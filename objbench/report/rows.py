@@ -100,6 +100,7 @@ def rows_of(
     groups: dict[tuple[Any, ...], list[CellResult]] = {}
     shared: dict[tuple[str, ...], set[Fact]] = {}  # what all cells of one data set or model have
     usual: dict[tuple[Any, ...], Usual] = {}
+    given: dict[tuple[Any, ...], set[tuple[str, str]]] = {}  # options that are in no identity
     cells = {r.cell: cells.get(r.cell) or Cell(Training(vars(r), {}, {}, {}), {}) for r in results}
     for result in sorted(results, key=lambda r: r.seed):
         names = (result.protocol, result.data, result.model)
@@ -109,9 +110,11 @@ def rows_of(
         groups.setdefault(group, []).append(result)
         shared.setdefault(names[:2], set(of_data)).intersection_update(of_data)
         shared.setdefault(names, set(of_model)).intersection_update(of_model)
-        for key in ((*names[:2], of_data), group):  # cells of earlier versions recorded no settings
-            if key not in usual or (cell.training.about and not usual[key].about):
+        for part, key in (("data", (*names[:2], of_data)), ("model", group)):
+            about = cell.training.about
+            if key not in usual or (about and not usual[key].about):  # earlier versions recorded no settings
                 usual[key] = Usual.of(registry, cell)
+            given.setdefault(key, set()).update(about.get(part, {}).get("given", {}).items())
     rows = []
     for group, members in groups.items():
         protocol, data, model, of_data, of_model = group
@@ -120,8 +123,9 @@ def rows_of(
             protocol=protocol,
             data=data,
             model=model,
-            data_options=_telling(of_data, shared[protocol, data], of_block.data),
-            options=_telling(of_model, shared[protocol, data, model], of_row.model),
+            data_options=_telling(of_data, shared[protocol, data], of_block.data)
+            + _given(given[protocol, data, of_data]),
+            options=_telling(of_model, shared[protocol, data, model], of_row.model) + _given(given[group]),
             other_code=of_row.other_code(cell),
             about=of_row.about,
             mixture=cell.clusterer["name"] != OWN if cell.clusterer else None,
@@ -229,6 +233,10 @@ def _telling(facts: Facts, shared: set[Fact], usual: Mapping[str, str]) -> tuple
             today = CODE.search(fact.name) and usual.get(fact.name) == fact.value
             said.append(f"{fact.name}={fact.value}" + (" (today's)" if today else ""))
     return tuple(said)
+
+
+def _given(options: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in sorted(options))
 
 
 def words_of(row: Row, registry: Registry) -> dict[str, dict[str, Any]]:

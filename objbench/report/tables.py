@@ -51,7 +51,7 @@ def columns_of(
     for result in results:
         for metric, columns in result.provenance.get("metric_columns", {}).items():
             if registry.is_gone("metric", metric):
-                headings = columns | headings
+                headings |= {value: h for value, h in columns.items() if value not in headings}
     order = list(headings)
     for row in sorted(published, key=lambda p: -len(p.values)):  # the fullest row knows the order best
         values = list(row.values)
