@@ -26,6 +26,30 @@ class ModelSpec:
     """How tables write it; the name when empty. A detector without clusters gets " + GMM" appended."""
     clusters: bool = True
     """False: the harness clusters its what-latents with a Gaussian mixture."""
+    paper: str = ""
+    """The publication, as one cites it."""
+    code: str = ""
+    """Where the authors' own code is."""
+    licence: str = ""
+    """The licence of that code."""
+    differs: Mapping[str, str] = field(default_factory=dict)
+    """Protocol -> what differs from the publication under it; "*": what differs under every protocol."""
+    told: str = ""
+    """What it knows of the data beforehand, such as object sizes and the number of classes."""
+
+    def differs_under(self, protocol: str) -> str:
+        """What differs from the publication under a protocol."""
+        return " ".join(self.differs[key] for key in ("*", protocol) if self.differs.get(key))
+
+
+SAID = {
+    "paper": "paper",
+    "code": "original code",
+    "licence": "licence of that code",
+    "differs": "differs from the paper",
+    "told": "knows beforehand",
+}
+"""Fields of a ModelSpec that say where it comes from -> their titles."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -96,6 +96,22 @@ class Registry:
     def metric_versions(self) -> dict[str, int]:
         """The version of each metric's definition, by the metric's name; figures of another are out of date."""
         return {name: spec.version for name, spec in self.metrics.items()}
+
+    def up_to_date(self, versions: Mapping[str, int]) -> bool:
+        """Whether figures by metrics of these versions are as all metrics here would give them.
+
+        A metric that no plugin registers any more cannot be asked, so it is no reason to compute anything again.
+        """
+        return self.metric_versions.items() <= versions.items()
+
+    def is_gone(self, kind: str, name: str) -> bool:
+        """Whether no plugin registers a name. kind: as in `owners`."""
+        known: dict[str, Mapping[str, Any]] = {
+            "model": self.models,
+            "data set": self.data,
+            "metric": self.metrics,
+        }
+        return name not in known[kind] and (kind, name) not in self.owners
 
     def clashes(self, kind: str) -> dict[str, list[str]]:
         """The names of a kind that several plugins claim, and which do."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from objbench.cells.about import about, own_of_detector, own_of_source
 from objbench.cells.code import digest
 from objbench.cells.files import write_file
 from objbench.cells.identity import OWN, Cell, Training, identity_of, plain, write_cell
@@ -79,7 +80,11 @@ def rekey(registry: Registry, folder: Path, store: Store, with_scenes: set[str])
             "seed": then["seed"],
         }
     ) | {name: digest(files) for name, files in code.items()}
-    training = Training(identity, as_json(config), as_json(data_config), code)
+    protocol = then["protocol"]["name"]
+    own_model = own_of_detector(registry, model, protocol, data, config)
+    own_data = own_of_source(registry, data, protocol, data_config)
+    known = about(registry, model, data, protocol, own_model, own_data)
+    training = Training(identity, as_json(config), as_json(data_config), code, known)
     cell = Cell(training, clusterer_of(spec, then.get("mixture", {})))
     of_cell = store.folder(cell.key)
     of_cell.mkdir(parents=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,13 @@ class Training:
     """The whole configs: also what is not part of the identity, such as where files lie."""
     code: dict[str, Code]
     """The files behind the identity's `model_code`, `data_code` and `harness_code`, each under that name."""
+    about: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
+    """What tables and messages say of the plugins, as it was when this was planned, so that they need no plugin.
+
+    "model", "data": the spec's words (`label` and so on), `plugin` (as `objbench.cells.about.plugin_of` gives it),
+    `settings`, the config under the protocol without the user's options, and `given`, those of the user's options that
+    are in no identity. "gmm": `settings` alone. Any may be missing: earlier versions recorded none.
+    """
 
     @property
     def key(self) -> str:

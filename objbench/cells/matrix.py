@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from objbench.cells.about import KINDS, about, is_registered, own_of_detector, own_of_source
 from objbench.cells.code import Code, changed_files, clustering_code, code_of, digest, numerics_of
 from objbench.cells.files import canonical
 from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, identity_of, plain
@@ -74,10 +76,10 @@ def matrix(
                 continue
             clusterer = clusterer_of(registry.model(model), mixture_config)
             of_both = source["identity"] | detector["identity"] | {"protocol": of_protocol} | _digests(code)
+            known = about(registry, model, data_name, protocol.name, detector["own"], source["own"])
             for seed in seeds:
-                training = Training(
-                    plain(of_both | {"seed": seed}), detector["config"], source["config"], code
-                )
+                identity = plain(of_both | {"seed": seed})
+                training = Training(identity, detector["config"], source["config"], code, known)
                 cells.append(Cell(training, clusterer))
     return sorted(cells, key=lambda cell: seeds.index(cell.training.identity["seed"]))
 
@@ -96,8 +98,10 @@ def _ask_source(registry: Registry, name: str, protocol: str, overrides: Overrid
         canonical(fingerprint)  # TypeError when it is not JSON
     with calling(who, "its shape"):
         shape = [int(size) for size in source.shape]
+    with calling(who, "its settings"):
+        own = own_of_source(registry, name, protocol, config)
     identity = {"data": name, "data_config": identity_of(config), "fingerprint": fingerprint}
-    return {"identity": identity, "config": as_json(config), "shape": shape}
+    return {"identity": identity, "config": as_json(config), "shape": shape, "own": own}
 
 
 def _ask_detector(
@@ -113,7 +117,10 @@ def _ask_detector(
         config = build_model_config(registry, name, protocol, data, overrides)
     with calling(who, "its constructor"):
         check_fit(detector_class, config, SceneShape(*shape), name, data)
-    return {"identity": {"model": name, "model_config": identity_of(config)}, "config": as_json(config)}
+    with calling(who, "its settings"):
+        own = own_of_detector(registry, name, protocol, data, config)
+    identity = {"model": name, "model_config": identity_of(config)}
+    return {"identity": identity, "config": as_json(config), "own": own}
 
 
 def as_it_is_now(registry: Registry, old: Cell) -> Cell:
@@ -128,7 +135,9 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     code = code_now(registry, model, data.name)
     identity = then.identity | _digests(code) | {"fingerprint": fingerprint}
     clusterer = clusterer_of(registry.model(model), old.clusterer.get("config", {}))
-    return Cell(dataclasses.replace(then, identity=identity, code=code), clusterer)
+    own = [{k: then.about.get(kind, {}).get(k, {}) for k in ("settings", "given")} for kind in KINDS]
+    known = about(registry, model, data.name, identity["protocol"]["name"], *own)
+    return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer)
 
 
 def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
@@ -139,6 +148,45 @@ def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
         "data_code": code_of(targets[1]),
         "harness_code": numerics_of(*targets),
     }
+
+
+def codes_now(registry: Registry, training: Training) -> dict[str, str]:
+    """The digests of `code_now` by their names in an identity, as far as the plugins are there to be read."""
+    found: dict[str, str] = {}
+    targets = []
+    for kind, table in (("model", registry.models), ("data", registry.data)):
+        name = training.identity.get(kind, "")
+        if is_registered(registry, kind, name):
+            with contextlib.suppress(ModuleNotFoundError):
+                found[f"{kind}_code"] = digest(code_of(table[name].target))
+                targets.append(table[name].target)
+    if len(targets) == 2:
+        found["harness_code"] = digest(numerics_of(*targets))
+    return found
+
+
+def is_current(registry: Registry, cell: Cell, contents: dict[str, Any]) -> bool:
+    """Whether a cell is what a run with its options would give today: by code, and by the content of its data set.
+
+    False when a plugin is gone. contents: fingerprints that earlier calls have found; a data set is constructed only
+    where the code is the same, and once. UsageError when it cannot be constructed.
+    """
+    training, identity = cell.training, cell.training.identity
+    if not all(is_registered(registry, kind, identity[kind]) for kind in KINDS):
+        return False
+    own = {} if cell.clusterer["name"] == OWN else {"code": digest(clustering_code())}
+    if not (
+        identity.items() >= codes_now(registry, training).items() and cell.clusterer.items() >= own.items()
+    ):
+        return False
+    name = identity["data"]
+    key = canonical([name, training.data_config])
+    if key not in contents:
+        with calling(f"'{name}'", "its constructor"):
+            source_class = load_target(registry.source(name).target)
+            source = source_class(build(source_class.Config, name, training.data_config), 0)
+            contents[key] = plain(source.fingerprint())
+    return bool(contents[key] == identity["fingerprint"])
 
 
 def changes_of_code(registry: Registry, training: Training) -> list[str]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
+from objbench.cells.protocols import PROTOCOLS
 from objbench.commands.shared import json_option, plugin_option
 from objbench.errors import unknown
 from objbench.guarded import calling
+from objbench.hookspecs import SAID, ModelSpec
 from objbench.plugins import Registry, load_plugins, load_target
 
 
@@ -22,13 +24,20 @@ from objbench.plugins import Registry, load_plugins, load_target
 @plugin_option
 def list_(kind: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
     """List the models, data sets or metrics there are."""
-    specs = getattr(load_plugins(plugin_files), kind).values()
+    registry = load_plugins(plugin_files)
+    specs = getattr(registry, kind)
+    clashes = registry.clashes({"models": "model", "data": "data set", "metrics": "metric"}[kind])
+    summaries = {name: spec.summary for name, spec in specs.items()}
+    summaries |= {name: "" for name in clashes}  # neither of the two is meant
     if as_json:
-        click.echo(json.dumps([{"name": s.name, "summary": s.summary} for s in specs], indent=2))
+        rows = [{"name": n, "summary": s, "claimed_by": clashes.get(n, [])} for n, s in summaries.items()]
+        click.echo(json.dumps(rows, indent=2))
         return
-    width = max((len(s.name) for s in specs), default=0)
-    for spec in specs:
-        click.echo(f"{spec.name:<{width}}  {spec.summary}")
+    width = max(map(len, summaries), default=0)
+    for name, summary in summaries.items():
+        owners = clashes.get(name)
+        line = f"CLASH: {len(owners)} plugins register it: {', '.join(owners)}" if owners else summary
+        click.echo(f"{name:<{width}}  {line}")
 
 
 @click.command()
@@ -66,6 +75,8 @@ def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
 
     click.echo(f"{facts['name']} ({facts['kind']}): {facts['summary']}\nfrom {facts['target']}\n")
     click.echo(facts["doc"])
+    for title, words in facts["said"].items():
+        click.echo("\n" + click.wrap_text(f"{title}: {words}", 100, subsequent_indent="    "))
     outside = f"; that of {', '.join(facts['foreign'])} is not" if facts["foreign"] else ""
     click.echo(f"\ncode in the key of its cells: {', '.join(facts['code']) or 'none'}{outside}")
     for row in facts["options"]:
@@ -81,7 +92,6 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
     from inspect import getdoc
 
     from objbench.cells.code import clustering_code, code_of, foreign
-    from objbench.cells.protocols import PROTOCOLS
     from objbench.options import as_json, describe
 
     if name == "gmm":  # not a plugin: it clusters for every detector that does not
@@ -95,6 +105,7 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
             "doc": getdoc(MixtureConfig) or "",
             "code": sorted(clustering_code()),
             "foreign": ["sklearn"],
+            "said": {},
             "options": [{**asdict(row), "settings": {}} for row in describe(MixtureConfig)],
         }
     kinds: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
@@ -131,5 +142,16 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
         "doc": getdoc(target) or "",
         "code": sorted(code_of(spec.target)),
         "foreign": foreign(spec.target),
+        "said": _said(spec) if isinstance(spec, ModelSpec) else {},
         "options": options,
     }
+
+
+def _said(spec: ModelSpec) -> dict[str, str]:
+    """What a model's spec says beside its name, each under its title; nothing where it says nothing."""
+    said = {title: getattr(spec, part) for part, title in SAID.items() if part != "differs"}
+    differs = {
+        f"{SAID['differs']} under {'every protocol' if p == '*' else p}": words
+        for p, words in spec.differs.items()
+    }
+    return {title: words for title, words in (said | differs).items() if words}

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from objbench.commands.shared import find_cell, out_option, plugin_option, warn_of_changed_code
+from objbench.commands.shared import (
+    find_cell,
+    out_option,
+    plugin_option,
+    require_plugins,
+    warn_of_changed_code,
+)
 from objbench.errors import UsageError
 from objbench.guarded import calling
 from objbench.plugins import load_plugins
@@ -106,7 +112,8 @@ def predict(
             raise UsageError(f"cell {key} is not done but {result.status}; run it first")
         verify_checksums(folder, files)
         cell_ = read_cell(folder)
-        warn_of_changed_code(registry, cell_.training)
+        require_plugins(registry, key, cell_.training, ["model"])  # the data is not needed
+        warn_of_changed_code(registry, key, cell_.training)
         verify_checksums(folder.parent, read_trained(folder.parent).files)
         who = f"'{cell_.training.identity['model']}'"
         with calling(who, "its constructor"):

@@ -9,7 +9,14 @@ from pathlib import Path
 import click
 
 from objbench.cells.protocols import PROTOCOLS, protocol
-from objbench.commands.shared import PLAN_TIMEOUT, as_typed, out_option, plugin_option, warn_of_clashes
+from objbench.commands.shared import (
+    PLAN_TIMEOUT,
+    as_typed,
+    names,
+    out_option,
+    plugin_option,
+    warn_of_clashes,
+)
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -36,6 +43,22 @@ FORMATS = ["table", "md", "latex", "csv", "json"]
     help="Draws of the test scenes, for --intervals.",
 )
 @click.option("--protocol", "protocol_name", metavar="|".join(PROTOCOLS), help="Only cells of this protocol.")
+@click.option(
+    "--models", multiple=True, callback=names, metavar="NAME[,NAME]", help="Only cells of these detectors."
+)
+@click.option(
+    "--data", multiple=True, callback=names, metavar="NAME[,NAME]", help="Only cells of these data sets."
+)
+@click.option(
+    "--current", is_flag=True, help="Only cells that were run with the code and the data installed now."
+)
+@click.option(
+    "--long",
+    "long_",
+    is_flag=True,
+    help="Add for each detector its paper, code and licence, what differs from the paper, and what it knows "
+    "beforehand.",
+)
 @click.option("--to", "target", metavar="FILE", help="Write to this file instead of stdout.")
 @plugin_option
 def report(
@@ -45,13 +68,18 @@ def report(
     intervals: bool,
     resamples: int,
     protocol_name: str | None,
+    models: list[str],
+    data: list[str],
+    current: bool,
+    long_: bool,
     target: str | None,
     plugin_files: tuple[str, ...],
 ) -> None:
     """Print the table of all cells in a directory, with the rows and columns of Table 2 of the GMAIR paper.
 
     Figures are mean ± standard deviation over seeds. The last column says how many these are, and how the
-    cells that are not done ended.
+    cells that are not done ended. In [brackets] stands what of a row is not the protocol's own setting, or not the code
+    that is installed now.
     """
     if protocol_name is not None:
         protocol(protocol_name)
@@ -60,18 +88,17 @@ def report(
 
     from objbench.cells.store import Store
     from objbench.report import tables, text
-    from objbench.report.believed import read_cells
+    from objbench.report.believed import Wanted, read_cells
     from objbench.report.rows import rows_of, seeds_that_lack
     from objbench.run.planning import Planner
     from objbench.run.progress import console_on
 
     hint = as_typed("run", "--out", out, plugins=plugin_files)
+    wanted = Wanted(protocol_name, models, data, current)
     with Planner(plugin_files, PLAN_TIMEOUT) as planner:  # asked only where metrics have changed
-        results, identities = read_cells(
-            Store(out), registry, protocol_name, intervals, planner.rescore, hint
-        )
+        results, cells = read_cells(Store(out), registry, wanted, intervals, planner.rescore, hint)
     published = registry.published if paper else []
-    rows = rows_of(results, identities, registry, published)
+    rows = rows_of(results, cells, registry, published)
     for line in seeds_that_lack(rows):
         click.echo(f"warning: {line}", err=True)
     comparison = None
@@ -79,7 +106,8 @@ def report(
         from objbench.report.statistics import compare_rows  # torch
 
         comparison = compare_rows(rows, registry, resamples)
-    table = tables.build(rows, tables.columns_of(registry, published), registry, comparison)
+    columns = tables.columns_of(registry, published, results)
+    table = tables.build(rows, columns, registry, comparison, long_)
     console = console_on(stderr=False) if target is None and sys.stdout.isatty() else None
     writers = {"md": text.markdown, "latex": text.latex, "csv": text.csv, "json": text.as_json}
     written = text.draw(table, console) if form == "table" else writers[form](table)

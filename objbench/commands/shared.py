@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
+from objbench.cells.about import KINDS, is_registered, package_words
 from objbench.cells.identity import Training
 from objbench.cells.matrix import changes_of_code
 from objbench.cells.result import CellResult
@@ -73,9 +75,9 @@ def warn_of_clashes(registry: Registry) -> None:
 
 
 def names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """`--models a,b --models c` as ["a", "b", "c"]."""
+    """`--models a,b --models c` as ["a", "b", "c"]; an option that is not given as []."""
     found = [name.strip() for value in values for name in value.split(",") if name.strip()]
-    if not found:
+    if values and not found:
         raise click.BadParameter("names nothing")
     return found
 
@@ -118,9 +120,43 @@ def find_cell(cell: str, out: str) -> Path:
     raise UsageError(f"no cell in {out} begins with '{cell}' (cells: {', '.join(keys) or 'none'})")
 
 
-def warn_of_changed_code(registry: Registry, training: Training) -> None:
-    """A line on stderr if a training's code is not what it was when it ran, with the files that changed."""
-    if changed := changes_of_code(registry, training):
+def require_plugins(registry: Registry, cell: str, training: Training, kinds: Iterable[str] = KINDS) -> None:
+    """UsageError, which names the cell and who had registered it, when a plugin of a training is gone or claimed twice.
+
+    kinds: "model" or "data", or both.
+    """
+    for kind in kinds:
+        name = training.identity[kind]
+        if registry.is_gone(KINDS[kind], name):
+            raise UsageError(f"cell {cell}: {gone(registry, training, kind)}")
+        try:
+            registry.model(name) if kind == "model" else registry.source(name)
+        except UsageError as error:
+            raise UsageError(f"cell {cell}: {error}") from None
+
+
+def gone(registry: Registry, training: Training, kind: str) -> str:
+    """That no plugin registers the model or the data of a training, who had, and what to do."""
+    plugin = training.about.get(kind, {}).get("plugin", {})
+    if source := package_words(plugin):
+        todo = "give it with --plugin" if "file" in plugin else "install it again"
+        came = f"{source} had registered it; {todo}"
+    else:
+        came = "which package had registered it is not recorded; install that, or give its file with --plugin"
+    broken = sum(bool(plugin.error) for plugin in registry.plugins)
+    hint = f" ({broken} did not load, objbench plugins says why)" if broken else ""
+    return f"no plugin registers the {KINDS[kind]} '{training.identity[kind]}' any more; {came}{hint}"
+
+
+def warn_of_changed_code(registry: Registry, cell: str, training: Training) -> None:
+    """A line on stderr if a training's code is not what it was when it ran, with the files that changed; one for each
+    plugin of it that is gone."""
+    missing = [kind for kind in KINDS if registry.is_gone(KINDS[kind], training.identity[kind])]
+    for kind in missing:
+        click.echo(f"warning: cell {cell}: {gone(registry, training, kind)}", err=True)
+    if all(is_registered(registry, kind, training.identity[kind]) for kind in KINDS) and (
+        changed := changes_of_code(registry, training)
+    ):
         click.echo(
             f"warning: training {training.key} was run with other code than there is now: "
             f"{', '.join(changed)} changed since",

@@ -32,8 +32,7 @@ def show(cell: str, out: str, plugin_files: tuple[str, ...]) -> None:
         if result.status != "done":
             raise UsageError(f"cell {result.cell} is not done but {result.status}; run it first")
         training = read_training(folder.parent)
-        if result.model in registry.models and result.data in registry.data:
-            warn_of_changed_code(registry, training)
+        warn_of_changed_code(registry, result.cell, training)
         pictures = draw(folder, registry.columns)
     except Damaged as error:
         raise UsageError(f"cell {folder.parent.name}/{folder.name}: {error}; run it again") from None

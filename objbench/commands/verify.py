@@ -12,7 +12,7 @@ import click
 from objbench.cells.difference import figures_that_differ, surroundings_that_differ
 from objbench.cells.matrix import as_it_is_now
 from objbench.commands.devices import find_devices
-from objbench.commands.shared import find_cell, plugin_option, warn_of_changed_code
+from objbench.commands.shared import find_cell, plugin_option, require_plugins, warn_of_changed_code
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -51,9 +51,10 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         ) from None
     if recorded.status != "done":
         raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; there is nothing to verify")
+    require_plugins(registry, old.key, old.training)
     new = as_it_is_now(registry, old)
     check_data_of(registry, [new])
-    warn_of_changed_code(registry, old.training)  # before it trains for minutes
+    warn_of_changed_code(registry, old.key, old.training)  # before it trains for minutes
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(to or scratch)
         if to and Path(to).resolve() == Path(directory).resolve():

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from objbench.cells.files import Damaged, verify_checksums
-from objbench.cells.identity import read_cell
+from objbench.cells.identity import Cell, read_cell
+from objbench.cells.matrix import is_current
 from objbench.cells.result import CellResult
 from objbench.cells.store import read_record, read_trained, update_record
 from objbench.errors import UsageError
@@ -30,7 +33,7 @@ IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config"]
 """What a record repeats of the identity."""
 
 
-def identity_of(result: CellResult) -> dict[str, Any]:
+def cell_of(result: CellResult) -> Cell:
     """What the cell is, by its `cell.json` and its training's `training.json`.
 
     Damaged unless its folders are named by that, its record is of that, and every file with a checksum is as it was
@@ -46,7 +49,7 @@ def identity_of(result: CellResult) -> dict[str, Any]:
     verify_checksums(folder, read_record(folder)[1])
     if result.status == "done":
         verify_checksums(folder.parent, read_trained(folder.parent).files)
-    return cell.identity
+    return cell
 
 
 def check_figures(registry: Registry, result: CellResult) -> None:
@@ -78,32 +81,58 @@ def check_figures(registry: Registry, result: CellResult) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which cells a report is of; by default all."""
+
+    protocol: str | None = None
+    models: Sequence[str] = ()
+    """Empty: any; so is `data`."""
+    data: Sequence[str] = ()
+    current: bool = False
+    """Only cells of what is installed now, as `is_current` says."""
+
+    def admits(self, result: CellResult) -> bool:
+        """Whether a cell is wanted, but for `current`."""
+        return (
+            self.protocol in (None, result.protocol)
+            and (not self.models or result.model in self.models)
+            and (not self.data or result.data in self.data)
+        )
+
+    def __str__(self) -> str:
+        words = [f" of {', '.join(self.models)}"] if self.models else []
+        words += [f" on {', '.join(self.data)}"] if self.data else []
+        words += [f" of protocol {self.protocol}"] if self.protocol else []
+        return "".join([*words, " of what is installed now" if self.current else ""])
+
+
 def read_cells(
     store: Store,
     registry: Registry,
-    protocol_name: str | None,
+    wanted: Wanted,
     recheck: bool,
     rescore: Callable[[CellResult], tuple[CellResult, list[str]]],
     hint: str = "objbench run",
-) -> tuple[list[CellResult], dict[str, dict[str, Any]]]:
-    """Cells that can be believed, by the metrics as they are now, and their identities.
+) -> tuple[list[CellResult], dict[str, Cell]]:
+    """Cells that are wanted and can be believed: by the metrics as they are now, and what they are.
 
-    A line on stderr for each of the others. UsageError when nothing is left. recheck: whether the figures of
-    finished cells are held against their raw detections, which takes torch and time. rescore: gives a
-    result by the metrics as they are now, and a line for each metric that fails. hint: the command that makes cells
-    there.
+    A line on stderr for each that cannot be believed, and for each name in `wanted` that no cell has. UsageError, which
+    says what there is, when nothing is left. recheck: whether the figures of finished cells are held against their raw
+    detections, which takes torch and time. rescore: gives a result by the metrics as they are now, and a line for each
+    metric that fails. hint: the command that makes cells there.
     """
 
     found, warnings = store.results()
-    results, identities = [], {}
-    for result in found:
-        if protocol_name not in (None, result.protocol):
-            continue
+    results, cells = [], {}
+    contents: dict[str, Any] = {}
+    for result in filter(wanted.admits, found):
         try:
-            identities[result.cell] = identity_of(result)
-            if (
-                result.status == "done"
-                and result.provenance.get("metric_versions") != registry.metric_versions
+            cell = cell_of(result)
+            if wanted.current and not is_current(registry, cell, contents):
+                continue
+            if result.status == "done" and not registry.up_to_date(
+                result.provenance.get("metric_versions", {})
             ):
                 fresh, complaints = rescore(result)
                 warnings += [f"cell {result.cell}: {complaint}" for complaint in complaints]
@@ -113,13 +142,21 @@ def read_cells(
                 result = fresh
             elif result.status == "done" and recheck:
                 check_figures(registry, result)
-        except Damaged as error:
+        except (Damaged, UsageError) as error:  # the latter of a data set whose content cannot be compared
             warnings.append(f"cell {result.cell} is left out: {error}")
             continue
         results.append(result)
+        cells[result.cell] = cell
+    for kind, names, known in (
+        ("model", wanted.models, {r.model for r in found}),
+        ("data set", wanted.data, {r.data for r in found}),
+    ):
+        warnings += [f"no cell in {store.out} is of the {kind} '{n}'" for n in names if n not in known]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if not results:
-        which = f" of protocol {protocol_name}" if protocol_name else ""
-        raise UsageError(f"no cells{which} in {store.out}; run some with `{hint}`")
-    return results, identities
+        kinds = Counter(f"{r.model} on {r.data} ({r.protocol}" for r in found)
+        there = ", ".join(f"{kind}, {n})" for kind, n in sorted(kinds.items()))
+        what = f"there are: {there}" if there else f"run some with `{hint}`"
+        raise UsageError(f"no cells{wanted} in {store.out}; {what}")
+    return results, cells

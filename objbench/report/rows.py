@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
-from objbench.cells.files import canonical
+from objbench.cells.about import spec_words
+from objbench.cells.code import clustering_code, digest
+from objbench.cells.identity import MIXTURE, OWN, Cell, Training, plain
+from objbench.cells.matrix import codes_now
 from objbench.cells.protocols import PROTOCOLS
 from objbench.cells.result import CellResult
-from objbench.hookspecs import Published
+from objbench.hookspecs import DataSpec, ModelSpec, Published
+from objbench.options import as_text
 from objbench.plugins import Registry
 
-Facts = tuple[tuple[str, str], ...]
-"""Option and value, sorted."""
+
+class Fact(NamedTuple):
+    """One thing that a cell's figures depend on."""
+
+    name: str
+    value: str
+    """As text: an option as a user writes it, code as the first digits of its digest."""
+
+
+Facts = tuple[Fact, ...]
+"""Sorted by name."""
 
 
 def seeds_that_lack(rows: Iterable[Row]) -> list[str]:
@@ -41,9 +54,15 @@ class Row:
     data: str = ""
     model: str = ""
     data_options: tuple[str, ...] = ()
-    """What sets its data apart from that of other rows, as "key=value"."""
+    """What of its data is not the protocol's own or not of today, or is other than in other rows, as "key=value"."""
     options: tuple[str, ...] = ()
-    """What sets its model apart from the other rows of that name, as "key=value"."""
+    """The same of its model."""
+    other_code: tuple[str, ...] = ()
+    """What code it was run with that is not what is installed now: "gmair 498cf6 (now 3fae12)"."""
+    about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """As `Training.about`: what is known of its plugins by the cells."""
+    mixture: bool | None = None
+    """Whether a Gaussian mixture clustered; None when the cells do not say."""
     results: tuple[CellResult, ...] = ()
     published: Published | None = None
     """What is printed beside it."""
@@ -65,69 +84,180 @@ class Row:
 
 
 def rows_of(
-    results: Iterable[CellResult],
-    identities: Mapping[str, Mapping[str, Any]],
+    results: Collection[CellResult],
+    cells: Mapping[str, Cell],
     registry: Registry,
     published: Sequence[Published] = (),
 ) -> list[Row]:
     """Cells as rows: by protocol, then data, then model, in the order of published tables, then registration.
 
-    Cells share a row when they differ in the seed alone; rows of one name are told apart by what differs.
-    identities: cell -> all that its figures depend on, as `cell.json` has it; if missing, its configs.
+    Cells share a row when they differ in the seed alone. A row says what of it is not the protocol's own setting, and
+    not the code that is installed now; rows of one name also say what else differs between them.
+    cells: the cells of the results, by key; of one that is missing only the configs count.
     published: goes beside the rows of its model and data (or of data that stand in for these); what matches
     no row follows in rows of its own.
     """
     groups: dict[tuple[Any, ...], list[CellResult]] = {}
-    shared: dict[tuple[str, ...], set[tuple[str, str]]] = {}  # what all cells of one data set or model have
+    shared: dict[tuple[str, ...], set[Fact]] = {}  # what all cells of one data set or model have
+    usual: dict[tuple[Any, ...], Usual] = {}
+    given: dict[tuple[Any, ...], set[tuple[str, str]]] = {}  # options that are in no identity
+    cells = {r.cell: cells.get(r.cell) or Cell(Training(vars(r), {}, {}, {}), {}) for r in results}
     for result in sorted(results, key=lambda r: r.seed):
         names = (result.protocol, result.data, result.model)
-        of_data, of_model = _facts(identities.get(result.cell) or vars(result))
-        groups.setdefault((*names, of_data, of_model), []).append(result)
+        cell = cells[result.cell]
+        of_data, of_model = facts_of_data(cell), facts_of_model(cell)
+        group = (*names, of_data, of_model)
+        groups.setdefault(group, []).append(result)
         shared.setdefault(names[:2], set(of_data)).intersection_update(of_data)
         shared.setdefault(names, set(of_model)).intersection_update(of_model)
+        for part, key in (("data", (*names[:2], of_data)), ("model", group)):
+            about = cell.training.about
+            if key not in usual or (about and not usual[key].about):  # earlier versions recorded no settings
+                usual[key] = Usual.of(registry, cell)
+            given.setdefault(key, set()).update(about.get(part, {}).get("given", {}).items())
     rows = []
-    for (protocol, data, model, of_data, of_model), group in groups.items():
-        data_options = _telling(of_data, shared[protocol, data])
-        options = _telling(of_model, shared[protocol, data, model])
-        rows.append(Row(protocol, data, model, data_options, options, tuple(group)))
+    for group, members in groups.items():
+        protocol, data, model, of_data, of_model = group
+        cell, of_block, of_row = cells[members[0].cell], usual[protocol, data, of_data], usual[group]
+        row = Row(
+            protocol=protocol,
+            data=data,
+            model=model,
+            data_options=_telling(of_data, shared[protocol, data], of_block.data)
+            + _given(given[protocol, data, of_data]),
+            options=_telling(of_model, shared[protocol, data, model], of_row.model) + _given(given[group]),
+            other_code=of_row.other_code(cell),
+            about=of_row.about,
+            mixture=cell.clusterer["name"] != OWN if cell.clusterer else None,
+            results=tuple(members),
+        )
+        rows.append(row)
     rows.sort(key=lambda row: _place(row, registry))
     rows = [replace(row, published=_published(row, registry, published)) for row in rows]
     rest = [p for p in published if not any(p is row.published for row in rows)]
     return rows + [Row(published=p) for p in rest]
 
 
-def _facts(identity: Mapping[str, Any]) -> tuple[Facts, Facts]:
-    """What an identity says of the data and of the model, but for their names."""
-    clusterer = identity.get("clusterer", {"name": "own"})
-    data = {
-        **identity["data_config"],
-        "content": _short(identity.get("fingerprint")),
-        "code": str(identity.get("data_code"))[:6],
+def facts_of_data(cell: Cell) -> Facts:
+    """What figures depend on of the data set."""
+    identity = cell.training.identity
+    facts = _options(identity["data_config"]) | _options(_flat("content", identity.get("fingerprint")))
+    return _sorted(facts | _code("code", identity.get("data_code")))
+
+
+def facts_of_model(cell: Cell) -> Facts:
+    """What figures depend on of the detector, what clusters for it, objbench and the protocol."""
+    identity, clusterer = cell.training.identity, cell.clusterer
+    name = clusterer.get("name", OWN)
+    facts = _options(identity["model_config"])
+    facts |= _options({f"{name}.{k}": v for k, v in clusterer.get("config", {}).items()})
+    scale = identity["protocol"]
+    facts |= _options({f"protocol.{k}": v for k, v in scale.items()} if isinstance(scale, Mapping) else {})
+    facts |= _code("code", identity.get("model_code")) | _code("objbench", identity.get("harness_code"))
+    return _sorted(facts | _code(f"{name}.code", clusterer.get("code")))
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a reader takes for granted in a cell: the protocol's own settings, and the code that is installed now."""
+
+    data: Mapping[str, str]
+    """Fact -> its usual value; a fact that is missing here has none."""
+    model: Mapping[str, str]
+    code: Mapping[str, str]
+    """Part of an identity -> the digest of today's code, as far as it is known."""
+    about: Mapping[str, Mapping[str, Any]]
+    """As `Training.about`."""
+
+    @staticmethod
+    def of(registry: Registry, cell: Cell) -> Usual:
+        """What is usual for a cell, by what it recorded of its settings, and by what is installed."""
+        identity, about = cell.training.identity, cell.training.about
+        code = codes_now(registry, cell.training)
+        name = cell.clusterer.get("name", OWN)
+        if name == MIXTURE:
+            code["clusterer_code"] = digest(clustering_code())
+        known = {part: about.get(part, {}).get("settings", {}) for part in ("model", "data", name)}
+        model = _options(known["model"]) | _options({f"{name}.{k}": v for k, v in known[name].items()})
+        scale = identity["protocol"]
+        if isinstance(scale, Mapping) and scale.get("name") in PROTOCOLS:
+            model |= _options({f"protocol.{k}": v for k, v in asdict(PROTOCOLS[scale["name"]]).items()})
+        model |= _code("code", code.get("model_code")) | _code("objbench", code.get("harness_code"))
+        model |= _code(f"{name}.code", code.get("clusterer_code"))
+        data = _options(known["data"]) | _code("code", code.get("data_code"))
+        return Usual(data, model, code, about)
+
+    def other_code(self, cell: Cell) -> tuple[str, ...]:
+        """What code a cell was run with that is not today's, a text each."""
+        identity = cell.training.identity | {"clusterer_code": cell.clusterer.get("code")}
+        owners = {"model_code": identity.get("model"), "data_code": identity.get("data")}
+        owners |= {"harness_code": "objbench", "clusterer_code": cell.clusterer.get("name")}
+        return tuple(
+            f"{owners[part]} {identity[part][:DIGITS]} (now {today[:DIGITS]})"
+            for part, today in self.code.items()
+            if identity.get(part) not in (None, today)
+        )
+
+
+DIGITS = 6
+"""How many of a digest are printed."""
+CODE = re.compile(r"(^|\.)code$|^objbench$")
+"""Facts that are code."""
+
+
+def _options(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: as_text(plain(value)) for name, value in values.items()}
+
+
+def _code(name: str, found: str | None) -> dict[str, str]:
+    return {name: found[:DIGITS]} if found else {}
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """A fingerprint's values under dotted names; of a checksum the first digits."""
+    if isinstance(value, Mapping):
+        return {k: v for key, part in value.items() for k, v in _flat(f"{name}.{key}", part).items()}
+    checksum = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16,}", value)
+    return {name: value[:DIGITS] if checksum else value}
+
+
+def _sorted(facts: Mapping[str, str]) -> Facts:
+    return tuple(Fact(name, facts[name]) for name in sorted(facts))
+
+
+def _telling(facts: Facts, shared: set[Fact], usual: Mapping[str, str]) -> tuple[str, ...]:
+    """What must be said of a row: what is not usual, and what other rows of its name do not have."""
+    said = []
+    for fact in facts:
+        if fact not in shared or usual.get(fact.name, fact.value) != fact.value:
+            today = CODE.search(fact.name) and usual.get(fact.name) == fact.value
+            said.append(f"{fact.name}={fact.value}" + (" (today's)" if today else ""))
+    return tuple(said)
+
+
+def _given(options: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in sorted(options))
+
+
+def words_of(row: Row, registry: Registry) -> dict[str, dict[str, Any]]:
+    """What is said of a row's "model" and "data": by their specs, or by its cells where no plugin registers them."""
+    specs: dict[str, ModelSpec | DataSpec | None]
+    specs = {"model": registry.models.get(row.model), "data": registry.data.get(row.data)}
+    return {
+        part: dict(row.about.get(part, {})) if spec is None else spec_words(spec, row.protocol)
+        for part, spec in specs.items()
     }
-    model = {
-        **identity["model_config"],
-        **{f"{clusterer['name']}.{k}": v for k, v in clusterer.get("config", {}).items()},
-        f"{clusterer['name']}.code": str(clusterer.get("code"))[:6],
-        "protocol": _short(identity["protocol"]),
-        "code": str(identity.get("model_code"))[:6],
-        "objbench": str(identity.get("harness_code"))[:6],
-    }
-    of_data, of_model = (tuple(sorted((k, str(v)) for k, v in part.items())) for part in (data, model))
-    return of_data, of_model
 
 
-def _short(value: Any) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:6]
-
-
-def _telling(facts: Facts, shared: set[tuple[str, str]]) -> tuple[str, ...]:
-    return tuple(f"{k}={v}" for k, v in facts if (k, v) not in shared)
+def stand_in_for(row: Row, registry: Registry) -> str:
+    """The label of the data set that a row's imitates, or ""."""
+    return str(words_of(row, registry)["data"].get("stand_in_for", ""))
 
 
 def _place(row: Row, registry: Registry) -> tuple[Any, ...]:
     """Where a row stands: as in the published tables, then as registered, then by name."""
-    spec = registry.data.get(row.data)
-    data = [row.data, *([spec.stand_in_for] if spec and spec.stand_in_for else [])]
+    imitated = stand_in_for(row, registry)
+    data = [row.data, *([imitated] if imitated else [])]
     of_data = [name for p in registry.published for name in (p.data, p.data_label)]
     return (
         _rank([row.protocol], PROTOCOLS),
@@ -147,7 +277,7 @@ def _rank(names: Sequence[str], order: Iterable[str]) -> int:
 
 def _published(row: Row, registry: Registry, published: Sequence[Published]) -> Published | None:
     """The first that is of this model on this data, or on what this data stands in for."""
-    imitated = registry.data[row.data].stand_in_for if row.data in registry.data else ""
+    imitated = stand_in_for(row, registry)
     for p in published:
         if p.model == row.model and (p.data == row.data or (imitated and p.data_label == imitated)):
             return p

@@ -9,14 +9,15 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from objbench.cells.about import KINDS, package_words
 from objbench.cells.result import CellResult
-from objbench.hookspecs import Published
+from objbench.hookspecs import SAID, Published
 from objbench.plugins import Registry
-from objbench.report.rows import Row
+from objbench.report.rows import Row, words_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,9 +42,16 @@ class Table:
     """What a reader must know, one line each."""
 
 
-def columns_of(registry: Registry, published: Sequence[Published] = ()) -> dict[str, str]:
-    """Metric value -> heading: what metrics make columns of, and what else was published, in its order."""
+def columns_of(
+    registry: Registry, published: Sequence[Published] = (), results: Iterable[CellResult] = ()
+) -> dict[str, str]:
+    """Metric value -> heading: what metrics make columns of, also those that no plugin registers any more but of which
+    these results have figures; and what else was published, in its order."""
     headings = {value: h for spec in registry.metrics.values() for value, h in spec.columns.items()}
+    for result in results:
+        for metric, columns in result.provenance.get("metric_columns", {}).items():
+            if registry.is_gone("metric", metric):
+                headings |= {value: h for value, h in columns.items() if value not in headings}
     order = list(headings)
     for row in sorted(published, key=lambda p: -len(p.values)):  # the fullest row knows the order best
         values = list(row.values)
@@ -59,8 +67,10 @@ def build(
     columns: Mapping[str, str],
     registry: Registry,
     comparison: Comparison | None = None,
+    long: bool = False,
 ) -> Table:
-    """The table of `rows_of`. comparison: what `statistics.compare` says of these very rows."""
+    """The table of `rows_of`. comparison: what `statistics.compare` says of these very rows. long: whether notes say of
+    each model what its spec does: paper, code, differences, what it knows beforehand."""
     import pandas as pd
 
     healthy = {k: v for spec in registry.metrics.values() for k, v in spec.healthy.items()}
@@ -95,6 +105,8 @@ def build(
             pair |= dict(zip((name, f"{name}_low", f"{name}_high"), figures, strict=True))
         pairs.append(pair)
     notes = _notes(rows, records, registry, healthy, comparison)
+    notes += [line for row in rows if long for line in spec_notes(row, registry)]
+    notes = list(dict.fromkeys(notes))
     return Table(pd.DataFrame(records), pd.DataFrame(pairs), columns, notes)
 
 
@@ -103,8 +115,9 @@ def _words(row: Row, registry: Registry) -> dict[str, Any]:
     p = row.published
     quoted = {"paper": p.source if p else "", "paper_data_label": (p.data_label or p.data) if p else ""}
     if p and not row.results:
-        words = {"protocol": "", "data": p.data, "data_label": p.data_label or p.data, "stand_in_for": ""}
-        words |= {"model": p.model, "model_label": f"{p.model_label or p.model} (paper)"}
+        words = {"protocol": "", "data": p.data, "data_label": p.data_label or p.data, "data_options": ""}
+        words |= {"stand_in_for": "", "model": p.model, "model_label": f"{p.model_label or p.model} (paper)"}
+        words |= {"model_options": "", "other_code": ""}
     else:
         words = {"protocol": row.protocol, **_data_words(row, registry), **_model_words(row, registry)}
     ended = Counter("not run" if r.status == "new" else r.status for r in row.results if r.status != "done")
@@ -120,18 +133,29 @@ def _words(row: Row, registry: Registry) -> dict[str, Any]:
 
 
 def _data_words(row: Row, registry: Registry) -> dict[str, Any]:
-    spec = registry.data.get(row.data)
-    imitated = spec.stand_in_for if spec else ""
-    label = ((spec and spec.label) or row.data) + (f" (stand-in for {imitated})" if imitated else "")
-    return {"data": row.data, "data_label": _with_options(label, row.data_options), "stand_in_for": imitated}
+    words = words_of(row, registry)["data"]
+    imitated = words.get("stand_in_for", "")
+    label = (words.get("label") or row.data) + (f" (stand-in for {imitated})" if imitated else "")
+    return {
+        "data": row.data,
+        "data_label": _with_options(label, row.data_options),
+        "data_options": ", ".join(row.data_options),
+        "stand_in_for": imitated,
+    }
 
 
 def _model_words(row: Row, registry: Registry) -> dict[str, Any]:
-    spec = registry.models.get(row.model)
-    label = (spec and spec.label) or row.model
-    label += " + GMM" if spec and not spec.clusters else ""
+    words = words_of(row, registry)["model"]
+    mixture = not words.get("clusters", True) if row.mixture is None else row.mixture
+    label = words.get("label") or row.model
+    label += " + GMM" if mixture else ""
     label += " (oracle)" if row.oracle else ""
-    return {"model": row.model, "model_label": _with_options(label, row.options)}
+    return {
+        "model": row.model,
+        "model_label": _with_options(label, row.options),
+        "model_options": ", ".join(row.options),
+        "other_code": ", ".join(row.other_code),
+    }
 
 
 def _with_options(label: str, options: Sequence[str]) -> str:
@@ -175,9 +199,7 @@ def _notes(
     if any(r["oracle"] for r in ours):
         notes.append("Oracle: was given the true boxes; a bound to compare with, not a detector.")
     notes += [line for row, r in zip(rows, records, strict=True) if (line := _mixed(row, r))]
-    for kind, known in (("model", registry.models), ("data", registry.data)):
-        for name in dict.fromkeys(r[kind] for r in ours if r[kind] not in known):
-            notes.append(f"No plugin registers {name} any more: its label, and what it is, cannot be told.")
+    notes += _provenance_notes(rows, registry)
     if healthy and any(r["done"] for r in ours):
         limits = " or ".join(f"{k} outside {low:g}..{high:g}" for k, (low, high) in healthy.items())
         collapsed, runs = sum(r["collapsed"] for r in ours), sum(r["done"] for r in ours)
@@ -192,6 +214,51 @@ def _notes(
     published = [row.published for row in rows if row.published]
     notes += [f"Paper: {source}." for source in dict.fromkeys(p.source for p in published)]
     return notes + list(dict.fromkeys(p.note for p in published if p.note))
+
+
+def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
+    """What brackets mean, what is not of today, and what is gone."""
+    ours, notes = [row for row in rows if row.results], []
+    if any(row.options or row.data_options for row in ours):
+        notes.append(
+            "In brackets: what is not the protocol's own setting or not today's code, and what else sets a row apart."
+        )
+    if other := dict.fromkeys(text for row in ours for text in row.other_code):
+        notes.append(f"Run with other code than is installed now: {', '.join(other)}.")
+    for part, kind in KINDS.items():
+        for row in ours:
+            name = getattr(row, part)
+            if registry.is_gone(kind, name):
+                source = package_words(row.about.get(part, {}).get("plugin", {}))
+                came = f"{source} did" if source else "which package did is not recorded"
+                notes.append(f"No plugin registers the {kind} {name} any more; {came}.")
+    for metric in dict.fromkeys(
+        m for row in ours for r in row.done for m in r.provenance.get("metric_columns", {})
+    ):
+        if registry.is_gone("metric", metric):
+            notes.append(
+                f"No plugin registers the metric {metric} any more; its figures are those that were recorded."
+            )
+    if unknown := dict.fromkeys(row.model for row in ours if not row.about):
+        notes.append(
+            f"Cells of {', '.join(unknown)} do not record the protocol's own settings: of their options only "
+            "those that set rows apart are named."
+        )
+    return list(dict.fromkeys(notes))
+
+
+def spec_notes(row: Row, registry: Registry) -> list[str]:
+    """What the spec of a row's model says, a line each; a line that nothing is said where that is so."""
+    if not row.results:
+        return []
+    words = words_of(row, registry)["model"]
+    name = words.get("label") or row.model
+    lines = []
+    for part, title in SAID.items():
+        under = f" under {row.protocol}" if part == "differs" else ""
+        if words.get(part):
+            lines.append(f"{name}, {title}{under}: {words[part]}")
+    return lines or [f"{name}: its plugin does not say of what paper it is, or what differs from it."]
 
 
 def _mixed(row: Row, record: Mapping[str, Any]) -> str:

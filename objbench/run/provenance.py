@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 
 import objbench
+from objbench.cells.about import plugin_of
+from objbench.plugins import Registry
 from objbench.train.machine import device_name
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
@@ -24,7 +29,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "platform": platform.platform(),
-        "git": git_state(),
+        "git": git_state(Path(objbench.__file__).parent, "__init__.py"),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "started": now(),
@@ -36,18 +41,46 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit, and whether files differ from it, of the checkout objbench runs from; None without one."""
-    folder = Path(objbench.__file__).parent
+def where_from(registry: Registry, model: str, data: str) -> dict[str, dict[str, Any]]:
+    """For a model and a data set, where their plugins are from: see `plugin_of`; with `git` (as `git_state`) where
+    that is an editable checkout, or a file in one."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, name in (("model", model), ("data set", data)):
+        plugin: dict[str, Any] = dict(plugin_of(registry, kind, name))
+        git = None
+        if "file" in plugin:
+            file = Path(registry.owners[kind, name][0])
+            git = git_state(file.parent, file.name)
+        elif "name" in plugin and (folder := editable_folder(plugin["name"])):
+            git = git_state(folder, ".")
+        found[kind] = plugin | ({"git": git} if git else {})
+    return found
+
+
+def editable_folder(package: str) -> Path | None:
+    """The folder that a distribution was installed from in editable mode; None for another."""
+    try:
+        said = json.loads(distribution(package).read_text("direct_url.json") or "{}")
+        folder = Path(url2pathname(urlsplit(said["url"]).path)) if said["dir_info"]["editable"] else None
+    except (PackageNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return folder if folder and folder.is_dir() else None
+
+
+def git_state(folder: Path, known: str) -> dict[str, Any] | None:
+    """Commit, and whether files differ from it, of the checkout that a folder lies in; None without one.
+
+    known: a file in the folder, or "." for any, that the checkout must hold: what is installed below somebody else's
+    checkout is no checkout.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # installed below somebody else's checkout is no checkout
+        if not git("ls-files", "--error-unmatch", known):
+            return None
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -31,7 +31,7 @@ from objbench.errors import Interrupted, UsageError, told
 from objbench.options import build
 from objbench.plugins import Registry, load_plugins
 from objbench.run.link import DISK_FULL, Link
-from objbench.run.provenance import now, provenance
+from objbench.run.provenance import now, provenance, where_from
 from objbench.scenes import first_indices
 from objbench.score.arrays import flat, load_detections, load_truth, save_tensors
 from objbench.score.detect import detect
@@ -106,7 +106,9 @@ class Worker(Link, Watch):
 
     def _train(self, folder: Path, training: Training) -> None:
         """Runs the training to its end, and commits what it gave."""
-        began = provenance(self.device)
+        identity = training.identity
+        plugins = where_from(self.registry, identity["model"], identity["data"])
+        began = provenance(self.device) | {"plugins": plugins}
         detector = self.built.detector
         outcome = run_training(self.built, training.identity["seed"], self.protocol, folder, self)
         at = outcome.position

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from objbench.cells.about import plugin_of
 from objbench.cells.code import code_of, digest
 from objbench.cells.result import CellResult
 from objbench.detector import Detections
@@ -89,13 +90,18 @@ def check(detections: Detections, truth: GroundTruth) -> None:
 
 
 def by_these_metrics(registry: Registry, specs: Iterable[MetricSpec]) -> dict[str, dict[str, Any]]:
-    """What a record says of the metrics that its figures are by: their versions, and digests of their code."""
+    """What a record says of the metrics that its figures are by, by name: versions, digests of their code, the columns
+    that they make, and where they come from."""
     names = {spec.name for spec in specs}
     return {
         "metric_versions": {name: v for name, v in registry.metric_versions.items() if name in names},
         "metric_code": {
             name: digest(code_of(spec.target)) for name, spec in registry.metrics.items() if name in names
         },
+        "metric_columns": {
+            name: dict(spec.columns) for name, spec in registry.metrics.items() if name in names
+        },
+        "metric_plugins": {name: plugin_of(registry, "metric", name) for name in sorted(names)},
     }
 
 
@@ -111,17 +117,22 @@ def rescore(
     A metric that failed the last time is not among those that the result is by, so it gets another try.
     complain, ask: as in `score_each`. anew: whatever the result is by.
     """
-    current = result.provenance.get("metric_versions") == registry.metric_versions
-    if result.status != "done" or (current and not anew):
+    then = result.provenance["metric_versions"]
+    if result.status != "done" or (registry.up_to_date(then) and not anew):
         return result
     folder = Path(result.path)
     scored = list(score_each(registry, load_detections(folder), load_truth(folder), complain, ask))
     metrics = {name: value for _, values in scored for name, value in values.items()}
     by = by_these_metrics(registry, [spec for spec, _ in scored])
-    if (
-        not anew
-        and metrics.keys() == result.metrics.keys()
-        and by["metric_versions"] == result.provenance["metric_versions"]
-    ):
+    for name in then:
+        if registry.is_gone("metric", name):  # what it said once cannot be computed again, and is kept
+            by = {part: of | _only(result.provenance.get(part, {}), name) for part, of in by.items()}
+            columns = result.provenance.get("metric_columns", {}).get(name, {})
+            metrics = {v: result.metrics[v] for v in columns if v in result.metrics} | metrics
+    if not anew and metrics.keys() == result.metrics.keys() and by["metric_versions"] == then:
         return result  # what failed has failed again
     return replace(result, metrics=metrics, provenance=result.provenance | by)
+
+
+def _only(of: dict[str, Any], name: str) -> dict[str, Any]:
+    return {name: of[name]} if name in of else {}

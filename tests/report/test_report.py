@@ -31,7 +31,7 @@ from objbench.errors import UsageError
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
-from objbench.report.believed import check_figures, read_cells
+from objbench.report.believed import Wanted, check_figures, read_cells
 from objbench.report.rows import rows_of
 from objbench.report.statistics import Comparison, compare_rows
 from objbench.scenes import GroundTruth
@@ -526,7 +526,7 @@ def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
     slow = replace(load_plugins().metrics["ap50"], weighted="")
     registry = load_plugins()
     registry.metrics["ap50"] = slow
-    results, identities = read_cells(Store(out), registry, None, False, lambda result: (result, []))
+    results, identities = read_cells(Store(out), registry, Wanted(), False, lambda result: (result, []))
     comparison = compare_rows(rows_of(results, identities, registry), registry, 300)
     assert comparison.notes == ["ap50: 200 draws, as it cannot weigh scenes."]
     assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
