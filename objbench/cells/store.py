@@ -6,6 +6,7 @@
                            weights.safetensors, detections.safetensors (raw, on the test scenes), truth.safetensors,
                            shown.safetensors (what pictures need), curve.jsonl (the running figures)
                            log.txt           whatever the plugins printed, and the traceback of a failure
+                           log.csv, log.tensorboard/    with `objbench run --log`: see objbench.run.log
     <out>/cells/<training>/<clusterer>/cell.json     what clusters the detections
                                        record.json   how the cell ended and what it scored; checksums of
                                        clusters.safetensors, clusterer.safetensors, where it clusters
@@ -220,9 +221,9 @@ class Store:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, but for hidden ones and those set aside."""
+    """The folders in a folder, but for hidden ones, those set aside and logs, whose names hold a dot."""
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [f for f in found if f.is_dir() and not f.name.startswith(".") and ".broken-" not in f.name]
+    return [f for f in found if f.is_dir() and "." not in f.name]
 
 
 def end_early(folder: Path, status: Status, error: str = "") -> CellResult:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,17 @@ if TYPE_CHECKING:
     metavar="S",
     help="Seconds.  [default: 20]",
 )
+@click.option(
+    "--points",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Points of each training's curve, evenly spaced.  [default: at most 20, for a tenth of the time]",
+)
+@click.option(
+    "--log",
+    type=click.Choice(["csv", "tensorboard"]),
+    help="Write losses, what the detector watches, and metrics beside each training while it runs.",
+)
 @plugin_option
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would run, why, and how long; run nothing.")
 @json_option
@@ -81,6 +93,8 @@ def run(
     workers: int,
     timeout: float | None,
     checkpoint_every: float,
+    points: int | None,
+    log: str | None,
     plugin_files: tuple[str, ...],
     plan_only: bool,
     as_json: bool,
@@ -100,11 +114,14 @@ def run(
     from objbench.cells.plan import plan
     from objbench.cells.store import Store
     from objbench.run.local import Settings
+    from objbench.run.log import check_log
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
     from objbench.score.metrics import rescored
     from objbench.score.scene_checks import check_data_of
 
+    if log:
+        check_log(log)
     devices = find_devices(device)
     cells = matrix(registry, models, data, seeds, scale, overrides)
     check_data_of(registry, cells)
@@ -118,6 +135,7 @@ def run(
     todo = [p.cell for p in planned if p.why]
     seconds = timeout or math.inf
     settings = Settings(devices, workers, threads_each(workers), seconds, checkpoint_every, plugin_files)
+    settings = replace(settings, points=points, log=log or "")
     with Progress(len(todo), registry.columns) as progress:
         if not todo:
             progress.say(f"nothing to run: all {len(cells)} cells are done")
