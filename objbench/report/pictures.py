@@ -377,7 +377,11 @@ def _plot(
             markersize=3,
         )
     if any(lines):
-        axes.legend(frameon=False, fontsize=8 if len(lines) < 8 else 6.5)
+        size = 8 if len(lines) < 12 else 6.5
+        if len(lines) > 3:
+            axes.legend(frameon=False, fontsize=size, loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axes.legend(frameon=False, fontsize=size)
     axes.set_title(title, fontsize=10, color=INK)
     axes.set_xlabel(f"training step ({_duration(curve[-1]['seconds'])} in all)", fontsize=9)
     axes.tick_params(labelsize=8)
