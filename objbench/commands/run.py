@@ -193,6 +193,7 @@ def show_plan(planned: list[Planned], workers: int, as_json: bool) -> None:
         return
     for p in planned:
         time = "" if not p.why else f"  [{'unknown' if p.seconds is None else duration(p.seconds)}]"
+        time = f"{time[:-1]} of training, at the pace that objbench check measured]" if p.by_check else time
         click.echo(f"{p.cell.key}  {p.cell.name}: {p.why or 'done'}{time}")
     todo = [p for p in planned if p.why]
     known = [p.seconds for p in todo if p.seconds is not None]
