@@ -9,6 +9,7 @@ from statistics import mean
 from objbench.cells.difference import difference
 from objbench.cells.files import Damaged
 from objbench.cells.identity import Cell, read_cell
+from objbench.cells.pace import known_pace
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store
 
@@ -26,13 +27,16 @@ class Planned:
     why: str = ""
     """Why it is not done; empty when it is."""
     seconds: float | None = None
-    """What is left may take so long, by cells of the same model and protocol; None when there are none."""
+    """What is left may take so long, by cells of the same model and protocol; where there are none, by the pace that
+    `objbench check` measured; None when there is neither."""
+    by_check: bool = False
+    """Whether it is by that pace: on the 64x64 images of `check`, with the model's settings for `demo`."""
 
 
 def plan(store: Store, cells: list[Cell], force: bool = False) -> list[Planned]:
     """Looks at every cell, and changes nothing. force: whether all are to be run anew."""
     done = [result for result in store.results()[0] if result.status == "done"]
-    planned = [_planned(store, cell, done) for cell in cells]
+    planned = [_with_pace(_planned(store, cell, done)) for cell in cells]
     return [_forced(store, p, done) for p in planned] if force else planned
 
 
@@ -42,6 +46,26 @@ def _forced(store: Store, planned: Planned, done: list[CellResult]) -> Planned:
     why = f"{planned.why or 'done'}; to be set aside and run anew"
     new = planned.cell.result("new", path=planned.result.path)
     return replace(planned, why=why, seconds=_estimate(new, done))
+
+
+def _with_pace(planned: Planned) -> Planned:
+    """With an estimate by the pace that `objbench check` measured, where no cell tells more.
+
+    Only under `demo`: that is what is measured there.
+    """
+    identity, config = planned.cell.training.identity, planned.cell.training.model_config
+    if (
+        not planned.why
+        or planned.seconds is not None
+        or identity["protocol"]["name"] != "demo"
+        or "steps" not in config
+    ):
+        return planned
+    pace = known_pace(identity["model"], identity["model_code"])
+    if pace is None:
+        return planned
+    left = max(1, config["steps"] - planned.result.train_steps)
+    return replace(planned, seconds=left * config["batch_size"] * pace, by_check=True)
 
 
 def _planned(store: Store, cell: Cell, done: list[CellResult]) -> Planned:

@@ -16,8 +16,15 @@ class Event(TypedDict, total=False):
     """What it does other than training steps: "fitting", "detecting", "scoring"."""
     step: int
     steps: int
+    seconds: float
+    """Of training so far; evaluation and checkpoints are not counted."""
     steps_per_second: float
+    """Of late; pauses are not counted."""
     loss: float
+    terms: dict[str, float]
+    """Of the loss, by name."""
+    watch: dict[str, float]
+    """What the detector's `watch` says."""
     metrics: dict[str, float]
     """The running figures."""
     disk_full: str

@@ -6,6 +6,7 @@
                            weights.safetensors, detections.safetensors (raw, on the test scenes), truth.safetensors,
                            shown.safetensors (what pictures need), curve.jsonl (the running figures)
                            log.txt           whatever the plugins printed, and the traceback of a failure
+                           log.csv, log.tensorboard/    with `objbench run --log`: see objbench.run.log
     <out>/cells/<training>/<clusterer>/cell.json     what clusters the detections
                                        record.json   how the cell ended and what it scored; checksums of
                                        clusters.safetensors, clusterer.safetensors, where it clusters

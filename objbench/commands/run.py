@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,17 @@ def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
     metavar="S",
     help="Seconds.  [default: 20]",
 )
+@click.option(
+    "--points",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Points of each training's curve, evenly spaced.  [default: at most 20, for a tenth of the time]",
+)
+@click.option(
+    "--log",
+    type=click.Choice(["csv", "tensorboard"]),
+    help="Write losses, what the detector watches, and metrics beside each training while it runs.",
+)
 @plugin_option
 @click.option(
     "--force",
@@ -118,6 +130,8 @@ def run(
     timeout: float | None,
     plan_timeout: float,
     checkpoint_every: float,
+    points: int | None,
+    log: str | None,
     plugin_files: tuple[str, ...],
     force: bool,
     plan_only: bool,
@@ -136,10 +150,13 @@ def run(
     from objbench.cells.plan import plan
     from objbench.cells.store import Store
     from objbench.run.local import Settings
+    from objbench.run.log import check_log
     from objbench.run.planning import Planner
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
 
+    if log:
+        check_log(log)
     seconds = timeout or math.inf
     store = Store(folder)
     with Planner(plugin_files, min(plan_timeout, seconds)) as planner:
@@ -159,6 +176,7 @@ def run(
         results = {p.cell.key: rescored(planner, p.result) for p in planned if not p.why}
     todo = [p.cell for p in planned if p.why]
     settings = Settings(devices, workers, threads_each(workers), seconds, checkpoint_every, plugin_files)
+    settings = replace(settings, points=points, log=log or "")
     with Progress(len(todo), registry.columns) as progress:
         if cells and not todo:
             progress.say(f"nothing to run: all {len(cells)} cells are done")
@@ -232,6 +250,7 @@ def show_plan(planned: list[Planned], failures: list[CellResult], workers: int, 
         return
     for p in planned:
         time = "" if not p.why else f"  [{'unknown' if p.seconds is None else duration(p.seconds)}]"
+        time = f"{time[:-1]} of training, at the pace that objbench check measured]" if p.by_check else time
         click.echo(f"{p.cell.key}  {p.cell.name}: {p.why or 'done'}{time}")
     for failure in failures:
         click.echo(f"cannot run  {named(failure)}: {failure.error}")

@@ -7,6 +7,8 @@ import time
 import torch
 from torch import Tensor
 
+from objbench.cells.code import code_of, digest
+from objbench.cells.pace import keep_pace
 from objbench.conformance.detections import disagreement, of_image
 from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
 from objbench.conformance.models import TEN, ModelSubject, look, many, stepped, ten
@@ -76,12 +78,17 @@ def _cost(subject: ModelSubject) -> str:
         for (kind, name), owners in registry.owners.items()
         if kind == "model" and name != subject.name and owners[0].startswith("objbench ")
     ]
-    lines = [f"{s.name} {cost(s)}" for s in [subject, *others] if trains_by_steps(s.cls)]
+    lines = []
+    for each in [subject, *others]:
+        if trains_by_steps(each.cls):
+            seconds, megabytes = cost(each)
+            keep_pace(each.name, digest(code_of(each.spec.target)), seconds / TEN)
+            lines.append(f"{each.name} {seconds:.3f} s, {megabytes:.0f} MB")
     return f"a step of {TEN} images halfway: {'; '.join(lines)}"
 
 
-def cost(subject: ModelSubject) -> str:
-    """Seconds of a step, the fastest of two after a first, and what it keeps for the way back."""
+def cost(subject: ModelSubject) -> tuple[float, float]:
+    """Seconds of a step, the fastest of two after a first, and the megabytes that it keeps for the way back."""
     detector, images = subject.built(), ten().images
     optimizers, step, kept, taken = (
         detector.optimizers(),
@@ -100,4 +107,4 @@ def cost(subject: ModelSubject) -> str:
         began = time.perf_counter()
         stepped(detector, optimizers, images, step)
         taken.append(time.perf_counter() - began)
-    return f"{min(taken):.3f} s, {sum(kept.values()) / 1e6:.0f} MB"
+    return min(taken), sum(kept.values()) / 1e6

@@ -94,11 +94,13 @@ class ModelSubject:
 
     @cached_property
     def schedule(self) -> list[Pass]:
-        """One pass forward and back at the start, the quarters and the end of its schedule."""
-        detector, images = self.built(), ten().images
-        last = self.config.steps - 1
+        """The passes of a new detector."""
+        return self.passes(self.built())
+
+    def passes(self, detector: Detector) -> list[Pass]:
+        """One pass forward and back at the start, the quarters and the end of its schedule; no step is taken."""
+        images, last, passes = ten().images, self.config.steps - 1, []
         milestones = list(detector.milestones())
-        passes = []
         for step in sorted({0, last // 4, last // 2, 3 * last // 4, last}):
             while milestones and milestones[0] <= step:
                 detector.at_milestone(many().images, milestones.pop(0))
@@ -152,6 +154,16 @@ class ModelSubject:
         else:
             self.fit(detector)
         return detector
+
+
+def only_zeros(passes: list[Pass]) -> list[str]:
+    """The parameters that have gradients in some of the passes, all of them zeros."""
+    found = []
+    for name in passes[0].gradients:
+        of = [g for done in passes if (g := done.gradients[name]) is not None]
+        if of and not any(g.any() for g in of):
+            found.append(name)
+    return found
 
 
 def source(channels: int = 1) -> Shapes:

@@ -17,6 +17,7 @@ from objbench.conformance.models import (
     fallen,
     fields,
     look,
+    only_zeros,
     some,
     source,
     stepped,
@@ -50,13 +51,11 @@ def _loss(subject: ModelSubject) -> str:
 def _gradients(subject: ModelSubject) -> str:
     subject.needs_steps()
     names = list(subject.schedule[0].gradients)
-    of = {name: [g for done in subject.schedule if (g := done.gradients[name]) is not None] for name in names}
-    if without := [name for name in names if not of[name]]:
+    if without := [n for n in names if all(done.gradients[n] is None for done in subject.schedule)]:
         raise Wrong(f"none for {some(without)}")
-    still = [
-        name for name in names if not any(g.any() for g in of[name])
-    ]  # may be right: a gate that is shut
-    return f"{len(names)} parameters" + (f"; only zeros for {some(still)}" if still else "")
+    zeros = only_zeros(subject.schedule)  # may be right: a gate that is shut at first
+    warning = f"; warning: only zeros for {some(zeros)}, see the check 'dead'" if zeros else ""
+    return f"{len(names)} parameters{warning}"
 
 
 @check("optimizers", "training", "every parameter that needs a gradient is given to exactly one optimiser")
@@ -104,6 +103,25 @@ def _learns(subject: ModelSubject) -> str:
     if not fallen(losses) >= FALL:
         raise Wrong(course)
     return course
+
+
+@check(
+    "dead",
+    "training",
+    "a parameter that had only zeros for gradients at first gets others once ten images are learnt, or has "
+    "requires_grad=False",
+)
+def _dead(subject: ModelSubject) -> str:
+    subject.needs_steps()
+    zeros = only_zeros(subject.schedule)
+    if not zeros:
+        return "no parameter had only zeros"
+    again = subject.built()
+    again.load_state_dict(subject.learned[0].state_dict())
+    still = only_zeros(subject.passes(again))
+    if dead := [name for name in zeros if name in still]:
+        raise Wrong(f"still only zeros after {len(subject.learned[1])} steps of learning: {some(dead)}")
+    return f"{some(zeros)}: other gradients after {len(subject.learned[1])} steps of learning"
 
 
 @check(

@@ -64,6 +64,9 @@ WRONG, INK = "#FF2D20", "#202024"
 LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A6A74"]
 """Of the curves, on white."""
 
+SPREAD = 30
+"""Lines of one panel may differ in size by so much; then a straight scale would show the small ones as nothing."""
+
 DPI = 110
 
 PANEL, GAP = 2.0, 0.08  # the longer side of a scene, and the space between two, in inches
@@ -97,8 +100,8 @@ def write_pictures(
 
     scenes: n test scenes of 1 to 3 channels, and `detections` in them. reconstruction: [k, channels, height,
     width] of the first k, or None. classes: the names of the truth's labels. curve: rows of `curve.jsonl`, of
-    which "step", "seconds", "loss" and "metrics" are used. headings: which metrics to plot, and their names;
-    without it all that stay within 0..1.
+    which "step", "seconds", "loss", "terms", "watch" and "metrics" are used. headings: which metrics to plot,
+    and their names; without it all that stay within 0..1.
     """
     held = held_by(detections, scenes)
     pages = {"scenes.png": scenes_page(scenes, detections, held, reconstruction, classes)}
@@ -320,31 +323,79 @@ def crops(pixels: Picture, detections: Detections, index: Ints) -> Picture:
 
 
 def curves_page(curve: Sequence[Mapping[str, Any]], headings: Mapping[str, str] | None = None) -> Figure:
-    """Metrics on the validation scenes over training steps, as in the paper's Figure 2a, and the loss."""
-    steps = [row["step"] for row in curve]
+    """A training over its steps: metrics on the validation scenes, as in the paper's Figure 2a, and the loss.
+
+    Below, where there are such: the terms of the loss, if there are several, and what the detector watches.
+    """
     names = list(dict.fromkeys(name for row in curve for name in row["metrics"]))
     series = {n: np.array([_number(row["metrics"].get(n)) for row in curve]) for n in names}
     if headings is None:
         headings = {n: n for n, v in series.items() if np.all(np.isnan(v) | ((v >= 0) & (v <= 1)))}
     percent = any("%" in heading for heading in headings.values())
-    figure = Figure((9.2, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for name, colour in zip([n for n in headings if n in series], itertools.cycle(LINES), strict=False):
-        values = series[name] * (100 if percent else 1)
-        label = f"{headings[name]}: {values[-1]:.{1 if percent else 3}f}"
-        left.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3.5, label=label)
+    terms, watched = _by_name(curve, "terms"), _by_name(curve, "watch")
+    below = {"terms of the loss": terms if len(terms) > 1 else {}, "what the detector watches": watched}
+    below = {title: lines for title, lines in below.items() if lines}
+    figure = Figure((9.2, 3.4 * (2 if below else 1)), layout="constrained")
+    rows = figure.subfigures(2 if below else 1, 1, squeeze=False)[:, 0]
+    left, right = rows[0].subplots(1, 2, width_ratios=(3, 2))
+    metrics = {headings[n]: series[n] * (100 if percent else 1) for n in headings if n in series}
+    _plot(left, curve, "on validation scenes", metrics, ".1f" if percent else ".3f")
     left.set(ylim=(0, 101 if percent else 1.01))
-    if left.lines:
-        left.legend(frameon=False, fontsize=8)
-    losses = [_number(row["loss"]) for row in curve]
-    right.plot(steps, losses, color=INK, linewidth=1.5)
-    for axes, title in ((left, "on validation scenes"), (right, "training loss")):
-        axes.set_title(title, fontsize=10, color=INK)
-        axes.set_xlabel(f"training step ({_duration(curve[-1]['seconds'])} in all)", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    _plot(right, curve, "training loss", {"": np.array([_number(row["loss"]) for row in curve])})
+    panels = rows[1].subplots(1, len(below), squeeze=False)[0] if below else []
+    for axes, (title, lines) in zip(panels, below.items(), strict=True):
+        _plot(axes, curve, title, lines)
+        _spread(axes, lines)
     return figure
+
+
+def _by_name(curve: Sequence[Mapping[str, Any]], group: str) -> dict[str, NDArray[np.float64]]:
+    """A line for each name in a group of the rows; NaN where a row lacks it."""
+    names = dict.fromkeys(name for row in curve for name in row.get(group, {}))
+    return {name: np.array([_number(row.get(group, {}).get(name)) for row in curve]) for name in names}
+
+
+def _plot(
+    axes: Axes,
+    curve: Sequence[Mapping[str, Any]],
+    title: str,
+    lines: Mapping[str, NDArray[np.float64]],
+    form: str = ".4g",
+) -> None:
+    """Lines over the steps of a curve, each with its name and last value; one without a name is drawn in ink."""
+    steps = [row["step"] for row in curve]
+    styles = itertools.product(["-", "--", ":"], LINES)
+    for (name, values), (style, colour) in zip(lines.items(), itertools.cycle(styles), strict=False):
+        label = f"{name}: {values[-1]:{form}}" if name else None
+        axes.plot(
+            steps,
+            values,
+            style,
+            color=colour if name else INK,
+            linewidth=1.7,
+            label=label,
+            marker="o" if name else "",
+            markersize=3,
+        )
+    if any(lines):
+        size = 8 if len(lines) < 12 else 6.5
+        if len(lines) > 3:
+            axes.legend(frameon=False, fontsize=size, loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axes.legend(frameon=False, fontsize=size)
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.set_xlabel(f"training step ({_duration(curve[-1]['seconds'])} in all)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _spread(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
+    """Gives axes whose lines are of very different sizes a logarithmic scale, straight around 0."""
+    sizes = [float(np.abs(v[np.isfinite(v)]).max(initial=0)) for v in lines.values()]
+    sizes = [size for size in sizes if size > 0]
+    if sizes and max(sizes) > SPREAD * min(sizes):
+        axes.set_yscale("symlog", linthresh=max(min(sizes), 1e-6 * max(sizes)))
 
 
 def _number(value: float | None) -> float:

@@ -43,6 +43,10 @@ class Settings:
     """Seconds after which a cell is killed; may be infinite."""
     checkpoint_s: float
     plugins: tuple[str, ...]
+    points: int | None = None
+    """Of a training's curve: see `objbench.run.points`."""
+    log: str = ""
+    """The kind of log that is written beside a training: see `objbench.run.log`. "" is none."""
 
 
 class LocalJob:
@@ -64,6 +68,8 @@ class LocalJob:
         command += ["--device", settings.devices[slot % len(settings.devices)]]
         command += ["--threads", str(settings.threads), "--events", str(write_fd)]
         command += ["--checkpoint-every", str(settings.checkpoint_s)]
+        command += ["--points", str(settings.points)] if settings.points else []
+        command += ["--log", settings.log] if settings.log else []
         command += [word for plugin in settings.plugins for word in ("--plugin", plugin)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(settings.threads))
         try:

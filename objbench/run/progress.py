@@ -91,7 +91,7 @@ def describe(known: dict[str, Any], metrics: list[str]) -> str:
     if known["phase"]:
         return str(known["phase"])
     pace = known["steps_per_second"]
-    left = duration((known["steps"] - known["step"]) / pace)
+    left = duration((known["steps"] - known["step"]) / max(pace, 1e-9))
     parts = [f"{known['step']}/{known['steps']}", f"{pace:.1f} steps/s", f"{left} left"]
     running = known.get("metrics", {})
     parts += [f"{name} {running[name]:.2f}" for name in metrics if name in running]

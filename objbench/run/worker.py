@@ -25,12 +25,14 @@ from torch import Tensor
 from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, read_cell, read_training
 from objbench.cells.matrix import changes_of_code
 from objbench.cells.protocols import Protocol
-from objbench.cells.result import Status, Trained
+from objbench.cells.result import Event, Position, Status, Trained
 from objbench.cells.store import end_early, position, read_record, read_trained, write_record, write_trained
 from objbench.errors import Interrupted, UsageError, told
 from objbench.options import build
 from objbench.plugins import Registry, load_plugins
 from objbench.run.link import DISK_FULL, Link
+from objbench.run.log import KINDS, Log, open_log
+from objbench.run.points import Points
 from objbench.run.provenance import now, provenance, where_from
 from objbench.scenes import first_indices
 from objbench.score.arrays import flat, load_detections, load_truth, save_tensors
@@ -54,9 +56,19 @@ class Worker(Link, Watch):
     protocol: Protocol
     built: Built
 
-    def __init__(self, descriptor: int, checkpoint_s: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        checkpoint_s: float,
+        device: torch.device,
+        points: int | None = None,
+        log: str = "",
+    ) -> None:
+        """points: of the curve, as `Points` has them. log: the kind of log to write beside the training; "" is none."""
         super().__init__(descriptor)
         self.checkpoint_s, self.device = checkpoint_s, device
+        self.points, self.log_kind = Points(points), log
+        self.log: Log | None = None
         self.began = time.monotonic()
 
     def run(self, folder: Path, cells: list[Path], registry: Registry) -> None:
@@ -78,7 +90,14 @@ class Worker(Link, Watch):
             with undisturbed(self.built.detector):  # those of seed 0 were checked when this was planned
                 first = first_indices(self.built.train_source, "train", FIRST)
                 check_scenes(training.identity["data"], self.built.train_source, "train", first)
-            self._train(folder, training)
+            if self.log_kind:
+                self.log = open_log(self.log_kind, folder, position(folder).step)
+            try:
+                self._train(folder, training)
+            finally:
+                if self.log:
+                    self.log.close()
+                    self.log = None
         else:
             load_weights(folder, self.built.detector)
         for cell in cells:
@@ -89,6 +108,16 @@ class Worker(Link, Watch):
                     raise
                 traceback.print_exc()
                 end_early(cell, *how_it_failed(error))
+
+    def report(self, event: Event) -> None:
+        """Sends an event, and logs it."""
+        super().report(event)
+        if self.log:
+            self.log.add(event)
+
+    def due(self, at: Position, steps: int) -> bool:
+        """Whether the curve gets a point after this step."""
+        return self.points.due(at, steps)
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the main table on the validation scenes, for the curve; those that are defined.
@@ -181,6 +210,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--events", type=int, default=2, help="file descriptor to write events to")
     parser.add_argument("--checkpoint-every", type=float, default=20.0)
+    parser.add_argument("--points", type=int)
+    parser.add_argument("--log", choices=KINDS, default="")
     parser.add_argument("--plugin", action="append", default=[])
     parsed = parser.parse_args(words)
     torch.set_num_threads(parsed.threads)
@@ -188,7 +219,7 @@ def main(words: list[str]) -> int:
         torch.cuda.set_device(parsed.device)
     folder: Path = parsed.folder
     cells = [folder / name for name in parsed.clusterers]
-    worker = Worker(parsed.events, parsed.checkpoint_every, parsed.device)
+    worker = Worker(parsed.events, parsed.checkpoint_every, parsed.device, parsed.points, parsed.log)
     signal.signal(signal.SIGTERM, worker.ask_to_stop)
     status: Status = "interrupted"
     error = ""

@@ -24,11 +24,11 @@ from objbench.train.captured import CapturedSteps, CudaGraph
 from objbench.train.machine import device_name, peak_memory_mb
 from objbench.train.steps import InitialGroup, Losses, Steps, check_finite
 
-EVALUATIONS = 20
-"""Points of the curve, evenly spaced in steps."""
-
 READ_S = 0.5
 """Seconds between two reports of progress. On a GPU losses are read only then: reading waits for all that is queued."""
+
+FADES_S = 10.0
+"""Seconds after which a step counts for a third of its weight in the pace."""
 
 EAGER = "OBJBENCH_EAGER"
 """Environment variable: when it is set, no training step is captured. For finding faults."""
@@ -51,8 +51,15 @@ class Watch:
         """In this block a request to stop raises nothing: who is inside asks `stopping`."""
         return contextlib.nullcontext()
 
+    def due(self, at: Position, steps: int) -> bool:
+        """Whether the curve gets a point after step `at.step` of `steps`; after the last it always does.
+
+        `at.curve` holds the points so far.
+        """
+        return False
+
     def evaluate(self) -> dict[str, float]:
-        """The running figures of the detector as it is now."""
+        """The running figures of the detector as it is now; leaves it and all random generators as they are."""
         return {}
 
 
@@ -75,9 +82,8 @@ def train(
     def images_of(step: int) -> Tensor:
         return source.scenes("train", batch_indices(size, seed, step, config.batch_size)).images
 
-    point_every = max(1, config.steps // EVALUATIONS)
     recent: list[Losses] = []  # of the steps since losses were last read
-    read, paused_s = time.perf_counter(), 0.0
+    read, pace, first = time.perf_counter(), Pace(), True
     saver = Saver(folder, at, detector, optimizers, watch.checkpoint_s)
     milestones = detector.milestones()
     detector.train()
@@ -89,35 +95,81 @@ def train(
                 with run.quiet:
                     many = source.scenes("train", first_indices(source, "train", fit_scenes)).images
                 detector.at_milestone(many.to(device), at.step)
-                paused_s += time.perf_counter() - began
+                pace.leave_out(time.perf_counter() - began)
+                first = True
+            began = time.perf_counter()
             images = run.images_of(at.step)
             recent.append(run.take(images, at.step))
+            if first:
+                pace.leave_out(time.perf_counter() - began, steps=1)
+                first = False
             at.step += 1
             at.images += len(images)
 
             stop, last = watch.stopping(), at.step == config.steps
-            point = last or at.step % point_every == 0
+            point = last or watch.due(at, config.steps)
             if not (stop or point or time.perf_counter() - read >= READ_S):
                 continue
             check_finite(recent, at.step - 1)
             lap = time.perf_counter() - read  # the rest of the loop is not training
             at.seconds += lap
             terms = dict(zip(recent[-1][0], recent[-1][1].tolist(), strict=True))
-            loss, pace = sum(terms.values()), len(recent) / max(lap - paused_s, 1e-9)
-            watch.report({"step": at.step, "steps": config.steps, "steps_per_second": pace, "loss": loss})
+            loss = sum(terms.values())
+            now: Event = {
+                "step": at.step,
+                "steps": config.steps,
+                "seconds": at.seconds,
+                "loss": loss,
+                "terms": terms,
+            }
+            watch.report(now | {"steps_per_second": pace.after(len(recent), lap)})
             recent.clear()
             if point:
-                row = {"step": at.step, "seconds": at.seconds, "loss": loss, "terms": terms}
                 watched = {name: float(value) for name, value in detector.watch().items()}
-                at.curve.append(row | {"watch": watched, "metrics": watch.evaluate()})
+                began = time.perf_counter()
+                metrics = watch.evaluate()
+                row = {"step": at.step, "seconds": at.seconds, "loss": loss, "terms": terms, "watch": watched}
+                took = time.perf_counter() - began
+                at.curve.append(row | {"metrics": metrics, "validation_seconds": took})
                 write_curve(folder, at.curve)
-                watch.report({"metrics": at.curve[-1]["metrics"]})
+                watch.report(now | {"watch": watched, "metrics": metrics})
             if stop or last or saver.due():
                 saver.save()
             if stop:
                 raise Interrupted
-            read, paused_s = time.perf_counter(), 0.0
+            read = time.perf_counter()
     return at
+
+
+class Pace:
+    """Steps a second, mostly those of the last FADES_S seconds.
+
+    Pauses do not count; neither does the first step after one, which may prepare much that later steps find ready.
+    """
+
+    def __init__(self) -> None:
+        self._steps = self._seconds = 0.0
+        self._left_out_steps, self._left_out_s, self._paused_s = 0, 0.0, 0.0
+
+    def leave_out(self, seconds: float, steps: int = 0) -> None:
+        """Leaves these seconds of the lap that is under way out: those of a pause, or of so many steps."""
+        if steps:
+            self._left_out_steps += steps
+            self._left_out_s += seconds
+        else:
+            self._paused_s += seconds
+
+    def after(self, steps: int, seconds: float) -> float:
+        """The pace at the end of a lap of at least one step, of which the pauses are a part."""
+        seconds -= self._paused_s
+        counted, counted_s = steps - self._left_out_steps, seconds - self._left_out_s
+        if counted:
+            fade = math.exp(-counted_s / FADES_S)
+            self._steps, self._seconds = fade * self._steps + counted, fade * self._seconds + counted_s
+        self._left_out_steps, self._left_out_s, self._paused_s = 0, 0.0, 0.0
+        if self._steps:
+            return self._steps / max(self._seconds, 1e-9)
+        return steps / max(seconds, 1e-9)  # nothing is known but a first step
 
 
 class Saver:

@@ -112,6 +112,29 @@ class Empty(Sound):
         return super().training_step(images / images.amax(), step)
 
 
+class Dead(Sound):
+    """The gain is forgotten: it stands in the loss, times nothing."""
+
+    def __init__(self, config, shape):
+        super().__init__(config, shape)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def training_step(self, images, step):
+        return super().training_step(images, step) | {"gain": 0 * self.gain}
+
+
+class Late(Sound):
+    """Its gain gets no gradient while its bias is 0, which learning ends: that is right."""
+
+    def __init__(self, config, shape):
+        super().__init__(config, shape)
+        self.gain, self.bias = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+
+    def training_step(self, images, step):
+        error = (self.decode(self.encode(images)) + self.gain * self.bias - images).square().mean()
+        return {"error": error}
+
+
 class State(Sound):
     def training_step(self, images, step):
         self.shift = images.mean()
@@ -152,6 +175,7 @@ BROKEN = {
     "batch": Batch,
     "channels": Channels,
     "empty": Empty,
+    "dead": Dead,
     "state": State,
     "resume": Resume,
     "capture": Capture,
@@ -162,4 +186,5 @@ BROKEN = {
 @hookimpl
 def objbench_models():
     broken = [ModelSpec(f"bad-{name}", "broken", f"detectors:{cls.__name__}") for name, cls in BROKEN.items()]
-    return [ModelSpec("sound", "breaks nothing", "detectors:Sound"), *broken]
+    late = ModelSpec("late", "breaks nothing", "detectors:Late")
+    return [ModelSpec("sound", "breaks nothing", "detectors:Sound"), late, *broken]

@@ -64,6 +64,24 @@ def test_each_check_fails_a_plugin_that_is_broken_so(kind: str, name: str) -> No
     assert finding.read == f"docs/plugins.md#{check.section}"
 
 
+@pytest.mark.parametrize(("name", "outcome", "says"), [
+    ("bad-dead", "failed", "still only zeros after"),
+    ("late", "passed", "gain: other gradients after"),
+    ("sound", "passed", "no parameter had only zeros"),
+])  # fmt: skip
+def test_a_parameter_with_zero_gradients_is_warned_of_and_looked_at_again(
+    name: str, outcome: str, says: str
+) -> None:
+    subject = subject_of("detectors", name)
+    checks = {check.name: check for check in subject.checks}
+    assert list(checks).index("dead") > list(checks).index("learns")
+    first = run_check(subject, checks["gradients"])
+    assert first.outcome == "passed"
+    assert ("warning: only zeros for gain" in first.came) == (name != "sound")
+    again = run_check(subject, checks["dead"])
+    assert (again.outcome, says in again.came) == (outcome, True), again
+
+
 def test_a_metric_that_depends_on_the_order_of_ties_fails() -> None:
     subject = subject_of("measures", "ties")
     (check,) = [check for check in subject.checks if check.name == "order"]

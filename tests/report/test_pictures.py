@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,31 @@ def test_curves_show_the_metrics_that_have_headings() -> None:
     assert "10 s" in left.get_xlabel()
     left, _ = curves_page(CURVE).axes
     assert [line.get_label() for line in left.lines] == ["ap: 1.000", "acc: nan"]
+
+
+def test_terms_of_the_loss_and_what_is_watched_have_a_panel_each() -> None:
+    rows: list[dict[str, Any]] = [
+        {**row, "terms": {"image": 900.0 - i, "prior": 0.5 * i}, "watch": {"objects": 3.0 + i} if i else {}}
+        for i, row in enumerate(CURVE)
+    ]
+    *_, terms, watched = axes = curves_page(rows, {"ap": "AP (%)"}).axes
+    assert [a.get_title() for a in axes] == [
+        "on validation scenes",
+        "training loss",
+        "terms of the loss",
+        "what the detector watches",
+    ]
+    last = len(CURVE) - 1
+    assert [line.get_label() for line in terms.lines] == [f"image: {900 - last}", f"prior: {0.5 * last:g}"]
+    assert terms.lines[1].get_ydata().tolist() == [0.5 * i for i in range(len(CURVE))]
+    assert terms.get_yscale() == "symlog", "a prior of 1 beside an image of 900 is to be seen"
+    assert np.isnan(watched.lines[0].get_ydata()[0])
+    assert watched.get_yscale() == "linear"
+    one_term = [{**row, "terms": {"loss": 1.0}} for row in CURVE]
+    assert len(curves_page(one_term).axes) == 2, "a single term is the loss"
+    many = [{**row, "watch": {f"w{k}": float(k) for k in range(30)}} for row in CURVE]
+    drawn_as = {(line.get_color(), line.get_linestyle()) for line in curves_page(many).axes[-1].lines}
+    assert len(drawn_as) == 21, "colours come again dashed, then dotted"
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])

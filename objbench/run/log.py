@@ -1,0 +1,103 @@
+"""What a training reports, written beside it while it runs: as a CSV file, or for TensorBoard.
+
+Both hold a number for each step, and name it alike: `loss`, `terms/NAME` of the loss and `seconds` of training about
+twice a second; `watch/NAME` and `metrics/NAME` at the points of the curve. Rows of steps that are taken again after a
+crash are dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from objbench.cells.files import write_file
+from objbench.cells.result import Event
+from objbench.errors import UsageError
+
+KINDS = ("csv", "tensorboard")
+CSV, TENSORBOARD = "log.csv", "log.tensorboard"
+"""The file, and the folder, in a training's folder. Names with a dot are never taken for a cell's."""
+COLUMNS = ("step", "name", "value")
+
+
+class Log(Protocol):
+    """Where the reports of a training go."""
+
+    def add(self, event: Event) -> None:
+        """Writes what an event says of a step; of other events nothing."""
+
+    def close(self) -> None:
+        """Nothing is added after this."""
+
+
+def check_log(kind: str) -> None:
+    """UsageError when what writes such a log is not installed."""
+    if kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "--log tensorboard needs the package tensorboard; run `pip install 'objbench[tensorboard]'`, "
+            "or use --log csv"
+        )
+
+
+def open_log(kind: str, folder: Path, step: int) -> Log:
+    """The log of the training in `folder`, to be continued after `step`; what it holds of later steps is dropped."""
+    return TensorBoardLog(folder, step) if kind == "tensorboard" else CsvLog(folder, step)
+
+
+def numbers(event: Event) -> Iterator[tuple[str, float]]:
+    """What an event says of its step, by name."""
+    for name in ("loss", "seconds"):
+        if name in event:
+            yield name, event[name]
+    groups: Mapping[str, Any] = event
+    for group in ("terms", "watch", "metrics"):
+        for name, value in groups.get(group, {}).items():
+            yield f"{group}/{name}", value
+
+
+class CsvLog:
+    """A row a number: step, name, value."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path, kept = folder / CSV, [list(COLUMNS)]
+        if path.exists():
+            with path.open(newline="") as before:
+                rows = csv.reader(before)
+                kept += [row for row in rows if len(row) == 3 and row[0].isdecimal() and int(row[0]) <= step]
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(kept)
+        write_file(path, text.getvalue().encode())
+        self._file = path.open("a", newline="", buffering=1)
+        self._writer = csv.writer(self._file, lineterminator="\n")
+
+    def add(self, event: Event) -> None:
+        """Writes what an event says of a step; of other events nothing."""
+        if "step" in event:
+            self._writer.writerows((event["step"], name, value) for name, value in numbers(event))
+
+    def close(self) -> None:
+        """Nothing is added after this."""
+        self._file.close()
+
+
+class TensorBoardLog:
+    """Event files, for `tensorboard --logdir DIR`."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # needs the package tensorboard
+
+        self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1, flush_secs=10)
+
+    def add(self, event: Event) -> None:
+        """Writes what an event says of a step; of other events nothing."""
+        if "step" in event:
+            for name, value in numbers(event):
+                self._writer.add_scalar(name, value, event["step"])
+
+    def close(self) -> None:
+        """Nothing is added after this."""
+        self._writer.close()
