@@ -137,7 +137,10 @@ class Store:
         warnings: list[str] = []
         for key in self._cell_keys(warnings):
             try:
-                results.append(self.result(key))
+                try:
+                    results.append(self.result(key))
+                except Damaged:  # it may have been in the making: once more
+                    results.append(self.result(key))
             except Damaged as error:
                 folder = self.folder(key)
                 made = os.path.lexists(folder / "record.json")
