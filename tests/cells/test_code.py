@@ -186,6 +186,7 @@ def cli(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_an_edit_beside_a_plugin_file_makes_new_cells_and_a_comment_does_not(
     toy_file: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +252,7 @@ def test_training_json_that_was_edited_is_not_believed(tmp_path: Path) -> None:
         read_training(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_changing_an_option_of_the_clusterer_trains_nothing(tmp_path: Path) -> None:
     words = ["-o", "toy-plain.steps=6"]
     assert run(tmp_path, "toy-plain", *words).code == 0
