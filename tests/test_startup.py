@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,52 @@ def test_facts_and_the_runner_and_tables_are_imported_without_torch() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        (["info", "gmair"], {"torch", "numpy"}),
+        (["info", "multimnist"], {"torch", "numpy"}),
+        (
+            ["run", "--models", "gmair,spair,space", "--data", "multimnist", "--plan", "--out", "/nowhere"],
+            {"rich"},
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_answer_imports_nothing_heavy_that_it_does_not_need(words: list[str], allowed: set[str]) -> None:
+    heavy = [
+        "torch",
+        "torchvision",
+        "numpy",
+        "pandas",
+        "matplotlib",
+        "scipy",
+        "sklearn",
+        "h5py",
+        "PIL",
+        "rich",
+    ]
+    code = (
+        "import sys, json\n"
+        f"sys.argv = ['objbench', *{words!r}]\n"
+        "from objbench.commands import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as done:\n    assert not done.code, done.code\n"
+        f"print(json.dumps([name for name in {heavy!r} if name in sys.modules]))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(json.loads(ran.stdout.splitlines()[-1])) <= allowed
+
+
+def test_planning_imports_torch_and_nothing_else_heavy(tmp_path: Path) -> None:
+    words = ["run", "--models", "gmair,spair,space", "--data", "multimnist", "--plan", "--out", str(tmp_path)]
+    ran = subprocess.run([sys.executable, "-m", "objbench", *words], capture_output=True, text=True, check=True,
+                         env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"})  # fmt: skip  # its children's, too
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if "import time:" in line}
+    assert "torch" in imported
+    assert not imported & {"torchvision", "pandas", "matplotlib", "scipy", "sklearn", "h5py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)

@@ -113,10 +113,17 @@ class Store:
             raise UsageError(f"--out {self.out}: cannot write there ({error.strerror})") from None
 
     def cell_keys(self) -> list[str]:
-        """The keys of all cells, sorted."""
+        """The keys of all cells, sorted. UsageError when the directory cannot be read."""
         return self._cell_keys([])
 
     def _cell_keys(self, unreadable: list[str]) -> list[str]:
+        """unreadable: is given a line for each folder that cannot be read."""
+        try:
+            os.listdir(self.cells)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UsageError(f"{self.out} cannot be read ({error.strerror})") from None
         keys = []
         for training in _folders(self.cells, unreadable):
             keys += [f"{training.name}/{cell.name}" for cell in _folders(training, unreadable)]
@@ -125,24 +132,23 @@ class Store:
     def results(self) -> tuple[list[CellResult], list[str]]:
         """Every cell's result, and one line for each cell that cannot be believed. Reads only the records.
 
-        UsageError when the directory cannot be read at all.
+        UsageError when the directory cannot be read.
         """
         results: list[CellResult] = []
         warnings: list[str] = []
-        try:
-            os.listdir(self.cells)
-        except (FileNotFoundError, NotADirectoryError):
-            return [], []
-        except OSError as error:
-            raise UsageError(f"{self.out} cannot be read ({error.strerror})") from None
         for key in self._cell_keys(warnings):
-            folder = self.folder(key)
-            if not os.path.lexists(folder / "record.json") and (not folder.exists() or self.locked(key)):
-                continue  # being made or removed as we look
             try:
-                results.append(self.result(key))
+                try:
+                    results.append(self.result(key))
+                except Damaged:  # it may have been in the making: once more
+                    results.append(self.result(key))
             except Damaged as error:
-                warnings.append(f"cell {key} is left out: {error}")
+                folder = self.folder(key)
+                made = os.path.lexists(folder / "record.json")
+                if made or (
+                    os.path.lexists(folder) and not self.locked(key)
+                ):  # else it comes or goes as we look
+                    warnings.append(f"cell {key} is left out: {error}")
         for training in _folders(self.cells):
             if os.path.exists(training / "record.json"):
                 warnings.append(f"cell {training.name} is left out: an earlier version of objbench wrote it")

@@ -163,6 +163,10 @@ def run(
         planner.start()  # it imports torch while we load plugins
         registry = load_plugins(plugin_files)
         warn_of_clashes(registry)
+        for name in models:  # at once, not when torch is there
+            registry.model(name)
+        for name in data:
+            registry.source(name)
         devices = find_devices(device, planner.count_devices)
         cells, failures = planner.matrix(models, data, seeds, scale.name, overrides)
         for failure in failures:

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from objbench.errors import UsageError
 from objbench.options import build
 from objbench.score.arrays import load_tensors, save_tensors
 from objbench.score.mixture import Mixture
+from running import objbench
 
 
 def cell_of(seed: int = 0, components: int = 10) -> Cell:
@@ -331,6 +333,148 @@ def test_a_dead_run_is_interrupted_and_a_live_one_runs(store: Store) -> None:
     os.close(lock)
     dead = store.result(cell.key)
     assert (dead.status, dead.train_steps, dead.seconds) == ("interrupted", 7, 2.0)
+
+
+# Stores of others, and on file systems that can do less
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """This process has the rights of a user to whom nothing here belongs."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def opened(store: Store) -> None:
+    """Lets others look into the store, and into the temporary folders above it."""
+    for folder in [*list(store.out.parents)[:-2], store.out]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+
+
+def test_somebody_elses_store_can_be_read_and_is_not_written(store: Store, nobody: None) -> None:
+    os.seteuid(0)
+    opened(store)
+    os.seteuid(65534)
+    results, warnings = store.results()
+    assert ([r.status for r in results], warnings) == (["done"], [])
+    assert store.verify(CELL.key) is not None
+    assert not store.locked(CELL.key)
+    with pytest.raises(UsageError, match=r"cannot write there \(Permission denied\)"):
+        store.prepare()
+
+
+@pytest.mark.parametrize("closed", ["cell", "training", "record.json", "cells"])
+def test_what_cannot_be_read_is_a_warning_and_the_rest_is_read(
+    store: Store, nobody: None, closed: str
+) -> None:
+    os.seteuid(0)
+    opened(store)
+    other = cell_of(seed=1)
+    folder = add(store, other, other.result("done", metrics={"a": 1.0}))
+    places = {"cell": folder, "training": folder.parent, "cells": store.cells}
+    places.get(closed, folder / closed).chmod(0o000)
+    os.seteuid(65534)
+    if closed == "cells":
+        with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\)"):
+            store.results()
+        return
+    results, (warning,) = store.results()
+    assert [r.cell for r in results] == [CELL.key]
+    assert other.training.key in warning
+    assert "cannot be read (Permission denied)" in warning
+
+
+def test_lock_files_of_another_user(store: Store, nobody: None) -> None:
+    os.seteuid(0)
+    opened(store)
+    before = os.umask(0o077)
+    first = store.lock("a" * 16)
+    os.umask(before)
+    assert first is not None
+    store.locks.chmod(0o777)
+    os.seteuid(65534)
+    assert store.lock("a" * 16) is None, "of a user with a strict umask, and still held"
+    assert store.locked("a" * 16)
+    os.close(first)
+    second = store.lock("a" * 16)
+    assert second is not None
+    assert f"process {os.getpid()}" in store.holder("a" * 16)
+    os.close(second)
+    os.seteuid(0)
+    (store.locks / ("a" * 16)).chmod(0o444)  # as an earlier objbench made them
+    os.seteuid(65534)
+    third = store.lock("a" * 16)
+    assert third is not None
+    assert store.locked("a" * 16)
+    os.close(third)
+    os.seteuid(0)
+    (store.locks / ("a" * 16)).chmod(0o000)
+    os.seteuid(65534)
+    assert not store.locked("a" * 16)
+    with pytest.raises(UsageError, match=r"another user's and cannot be opened"):
+        store.lock("a" * 16)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_without(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert not store.locked(CELL.key)
+    descriptor = store.lock(CELL.key)
+    assert descriptor is not None
+    assert store.lockless
+    assert not store.locked(CELL.key)
+    assert store.results()[1] == []
+    os.close(descriptor)
+
+
+def test_a_store_that_is_written_and_removed_from_is_read_meanwhile(store: Store) -> None:
+    """Cells are made, run anew and removed as fast as can be; what is read is never half of one."""
+    stop = threading.Event()
+
+    def write() -> None:
+        n = 1
+        while not stop.is_set():
+            cell = cell_of(seed=n)
+            lock = store.lock(cell.key)
+            add(store, cell, cell.result("done", metrics={"a": 1.0}))
+            if n % 2:
+                store.set_aside(cell.training.key, "old")
+            else:
+                shutil.rmtree(store.folder(cell.training.key).rename(store.cells / f".removed-{n}"))
+            assert lock is not None
+            os.close(lock)
+            n += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(200):
+            results, warnings = store.results()
+            assert CELL.key in [r.cell for r in results]
+            assert warnings == []
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("words", [["run", "--models", "gmair", "--data", "multimnist", "--out"], ["report", "--out"],
+                                   ["rescore"], ["rm", "x", "--yes", "--out"]], ids=lambda w: w[0])  # fmt: skip
+@pytest.mark.parametrize("path", ["x" * 300, "y/" * 3000])
+def test_a_path_that_is_too_long_is_one_line(words: list[str], path: str) -> None:
+    ran = objbench(*words, path)
+    assert (ran.code, ran.out) == (2, "")
+    assert "File name too long" in ran.err.splitlines()[-1]
+    assert "Traceback" not in ran.err
 
 
 def test_out_must_be_a_directory_that_can_be_written(tmp_path: Path) -> None:

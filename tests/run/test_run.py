@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -193,6 +194,16 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert "run the same command again" in ran.err.splitlines()[-1]
     (result,), warnings = Store(tmp_path).results()
     assert (result.status, warnings) == ("interrupted", [])
+
+
+def test_a_file_system_without_locks_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    ran = run(tmp_path, "toy-fit", "--seeds", "2")
+    assert ran.code == 0
+    assert ran.err.count("has no locks: run nothing else there until this ends") == 1
 
 
 # How a cell may end, in this process
