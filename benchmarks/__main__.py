@@ -28,13 +28,13 @@ def main() -> int:
         "--json", type=Path, metavar="FILE", help="also keep the figures, with hardware and versions"
     )
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="two kept records")
-    told = parser.parse_args()
-    if told.compare:
-        return compare(*told.compare)
-    if strange := sorted(set(told.names) - set(names)):
+    parsed = parser.parse_args()
+    if parsed.compare:
+        return compare(*parsed.compare)
+    if strange := sorted(set(parsed.names) - set(names)):
         parser.error(f"no benchmark named '{strange[0]}' (benchmarks: {', '.join(names)})")
     found: list[dict[str, Any]] = []
-    for name in told.names or names:
+    for name in parsed.names or names:
         print(f"running {name} ...", file=sys.stderr)
         # A process each: what one leaves behind, threads above all, is not to slow the next.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
@@ -42,13 +42,13 @@ def main() -> int:
         for row in rows:
             found.append(row)
             print(f"{row['name']:<44} {row['value']:>12,.4g} {row['unit']:<9} {row['note']}", flush=True)
-    if told.json:
+    if parsed.json:
         import torch
 
         from objbench.run.provenance import provenance
 
         record = {"rows": found, "provenance": provenance(torch.device("cpu"))}
-        told.json.write_text(json.dumps(record, indent=2) + "\n")
+        parsed.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 

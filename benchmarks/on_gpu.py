@@ -408,15 +408,15 @@ def main() -> int:
     )
     parser.add_argument("-o", action="append", default=[], metavar="OPTION", help="for objbench run")
     parser.add_argument("--measure", nargs=2, metavar=("MODELS", "WAY"), help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    out = told.out.resolve()
-    if told.measure:
-        measure(told.measure[0].split(","), told.measure[1], out, told.device, told.tiny)
+    parsed = parser.parse_args()
+    out = parsed.out.resolve()
+    if parsed.measure:
+        measure(parsed.measure[0].split(","), parsed.measure[1], out, parsed.device, parsed.tiny)
         return 0
-    wanted = told.stages.split(",")
+    wanted = parsed.stages.split(",")
     if strange := sorted(set(wanted) - set(STAGES)):
         parser.error(f"no stage named '{strange[0]}' (stages: {', '.join(STAGES)})")
-    session = Session(out, told.minutes, told.device, told.tiny)
+    session = Session(out, parsed.minutes, parsed.device, parsed.tiny)
     sys.path.insert(0, str(out / ".site"))
     session.stage("machine", lambda: machine(session))
     if "tests" in wanted:
@@ -424,7 +424,7 @@ def main() -> int:
     if "steps" in wanted:
         session.stage("steps", lambda: steps(session))
     if "train" in wanted:
-        session.stage("train", lambda: train(session, told.o))
+        session.stage("train", lambda: train(session, parsed.o))
     print((out / "summary.md").read_text(), end="")
     return int(any(stage["status"] != "done" for stage in session.stages))
 

@@ -40,15 +40,15 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     batch: int = 0  # 0: the configuration's
     plain: bool = False
-    told: str = ""  # beside the name
+    variant: str = ""  # beside the name
     against: str = ""  # the case it is the plain version of
 
     @property
     def name(self) -> str:
         """Unique among the cases."""
         cells = "gated" if self.gated else "all cells"
-        told = ", ".join(filter(None, [self.protocol, cells, self.told, "plain" if self.plain else ""]))
-        return f"{self.model} step ({told})"
+        words = ", ".join(filter(None, [self.protocol, cells, self.variant, "plain" if self.plain else ""]))
+        return f"{self.model} step ({words})"
 
 
 def _cases() -> list[Case]:
@@ -65,12 +65,21 @@ def _cases() -> list[Case]:
         if model == "space":
             bf16 = {"precision": "bfloat16"}
             late = {**options, **sixteen, **LATE[model], **bf16}
-            cases.insert(-2, Case(model, "paper", False, {**options, **bf16}, 16, told="bfloat16"))
-            cases.insert(-2, Case(model, "paper", True, late, 16, told="bfloat16"))
-            cases.insert(-2, Case(model, "paper", False, options, 4, told="batch 4"))
+            cases.insert(-2, Case(model, "paper", False, {**options, **bf16}, 16, variant="bfloat16"))
+            cases.insert(-2, Case(model, "paper", True, late, 16, variant="bfloat16"))
+            cases.insert(-2, Case(model, "paper", False, options, 4, variant="batch 4"))
         whole = cases[-3] if model == "space" else cases[-4]
         cases.append(
-            Case(model, "paper", False, options, whole.batch, plain=True, told=whole.told, against=whole.name)
+            Case(
+                model,
+                "paper",
+                False,
+                options,
+                whole.batch,
+                plain=True,
+                variant=whole.variant,
+                against=whole.name,
+            )
         )
     return cases
 
@@ -209,11 +218,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="CASE", help=f"which: {'; '.join(CASES)} (all when none)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.one:
-        print(json.dumps(_measure(CASES[told.one], told.threads)))
+    parsed = parser.parse_args()
+    if parsed.one:
+        print(json.dumps(_measure(CASES[parsed.one], parsed.threads)))
         return
-    for row in rows(told.threads, told.names):
+    for row in rows(parsed.threads, parsed.names):
         print(f"{row['name']:<48}{row['value']:8.3f} {row['unit']}  {row['note']}")
 
 

@@ -94,7 +94,7 @@ class Detections:
         """From k candidates an image; dropped are scores below `min_score` and boxes of no width or no height.
 
         That is what is left of a box outside the image when it is clamped to it. Boxes that are inside out or
-        not finite stay: they are mistakes, and are to be told.
+        not finite stay: they are mistakes, which `fault` reports.
         """
         sized = (boxes[..., 2:] != boxes[..., :2]).all(-1)
         image, slot = torch.nonzero((scores >= min_score) & sized, as_tuple=True)
@@ -132,7 +132,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What every detector that trains by gradient steps can be told."""
+    """Options of every detector that trains by gradient steps."""
 
     steps: int = option(440_000, "training steps (batches)", low=1)
     batch_size: int = option(16, "images a step", low=1)

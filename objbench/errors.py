@@ -1,4 +1,4 @@
-"""What a person did that cannot work, told in one line: what was wrong, what exists, what to do."""
+"""What a person did that cannot work, reported in one line: what was wrong, what exists, what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"no {kind} named '{name}'{hint} ({kind}s: {', '.join(names) or 'none'})")
 
 
-def told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error in one line, and the place in a plugin's own code where it came up; see `place_of`."""
     text = " ".join(str(error).split())
     if isinstance(error, UsageError):  # says all there is to say

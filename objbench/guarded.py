@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from objbench.errors import UsageError, place_of, told
+from objbench.errors import UsageError, error_line, place_of
 
 KEPT = (signal.SIGINT, signal.SIGTERM)
 """Signals whose handlers are ours: plugins may not keep theirs."""
@@ -62,7 +62,7 @@ def calling(who: str, part: str) -> Iterator[None]:
         code = "" if error.code is None else repr(error.code)
         raise PluginFailed.when(who, part, f"it called sys.exit({code}){place_of(error)}") from None
     except Exception as error:
-        raise PluginFailed.when(who, part, told(error)) from None
+        raise PluginFailed.when(who, part, error_line(error)) from None
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ class ModelSpec:
     """The licence of that code."""
     differs: Mapping[str, str] = field(default_factory=dict)
     """Protocol -> what differs from the publication under it; "*": what differs under every protocol."""
-    told: str = ""
+    prior_knowledge: str = ""
     """What it knows of the data beforehand, such as object sizes and the number of classes."""
 
     def differs_under(self, protocol: str) -> str:
@@ -47,7 +47,7 @@ SAID = {
     "code": "original code",
     "licence": "licence of that code",
     "differs": "differs from the paper",
-    "told": "knows beforehand",
+    "prior_knowledge": "knows beforehand",
 }
 """Fields of a ModelSpec that say where it comes from -> their titles."""
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from objbench import hookspecs
-from objbench.errors import UsageError, told, unknown
+from objbench.errors import UsageError, error_line, unknown
 from objbench.guarded import unmoved
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 
@@ -35,8 +35,9 @@ LOAD_LIMIT_S = 10.0
 FILE_LIMIT_S = 60.0
 """The same for a file that the user named, which may well import torch."""
 GRACE_S = 1.0
-"""A plugin that went on when it was told to give up is told again this often, and at last the program ends."""
-TELLINGS = 5
+"""Seconds between two interrupts of a plugin that went on after the first."""
+INTERRUPTS = 5
+"""After so many of them the program ends."""
 
 OWN = "objbench"
 """The distribution whose plugins are loaded first, and whose names nobody else may take."""
@@ -69,7 +70,7 @@ class Registry:
     metrics: dict[str, MetricSpec] = field(default_factory=dict)
     published: list[Published] = field(default_factory=list)
     owners: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """(kind, name) -> the plugins that claim it; more than one is a clash, told when the name is used.
+    """(kind, name) -> the plugins that claim it; more than one is a clash, reported when the name is used.
 
     Metrics are used without being named, so one that clashes is in `owners` alone: which of the two was
     loaded first is chance, and no figure may depend on it.
@@ -79,7 +80,7 @@ class Registry:
         """The detector of that name. UsageError when there is none, or two."""
         return self._find("model", name, self.models)
 
-    def source(self, name: str) -> DataSpec:
+    def data_spec(self, name: str) -> DataSpec:
         """The data set of that name. UsageError when there is none, or two."""
         return self._find("data set", name, self.data)
 
@@ -247,7 +248,7 @@ def _register(
     """Loads one plugin and takes its specs into the registry, all or none; returns the error, or ""."""
     try:
         who = f"the plugin '{name}' of {source}"
-        with unmoved(), _patience(who, limit_s), contextlib.redirect_stdout(sys.stderr):
+        with unmoved(), _time_limit(who, limit_s), contextlib.redirect_stdout(sys.stderr):
             module = load()
             manager.register(module, name=f"{source}:{name}")
             answers = {
@@ -280,7 +281,7 @@ def _register(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may even call sys.exit
-        return told(error)
+        return error_line(error)
     for kind, table, spec in found:
         table.setdefault(spec.name, spec)
         registry.owners.setdefault((kind, spec.name), []).append(source)
@@ -295,28 +296,28 @@ def _answer(caller: pluggy.HookCaller, module: Any) -> list[Any]:
 
 
 class TooSlow(BaseException):
-    """A plugin was told to give up. Not an Exception: it could go on, having caught that."""
+    """A plugin was interrupted because its time was over. Not an Exception: it could catch that and go on."""
 
     def __str__(self) -> str:
         return f"took longer than {self.args[0]:g} s to import"
 
 
 @contextlib.contextmanager
-def _patience(who: str, seconds: float) -> Iterator[None]:
+def _time_limit(who: str, seconds: float) -> Iterator[None]:
     """Raises TooSlow in the block after `seconds`, where that can be done (POSIX, main thread).
 
-    Code that catches even that is told again every GRACE_S. When it still goes on after so many TELLINGS,
+    Code that catches even that is interrupted again every GRACE_S. When it still goes on after INTERRUPTS of them,
     nothing is left but to end the program, with one line that names the plugin.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    told = 0
+    interrupts = 0
 
     def give_up(*_: object) -> None:
-        nonlocal told
-        told += 1
-        if told > TELLINGS:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > INTERRUPTS:
             os.write(2, f"objbench: {who} does not end its import; remove it, or leave it out with "
                         "OBJBENCH_PLUGINS (set to nothing: no plugins but objbench's own)\n".encode())  # fmt: skip
             os._exit(2)
@@ -327,7 +328,7 @@ def _patience(who: str, seconds: float) -> Iterator[None]:
     try:
         yield
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if told:  # it caught that, and ended all the same: what it registered may be half of it
+        if interrupts:  # it caught that, and ended all the same: what it registered may be half of it
             raise TooSlow(seconds)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

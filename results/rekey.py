@@ -62,7 +62,7 @@ def rekey(registry: Registry, folder: Path, store: Store, with_scenes: set[str])
     old, record = (json.loads((folder / name).read_bytes()) for name in ("cell.json", "record.json"))
     then = old["identity"]
     model, data = then["model"], then["data"]
-    spec, source_class = registry.model(model), load_target(registry.source(data).target)
+    spec, source_class = registry.model(model), load_target(registry.data_spec(data).target)
     config = build(load_target(spec.target).Config, model, renamed(old["model_config"]))
     data_config = build(source_class.Config, data, old["data_config"])
     source = source_class(data_config, 0)
@@ -114,7 +114,7 @@ def keep_training(folder: Path, to: Path, cell: Cell, record: dict[str, Any], so
     if (folder / "curve.jsonl").exists():
         write_file(to / "curve.jsonl", (folder / "curve.jsonl").read_bytes())
         files.append("curve.jsonl")
-    cls = load_target(load_plugins().source(cell.training.identity["data"]).target)
+    cls = load_target(load_plugins().data_spec(cell.training.identity["data"]).target)
     made = source or cls(build(cls.Config, "", cell.training.data_config), 0)
     if source is not None:
         images = source.scenes("test", first_indices(source, "test", SHOWN)).images

@@ -31,7 +31,7 @@ def test_two_records_are_compared(tmp_path, capsys):
     assert f"only in {old}" in told
 
 
-def test_an_unknown_benchmark_is_told_in_a_line():
+def test_an_unknown_benchmark_is_reported_in_a_line():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "stepz"], capture_output=True, text=True, check=False
     )

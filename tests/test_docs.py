@@ -96,7 +96,7 @@ def test_the_other_plugins_of_the_guide_pass_the_kit(name: str, grown: Path) -> 
     assert ran.code == 0, ran.out
 
 
-def test_the_options_of_the_guide_are_checked_and_told(grown: Path) -> None:
+def test_the_options_of_the_guide_are_checked_and_reported(grown: Path) -> None:
     assert "-o options.threshold=0.1" in objbench("info", "options", "--plugin", str(grown)).out
     words = ["run", "--models", "options", "--data", "one-square", "--plugin", str(grown), "--plan"]
     assert "out of range: above 0, at most 1" in objbench(*words, "-o", "options.threshold=2").err

@@ -60,7 +60,10 @@ def about(
 
     own_model, own_data: what `own_of_detector` and `own_of_source` gave.
     """
-    specs: dict[str, ModelSpec | DataSpec] = {"model": registry.model(model), "data": registry.source(data)}
+    specs: dict[str, ModelSpec | DataSpec] = {
+        "model": registry.model(model),
+        "data": registry.data_spec(data),
+    }
     own = {"model": own_model, "data": own_data}
     known: About = {MIXTURE: {"settings": identity_of(build(MixtureConfig, MIXTURE))}}
     for kind, spec in specs.items():

@@ -43,7 +43,7 @@ def matrix(
     """
     mixture = [MIXTURE] if any(not registry.model(m).clusters for m in models) else []
     for name in data:
-        registry.source(name)
+        registry.data_spec(name)
     _check_owners(registry, [*models, *data, *mixture], overrides)
     mixture_config = dataclasses.asdict(build(MixtureConfig, MIXTURE, overrides.get(MIXTURE, {})))
     of_protocol = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"}
@@ -88,7 +88,7 @@ def _ask_source(registry: Registry, name: str, protocol: str, overrides: Overrid
     """What of a cell depends on the data set, as JSON values: its `identity`, whole `config`, and `shape`."""
     who = f"'{name}'"
     with calling(who, "its module"):
-        source_class = load_target(registry.source(name).target)
+        source_class = load_target(registry.data_spec(name).target)
     with calling(who, "its settings"):
         config = build_source_config(registry, name, protocol, overrides)
     with calling(who, "its constructor"):
@@ -126,7 +126,7 @@ def _ask_detector(
 def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     """The same cell by the plugins, the data and the harness as they are now; its key differs if they have changed."""
     then = old.training
-    model, data = then.identity["model"], registry.source(then.identity["data"])
+    model, data = then.identity["model"], registry.data_spec(then.identity["data"])
     with calling(f"'{data.name}'", "its constructor"):
         source_class = load_target(data.target)
         source = source_class(build(source_class.Config, data.name, then.data_config), 0)
@@ -142,7 +142,7 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
 
 def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
     """The code that a training of the model on the data depends on, as it stands now; see `Training.code`."""
-    targets = registry.model(model).target, registry.source(data).target
+    targets = registry.model(model).target, registry.data_spec(data).target
     return {
         "model_code": code_of(targets[0]),
         "data_code": code_of(targets[1]),
@@ -183,7 +183,7 @@ def is_current(registry: Registry, cell: Cell, contents: dict[str, Any]) -> bool
     key = canonical([name, training.data_config])
     if key not in contents:
         with calling(f"'{name}'", "its constructor"):
-            source_class = load_target(registry.source(name).target)
+            source_class = load_target(registry.data_spec(name).target)
             source = source_class(build(source_class.Config, name, training.data_config), 0)
             contents[key] = plain(source.fingerprint())
     return bool(contents[key] == identity["fingerprint"])

@@ -42,5 +42,5 @@ def build_source_config(registry: Registry, name: str, protocol: str, overrides:
 
     Raises UsageError on an unknown data set or option, or a bad value.
     """
-    cls = load_target(registry.source(name).target)
+    cls = load_target(registry.data_spec(name).target)
     return build(cls.Config, name, cls.settings(protocol), overrides.get(name, {}))

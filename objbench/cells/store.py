@@ -13,7 +13,7 @@
     <out>/cells/....broken-<n>               a damaged training or cell, set aside; .old-<n>: one that was run anew
     <out>/locks/<training>                   locked by the processes at work on the training and its cells
 
-On a file system without locks nobody can be told that somebody is at work: only one objbench may run there at once.
+On a file system without locks no process can know that another is at work: only one objbench may run there at a time.
 
 Every JSON file carries a checksum of itself. A file is written beside its place, flushed to the disk, and renamed.
 """

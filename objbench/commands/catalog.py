@@ -1,4 +1,4 @@
-"""`objbench list`, `info` and `plugins`: what there is, and what it can be told."""
+"""`objbench list`, `info` and `plugins`: what exists, and which options it takes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
         }
     kinds: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
         "model": (registry.models, registry.model),
-        "data set": (registry.data, registry.source),
+        "data set": (registry.data, registry.data_spec),
         "metric": (registry.metrics, registry.metric),
     }
     kind = next((kind for kind, taken in registry.owners if name == taken), None)

@@ -176,7 +176,7 @@ def check(
 @plugin_option
 def fetch(name: str, plugin_files: tuple[str, ...]) -> None:
     """Download what a data set is made of, once, and verify it."""
-    target = load_plugins(plugin_files).source(name).target
+    target = load_plugins(plugin_files).data_spec(name).target
     with calling(f"'{name}'", "its fetch"):
         fetch_source = getattr(load_target(target), "fetch", None)
         said = fetch_source() if fetch_source else f"{name}: there is nothing to fetch"
@@ -195,7 +195,7 @@ def _source(
     with calling(f"'{name}'", "its settings"):
         config = build_source_config(registry, name, protocol(protocol_name).name, overrides)
     with calling(f"'{name}'", "its constructor"):
-        source: SceneSource = load_target(registry.source(name).target)(config, seed)
+        source: SceneSource = load_target(registry.data_spec(name).target)(config, seed)
     return source
 
 

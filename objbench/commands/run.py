@@ -27,7 +27,7 @@ from objbench.commands.shared import (
     plugin_option,
     warn_of_clashes,
 )
-from objbench.errors import told
+from objbench.errors import error_line
 from objbench.plugins import load_plugins
 
 MOST_SEEDS = 10_000
@@ -229,7 +229,7 @@ class Drawing:
             try:
                 draw(Path(result.path), self._headings)
             except Exception as error:  # the cell is done whether or not it can be drawn
-                self.say(f"{cell.name}: no pictures: {told(error)}")
+                self.say(f"{cell.name}: no pictures: {error_line(error)}")
 
 
 def show_results(results: list[CellResult], columns: list[str], as_json: bool) -> None:

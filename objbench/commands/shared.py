@@ -130,7 +130,7 @@ def require_plugins(registry: Registry, cell: str, training: Training, kinds: It
         if registry.is_gone(KINDS[kind], name):
             raise UsageError(f"cell {cell}: {gone(registry, training, kind)}")
         try:
-            registry.model(name) if kind == "model" else registry.source(name)
+            registry.model(name) if kind == "model" else registry.data_spec(name)
         except UsageError as error:
             raise UsageError(f"cell {cell}: {error}") from None
 

@@ -191,11 +191,11 @@ def _size(subject: DataSubject) -> str:
     "the fingerprint is JSON, the same for every source of that config, and holds no path",
 )
 def _fingerprint(subject: DataSubject) -> str:
-    told = subject.source.fingerprint()
-    text = json.dumps(told, sort_keys=True)
-    if not told:
+    fingerprint = subject.source.fingerprint()
+    text = json.dumps(fingerprint, sort_keys=True)
+    if not fingerprint:
         raise Wrong("an empty fingerprint")
-    for value in _texts(told):
+    for value in _texts(fingerprint):
         if os.path.isabs(value) or (os.sep in value and Path(value).exists()):
             raise Wrong(f"a path: {value}")
     if json.dumps(subject.built(seed=1).fingerprint(), sort_keys=True) != text:

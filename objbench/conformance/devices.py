@@ -23,7 +23,7 @@ check = collector(CHECKS)
 @check(
     "capture",
     "device",
-    "with capturable = True, a step is told by its `schedule` and `phase` alone, so that one may stand for another",
+    "with capturable = True, a step reads `step` through `schedule` and `phase` alone, so steps of a phase can be replayed",
 )
 def _capture(subject: ModelSubject) -> str:
     subject.needs_steps()
@@ -40,9 +40,9 @@ def _capture(subject: ModelSubject) -> str:
         values = detector.schedule(step)
         detector.held = {name: torch.tensor(value).double() for name, value in values.items()}
         losses = []
-        for told in (step, later[-1]):
+        for claimed in (step, later[-1]):
             seed_everything(5)
-            losses.append(float(terms_of(detector.training_step(ten().images, told))[1].sum().detach()))
+            losses.append(float(terms_of(detector.training_step(ten().images, claimed))[1].sum().detach()))
         detector.held = None
         if losses[0] != losses[1]:
             raise Wrong(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from objbench.errors import told
+from objbench.errors import error_line
 
 GUIDE = "docs/plugins.md"
 
@@ -90,7 +90,7 @@ def run_check(subject: Subject, check: Check) -> Finding:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may even call sys.exit
-        outcome, came = "failed", told(error)
+        outcome, came = "failed", error_line(error)
     read = f"{GUIDE}#{check.section}"
     return Finding(subject.kind, subject.name, check.name, outcome, expected, came, read)
 

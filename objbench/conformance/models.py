@@ -40,10 +40,10 @@ FIT_SCENES = 32
 """What milestones and `fit` are shown."""
 
 STANDS_OUT = 0.05
-"""Detections of a lower score may differ by rounding: whether they are told at all is decided there."""
+"""Detections of a lower score may differ by rounding: whether they are returned at all may depend on it."""
 
 NO_DATA = "conformance"
-"""The name of the kit's own scenes, which `settings` is told."""
+"""The name of the kit's own scenes, which `settings` is given."""
 
 CHECKS: list[Check] = []
 
@@ -119,7 +119,7 @@ class ModelSubject:
     def learned(self) -> tuple[Detector, list[float]]:
         """A detector trained on ten images until it knows them, or fitted; and its losses.
 
-        All steps are told that they are step 0: where a schedule anneals the loss, losses of different steps
+        All steps are taken as step 0: where a schedule anneals the loss, losses of different steps
         are of different things.
         """
         detector, images = self.built(), ten().images

@@ -51,5 +51,5 @@ def _subject(registry: Registry, kind: str, name: str, overrides: Overrides) -> 
     if kind == "model":
         return ModelSubject(registry, registry.model(name), overrides.get(name, {}), OF_MODELS)
     if kind == "data set":
-        return DataSubject(registry, registry.source(name), overrides.get(name, {}))
+        return DataSubject(registry, registry.data_spec(name), overrides.get(name, {}))
     return MetricSubject(registry, registry.metric(name))

@@ -21,7 +21,7 @@ _TAG_FONT = 12
 def contact_sheet(scenes: Scenes, classes: Sequence[str], title: str) -> Image.Image:
     """All `scenes` in rows under a title and a legend of the classes. Images have 1 or 3 channels.
 
-    Classes are told apart by numbers: a colour beside "blue triangle" would have to be blue.
+    Classes are distinguished by numbers: a colour beside "blue triangle" would have to be blue.
     """
     pictures = as_pictures(scenes)
     width, height = pictures[0].size

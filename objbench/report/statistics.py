@@ -159,10 +159,10 @@ def difference(ours: Mapping[Key, Run], theirs: Mapping[Key, Run]) -> tuple[floa
 
 
 def best_and_tied(rows: Sequence[Mapping[Key, Run]]) -> list[bool]:
-    """Which rows are the best, or not told apart from it: those whose paired 95 % interval holds 0.
+    """Which rows are the best, or not distinguishable from it: those whose paired 95 % interval holds 0.
 
     Higher is better. Each pair stands for itself: no correction for the number of pairs. A row that shares no
-    test scenes with the best is not told apart from it; a row whose figure is not defined is never best.
+    test scenes with the best is not distinguishable from it; a row whose figure is not defined is never best.
     """
     means = [float(np.mean([run.point for run in row.values()])) if row else np.nan for row in rows]
     if np.isnan(means).all():
@@ -180,7 +180,7 @@ class Comparison:
     intervals: list[dict[str, tuple[float, float]]]
     """For each row: metric value -> 95 % interval of its mean over seeds."""
     best: list[set[str]]
-    """For each row: the metric values in which it is the best of its block, or not told apart from it."""
+    """For each row: the metric values in which it is the best of its block, or not distinguishable from it."""
     pairs: list[tuple[int, int, dict[str, tuple[float, float, float]]]]
     """Two rows of a block, and for each metric value the mean of first - second with its 95 % interval."""
     notes: Sequence[str] = ()

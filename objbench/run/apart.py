@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from objbench.errors import UsageError, told
+from objbench.errors import UsageError, error_line
 from objbench.guarded import PluginFailed, watched
 
 POLL_S = 0.2
@@ -114,7 +114,7 @@ def _answer(writing: int, who: str, question: Callable[..., Any], arguments: tup
     except UsageError as error:
         say(usage=str(error))
     except BaseException as error:
-        say(failed=[f"{who} failed: {told(error)}", told(error)])
+        say(failed=[f"{who} failed: {error_line(error)}", error_line(error)])
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):

@@ -23,7 +23,7 @@ from objbench.cells.files import Damaged
 from objbench.cells.matrix import matrix
 from objbench.cells.protocols import protocol
 from objbench.cells.result import CellResult
-from objbench.errors import UsageError, told
+from objbench.errors import UsageError, error_line
 from objbench.guarded import PluginFailed
 from objbench.plugins import Registry, load_plugins
 from objbench.run.apart import Apart
@@ -94,7 +94,7 @@ def main(words: list[str]) -> None:
             except Damaged as error:
                 answer = {"damaged": str(error)}
             except Exception as error:
-                answer = {"usage": f"{request['request']}: {told(error)}"}
+                answer = {"usage": f"{request['request']}: {error_line(error)}"}
             print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -27,7 +27,7 @@ from objbench.cells.matrix import changes_of_code
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import Event, Position, Status, Trained
 from objbench.cells.store import end_early, position, read_record, read_trained, write_record, write_trained
-from objbench.errors import Interrupted, UsageError, told
+from objbench.errors import Interrupted, UsageError, error_line
 from objbench.options import build
 from objbench.plugins import Registry, load_plugins
 from objbench.run.link import DISK_FULL, Link
@@ -243,7 +243,7 @@ def main(words: list[str]) -> int:
 
 def how_it_failed(error: BaseException) -> tuple[Status, str]:
     """A status, and the error as a table can show it; its traceback is in the log."""
-    line = textwrap.shorten(str(error) if isinstance(error, Diverged) else told(error), 300)
+    line = textwrap.shorten(str(error) if isinstance(error, Diverged) else error_line(error), 300)
     return ("out of memory" if is_out_of_memory(error) else "failed"), line
 
 

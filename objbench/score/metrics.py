@@ -14,7 +14,7 @@ from objbench.cells.about import plugin_of
 from objbench.cells.code import code_of, digest
 from objbench.cells.result import CellResult
 from objbench.detector import Detections
-from objbench.errors import told
+from objbench.errors import error_line
 from objbench.guarded import Ask, PluginFailed, ask_here, calling
 from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry, load_target
@@ -63,7 +63,7 @@ def score_each(
                     f"it returns '{twice[0]}', which metric '{owner[twice[0]]}' has returned already"
                 )
         except Exception as error:
-            what = error.what if isinstance(error, PluginFailed) else told(error)
+            what = error.what if isinstance(error, PluginFailed) else error_line(error)
             complain(f"metric '{name}' failed: {what}")
             continue
         owner.update(dict.fromkeys(values, name))

@@ -181,7 +181,7 @@ def check_data_of(
 def _check_data(registry: Registry, config: Mapping[str, Any], depends_on: Mapping[str, Any]) -> None:
     name = depends_on["data"]
     with calling(f"'{name}'", "its constructor"):
-        source_class = load_target(registry.source(name).target)
+        source_class = load_target(registry.data_spec(name).target)
         source = source_class(build(source_class.Config, name, config), 0)
     check_source(name, source, depends_on)
 

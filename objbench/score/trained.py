@@ -32,7 +32,7 @@ class Built(NamedTuple):
 def build_training(registry: Registry, training: Training, device: torch.device | str) -> Built:
     """Makes the parts of a training, the detector untrained. Seeds every global random generator."""
     identity = training.identity
-    source_class = load_target(registry.source(identity["data"]).target)
+    source_class = load_target(registry.data_spec(identity["data"]).target)
     data_config = build(source_class.Config, identity["data"], training.data_config)
     train_source, test_source = source_class(data_config, identity["seed"]), source_class(data_config, 0)
     return Built(build_detector(registry, training, test_source.shape, device), train_source, test_source)

@@ -16,7 +16,7 @@ from objbench.spatial import crop
 
 @dataclass(frozen=True)
 class PcaConfig:
-    """What the floor can be told."""
+    """Options of the floor."""
 
     glimpse: int = option(14, "side in pixels that what a box holds is resampled to", low=2)
     components: int = option(32, "principal components kept, the what-latents", low=1)

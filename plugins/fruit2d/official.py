@@ -30,7 +30,7 @@ ARCHIVES = "the four Fruit2D archives linked in the README of https://github.com
 
 @dataclass(frozen=True)
 class Fruit2DConfig:
-    """What fruit2d can be told."""
+    """Options of fruit2d."""
 
     root: str = option(
         "",

@@ -17,7 +17,7 @@ from objbench_plugins.fruit2d.states import FRUITS, SCENES, shipped
 
 @dataclass(frozen=True)
 class Fruit2DSimConfig:
-    """What fruit2d-sim can be told."""
+    """Options of fruit2d-sim."""
 
     size: int = option(128, "side of a scene in pixels; fruits are in proportion", low=32, high=512)
     background: str = option(

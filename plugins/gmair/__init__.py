@@ -39,7 +39,7 @@ def objbench_models() -> list[ModelSpec]:
                     "train at 5e-5 on all data, published on fruit alone."
                 ),
             },
-            told=(
+            prior_knowledge=(
                 "The number of clusters: 10, and 9 on fruit2d-sim under demo and small. The largest side of "
                 "a box: 72 px under paper, 36 px under demo and small. Under demo and small how many "
                 "objects an image may hold: 12 cells are kept, 36 on fruit2d-sim. Its other settings there "

@@ -16,7 +16,7 @@ from objbench_plugins.multimnist.scatter import Scatter
 
 @dataclass(frozen=True)
 class MultiMnistConfig:
-    """What MultiMNIST can be told; the defaults are the paper's."""
+    """Options of MultiMNIST; the defaults are the paper's."""
 
     height: int = option(128, "height of a scene in pixels", low=digits.SIDE + 1, high=4096)
     width: int = option(128, "width of a scene in pixels", low=digits.SIDE + 1, high=4096)

@@ -38,7 +38,7 @@ def objbench_models() -> list[ModelSpec]:
                 "small": f"Scenes of 64x64 with 1 to 5 digits; 10,000 steps {small}",
                 "paper": "What-latents of 256, published 32, as GMAIR's comparison says (its Appendix B.1).",
             },
-            told=(
+            prior_knowledge=(
                 "The size of digits under demo and small (14 px), and mean and spread of the sizes of "
                 "fruits, as the prior of scale. Under demo and small how many objects an image may hold: 12 "
                 "cells are kept, 36 on fruit2d-sim. The number of classes reaches the mixture alone "

@@ -44,7 +44,7 @@ def objbench_models() -> list[ModelSpec]:
                     "the sizes of the objects."
                 ),
             },
-            told=(
+            prior_knowledge=(
                 "The size of digits (14 px) and the usual size of fruits, as the prior of box sizes; the "
                 "largest side of a box: 72 px under paper, 36 px under demo and small. Under demo and small "
                 "how many objects an image may hold: 12 cells are kept, 36 on fruit2d-sim. The number of "

@@ -142,7 +142,7 @@ def test_a_lone_files_code_is_itself_and_what_it_imports_from_beside(
 
 def test_the_numerics_of_the_harness_are_in_the_key_and_nothing_that_only_runs_or_reports() -> None:
     registry = load_plugins()
-    files = numerics_of(registry.model("gmair").target, registry.source("multimnist").target)
+    files = numerics_of(registry.model("gmair").target, registry.data_spec("multimnist").target)
     expected = [
         "detector",
         "latents",

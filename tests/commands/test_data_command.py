@@ -97,7 +97,7 @@ def test_what_is_exported_reads_back_as_the_same_scenes(run, tmp_path):
     assert (code, err) == (0, "")
     assert str(tmp_path / "a" / "set") in out
     config = build_source_config(load_plugins(), "multimnist", "demo", {})
-    scenes = load_target(load_plugins().source("multimnist").target)(config, 7).scenes(
+    scenes = load_target(load_plugins().data_spec("multimnist").target)(config, 7).scenes(
         "test", torch.arange(300)
     )
     file = tmp_path / "a" / "set" / "annotations.json"
@@ -195,7 +195,7 @@ def test_show_draws_true_boxes_and_counts_objects(run, tmp_path, coloured):
         assert (pixels == [red, green, blue]).all(1).sum() > 100
 
 
-def test_show_writes_beside_where_one_stands_unless_told(run, tmp_path, monkeypatch):
+def test_show_writes_beside_where_one_stands_unless_reported(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("data", "show", "multimnist", "--n", 60, "--split", "validation", "--seed", 3)
     assert code == 0

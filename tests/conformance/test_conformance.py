@@ -123,7 +123,7 @@ def test_first_party_plugins_pass_the_kit(subject, check) -> None:
     assert finding.outcome != "failed", str(finding)
 
 
-def test_a_package_that_imports_torch_to_register_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_imports_torch_to_register_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BROKEN))
     registry = load_plugins()
     plugin = dataclasses.replace(registry.plugins[0], source="heavy 1.0", module="heavy")
@@ -167,7 +167,7 @@ def test_a_package_means_all_that_it_registers() -> None:
     assert names == {*registry.models, *registry.data, *registry.metrics}
 
 
-def test_a_plugin_that_did_not_load_is_told_with_its_error() -> None:
+def test_a_plugin_that_did_not_load_is_reported_with_its_error() -> None:
     registry = load_plugins()
     broken = dataclasses.replace(registry.plugins[0], name="mine", source="mine 1.0", error="ValueError: no")
     registry.plugins.append(broken)
@@ -228,14 +228,14 @@ def test_the_marks_options_reach_what_a_file_registers(pytester: pytest.Pytester
     assert run_check(subject, loss).came == "finite at steps 0, 19, 39, 59, 79"
 
 
-def test_a_file_that_registers_nothing_is_told(tmp_path: Path) -> None:
+def test_a_file_that_registers_nothing_is_reported(tmp_path: Path) -> None:
     (tmp_path / "only_a_class.py").write_text("class Detector: pass\n")
     ran = objbench("check", str(tmp_path / "only_a_class.py"))
     assert ran.code == 2
     assert "registers no model, data set or metric; its hooks do that, see docs/plugins.md" in ran.err
 
 
-def test_an_error_is_told_with_the_plugins_own_line(tmp_path: Path) -> None:
+def test_an_error_is_reported_with_the_plugins_own_line(tmp_path: Path) -> None:
     """Not with torch's, in which it came up, nor with the harness's, which looked."""
     file = tmp_path / "mismatched.py"
     file.write_text(

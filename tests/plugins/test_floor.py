@@ -58,7 +58,7 @@ def test_it_is_an_oracle_that_is_fitted_once():
     assert not trains_by_steps(PcaOnTrueBoxes)
 
 
-def test_too_many_components_are_told_in_a_line():
+def test_too_many_components_are_reported_in_a_line():
     with pytest.raises(UsageError, match=r"pca-gmm.components=37 is more than the 36 pixels"):
         floor(components=37)
     with pytest.raises(UsageError, match=r"0 objects to fit on, fewer than pca-gmm.components=5"):

@@ -123,7 +123,7 @@ def test_a_label_may_reach_over_the_edge_end_without_newline_and_write_a_class_a
         (b"\xff\xfe\x00", "cannot be read as text"),
     ],
 )
-def test_a_malformed_label_is_told_by_file_and_line(root, text, complaint):
+def test_a_malformed_label_is_reported_by_file_and_line(root, text, complaint):
     file = root / "test_labels" / "000001.txt"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError) as caught:
@@ -134,7 +134,7 @@ def test_a_malformed_label_is_told_by_file_and_line(root, text, complaint):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_missing_folder_is_told(root, folder):
+def test_a_missing_folder_is_reported(root, folder):
     shutil.rmtree(root / folder)
     with pytest.raises(
         UsageError, match=rf"{folder}: has no \.(png.*|txt) files; run 'objbench data fetch fruit2d'"
@@ -142,7 +142,7 @@ def test_a_missing_folder_is_told(root, folder):
         read(root)
 
 
-def test_files_without_a_partner_are_told(root):
+def test_files_without_a_partner_are_reported(root):
     (root / "train_labels" / "000003.txt").unlink()
     with pytest.raises(UsageError, match=r"'000003' is in only one of .*\(11 and 10 files\)"):
         read(root)
@@ -154,7 +154,7 @@ def test_files_without_a_partner_are_told(root):
     assert read(root).size("train") == 9
 
 
-def test_a_broken_image_is_told(root):
+def test_a_broken_image_is_reported(root):
     file = root / "test_images" / "000002.png"
     whole = file.read_bytes()
     file.write_bytes(b"not a picture")
@@ -168,7 +168,7 @@ def test_a_broken_image_is_told(root):
         read(root)
 
 
-def test_a_scene_too_few_to_hold_any_out_is_told(root):
+def test_a_scene_too_few_to_hold_any_out_is_reported(root):
     for file in [*(root / "train_images").iterdir(), *(root / "train_labels").iterdir()]:
         if file.stem != "000000":
             file.unlink()
@@ -252,6 +252,6 @@ def test_fetch_says_what_to_download_and_where_to_put_it_and_then_what_is_there(
         Fruit2D.fetch()
 
 
-def test_without_files_the_way_to_them_is_told():
+def test_without_files_the_way_to_them_is_reported():
     with pytest.raises(UsageError, match=r"data fetch fruit2d.* -o fruit2d.root=DIR"):
         Fruit2D(Fruit2DConfig(), 0)

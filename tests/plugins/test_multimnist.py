@@ -188,7 +188,7 @@ def test_a_wrong_file_is_named_with_the_reason(tmp_path, file, content, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_not_there_and_too_few_digits_are_told(tmp_path):
+def test_a_folder_that_is_not_there_and_too_few_digits_are_reported(tmp_path):
     with pytest.raises(UsageError, match="nowhere: has no train-images"):
         make(digits=str(tmp_path / "nowhere"))
     write_mnist(tmp_path, train=1, test=1)
@@ -563,7 +563,7 @@ def test_no_scene_and_an_empty_scene_are_scenes():
         ({"heigth": "64"}, "did you mean 'height'"),
     ],
 )
-def test_bad_options_are_told_in_one_line(options, reason):
+def test_bad_options_are_reported_in_one_line(options, reason):
     with pytest.raises(UsageError, match=reason) as caught:
         make(**options)
     assert "\n" not in str(caught.value)

@@ -410,7 +410,7 @@ def test_reconstruction_is_a_picture():
         ),
     ],
 )
-def test_bad_input_is_told_in_a_line(shape, options, said):
+def test_bad_input_is_reported_in_a_line(shape, options, said):
     with pytest.raises(UsageError, match=said) as caught:
         Space(build(Space.Config, "space", TINY, options), SceneShape(*shape))
     assert "\n" not in str(caught.value)

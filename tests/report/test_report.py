@@ -120,7 +120,7 @@ def test_published_tables_set_the_order_even_when_they_are_not_printed(registry:
     assert [(r.data, r.model) for r in rows] == [("real", "new"), ("real", "old"), ("real-sim", "old")]
 
 
-def test_configurations_are_rows_told_apart_by_what_differs(registry: Registry) -> None:
+def test_configurations_are_rows_reported_apart_by_what_differs(registry: Registry) -> None:
     results = three(0.9, 0.8) + three(0.7, 0.6, model_config={"lr": 0.5, "steps": 10})
     assert [line[0] for line in lines(build(results, registry))] == ["NEW [lr=0.1]", "NEW [lr=0.5]"]
     results = three(0.9, 0.8) + three(0.7, 0.6, data_config={"size": 128})
@@ -164,7 +164,7 @@ def test_mean_and_sample_deviation_over_seeds(registry: Registry) -> None:
     assert record["ap_n"] == record["done"] == 3
 
 
-def test_cells_that_are_not_done_are_told(registry: Registry) -> None:
+def test_cells_that_are_not_done_are_reported(registry: Registry) -> None:
     ends = ["done", "failed", "failed", "out of memory", "timed out", "interrupted", "new"]
     results = [cell(seed=i, status=status, ap=0.9) for i, status in enumerate(ends)]
     table = build(results, registry)

@@ -334,15 +334,15 @@ def test_threads_of_a_cell_do_not_spin_for_long(tmp_path: Path, monkeypatch: pyt
         "def objbench_models(): return [ModelSpec('told', 'tells its environment', 'told:Told')]\n"
     )
 
-    def told(out: str) -> str:
+    def error_line(out: str) -> str:
         ran = run(tmp_path / out, "told", "--plugin", str(plugin))
         assert ran.code == 0, ran.err
         (log,) = (tmp_path / out).glob("cells/*/log.txt")
         return log.read_text()
 
-    assert "threads that wait are PASSIVE" in told("first")
+    assert "threads that wait are PASSIVE" in error_line("first")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert "threads that wait are ACTIVE" in told("second")
+    assert "threads that wait are ACTIVE" in error_line("second")
 
 
 def test_threads_are_divided_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:

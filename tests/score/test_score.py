@@ -351,7 +351,7 @@ def test_ids_may_be_texts_and_are_kept_as_they_are(files: tuple[Path, Path]) -> 
     assert found.clusters.tolist() == [0, 0, 0]
 
 
-def test_gzip_is_told_by_its_content(files: tuple[Path, Path]) -> None:
+def test_gzip_is_reported_by_its_content(files: tuple[Path, Path]) -> None:
     before = run(*files, "--json").stdout
     for file in files:
         file.write_bytes(gzip.compress(file.read_bytes()))
@@ -682,7 +682,7 @@ def test_a_metric_that_fails_is_named_and_harms_no_other(capsys: pytest.CaptureF
     assert (captured.out, captured.err) == ("", "on its way\n")
 
 
-def test_a_failing_metric_is_told_on_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_metric_is_reported_on_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     scoring.score(registry_of("broken"), one(), ONE)
     assert "objbench: metric 'broken' failed" in capsys.readouterr().err
 
@@ -743,7 +743,7 @@ def test_no_clusters_is_null_in_json_and_undefined_in_the_table(files: tuple[Pat
     assert "    acc                  undefined" in run(*files).stdout.splitlines()
 
 
-def test_scores_that_never_reach_the_threshold_are_told(files: tuple[Path, Path]) -> None:
+def test_scores_that_never_reach_the_threshold_are_reported(files: tuple[Path, Path]) -> None:
     files[1].write_text(json.dumps([f | {"score": f["score"] / 10} for f in FOUND]))
     low = run(*files, "--json")
     assert "no score reaches 0.5: the clustering and count figures" in low.stderr
