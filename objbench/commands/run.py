@@ -166,7 +166,7 @@ def run(
         for name in models:  # at once, not when torch is there
             registry.model(name)
         for name in data:
-            registry.source(name)
+            registry.data_spec(name)
         devices = find_devices(device, planner.count_devices)
         cells, failures = planner.matrix(models, data, seeds, scale.name, overrides)
         for failure in failures:
