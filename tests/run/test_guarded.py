@@ -17,7 +17,7 @@ from objbench.cells.store import Store
 from objbench.run.planning import Planner
 from running import TOY, Ran
 
-GUESTS = str(Path(__file__).with_name("guests.py").resolve())
+GUESTS = str((Path(__file__).parents[1] / "guests.py").resolve())
 ENDS = {
     "quits": "it called sys.exit(3) (guests.py, line ",
     "exits": "its process ended with 4",
