@@ -23,7 +23,7 @@ check = collector(CHECKS)
 @check(
     "capture",
     "device",
-    "with capturable = True, a step reads `step` through `schedule` and `phase` alone: steps of a phase can be replayed",
+    "if capturable, a step reads `step` through `schedule` and `phase` alone: steps of one phase can be replayed",
 )
 def _capture(subject: ModelSubject) -> str:
     subject.needs_steps()
