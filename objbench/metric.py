@@ -17,5 +17,6 @@ from objbench.detector import PRESENT, Detections
 from objbench.scenes import GroundTruth
 
 Metric = Callable[[Detections, GroundTruth], dict[str, float]]
+"""What a metric is."""
 
 __all__ = ["PRESENT", "Detections", "GroundTruth", "Metric"]
