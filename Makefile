@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-lowest install lint bench clean
+.PHONY: demo test test-fast test-lowest install lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/objbench run --models gmair,spair --data multimnist --protocol demo --workers 2
@@ -30,6 +30,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/site. A dead link fails; so does, in the tests, a public name without a docstring.
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks

@@ -41,11 +41,17 @@ class Detections:
     """
 
     images: int
-    image: Tensor  # [m] int64, 0..images-1
-    boxes: Tensor  # [m, 4] float32 or float64, xyxy in pixels
-    scores: Tensor  # [m] float32 or float64 in 0..1; at least PRESENT where the detector stands by it
-    clusters: Tensor | None = None  # [m] int64, >= 0, or NOISE (-1); None when the detector does not cluster
-    what: Tensor | None = None  # [m, A] float32 what-latents; needed when clusters is None
+    """How many images were looked at, also those in which nothing was found."""
+    image: Tensor
+    """`[m]` int64, 0..images-1."""
+    boxes: Tensor
+    """`[m, 4]` float32 or float64, xyxy in pixels, inside the image and of positive size."""
+    scores: Tensor
+    """`[m]` float32 or float64 in 0..1; at least PRESENT where the detector stands by it."""
+    clusters: Tensor | None = None
+    """`[m]` int64, from 0, or NOISE (-1); None when the detector does not cluster."""
+    what: Tensor | None = None
+    """`[m, A]` float32 what-latents, finite; needed when `clusters` is None."""
 
     def __post_init__(self) -> None:
         m = len(self.image)
@@ -85,13 +91,17 @@ class Detections:
 
     @staticmethod
     def from_padded(
-        boxes: Tensor,  # [n, k, 4]
-        scores: Tensor,  # [n, k]
-        clusters: Tensor | None = None,  # [n, k]
-        what: Tensor | None = None,  # [n, k, A]
+        boxes: Tensor,
+        scores: Tensor,
+        clusters: Tensor | None = None,
+        what: Tensor | None = None,
         min_score: float = MIN_SCORE,
     ) -> Detections:
         """From k candidates an image; dropped are scores below `min_score` and boxes of no width or no height.
+
+        boxes: [n, k, 4] xyxy in pixels. scores: [n, k] in 0..1. clusters: [n, k] integers, or None. what: [n, k, A],
+        or None. Integers become int64, other values float32; no gradient is needed. Detections are ordered by image,
+        then by candidate.
 
         That is what is left of a box outside the image when it is clamped to it. Boxes that are inside out or
         not finite stay: they are mistakes, which `fault` reports.
@@ -203,13 +213,19 @@ class Detector(nn.Module):
         return []
 
     def milestones(self) -> tuple[int, ...]:
-        """Steps before which training pauses for `at_milestone`; none unless overridden."""
+        """Steps before which training pauses for `at_milestone`, in rising order; none unless overridden.
+
+        0 is allowed: then it pauses before the first step. A step of `config.steps` or more never comes. Asked once in
+        each process, so it must follow from the config alone.
+        """
         return ()
 
     def at_milestone(self, images: Tensor, step: int) -> None:
-        """A pause in training, to look at many images at once: to start a mixture, say.
+        """A pause in training before `step`, to look at many images at once: to start a mixture, say.
 
-        images: the first `fit_scenes` of the protocol's training images [n, channels, height, width].
+        Called in training mode, with gradients, once for each of the `milestones`; also in a training that is resumed.
+        What it changes must lie in the `state_dict`. images: the first `fit_scenes` of the protocol's training images
+        [n, channels, height, width], on the detector's device.
         """
 
     # A detector with `capturable = True` says what differs between steps, and its `training_step` reads `step`
@@ -218,7 +234,8 @@ class Detector(nn.Module):
     def schedule(self, step: int) -> dict[str, float]:
         """The numbers that `training_step` reads and that change with the step: a prior, a temperature.
 
-        Always the same names. Arithmetic on them is best done here, not in `training_step`.
+        Always the same names, and finite. Arithmetic on them is best done here, not in `training_step`. Any detector
+        may use it; one with `capturable = True` must.
         """
         return {}
 
@@ -227,7 +244,11 @@ class Detector(nn.Module):
         return None
 
     def annealed(self, step: int) -> Mapping[str, Tensor | float]:
-        """What `training_step` takes its `schedule` from: plain numbers, or under capture 0-dim tensors."""
+        """What `training_step` takes its `schedule` from: plain numbers, or under capture 0-dim tensors.
+
+        The tensors are float64 on the detector's device. Arithmetic with tensors takes both kinds, so the same
+        `training_step` serves; `if` and `math` work on plain numbers alone, so a step that is captured uses neither.
+        """
         return self.schedule(step) if self.held is None else self.held
 
     @property

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import pluggy
 
 hookspec = pluggy.HookspecMarker("objbench")
+"""Marks what follows as a hook; only objbench has any."""
 hookimpl = pluggy.HookimplMarker("objbench")
+"""Marks a plugin's function, or wraps one, as the implementation of the hook that it is named after."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,11 @@ class ModelSpec:
     """A detector. `target` is a subclass of `objbench.detector.Detector`."""
 
     name: str
+    """As `--models` names it: no dots, commas, spaces or `=`."""
     summary: str
+    """What it is, in a line, for `objbench list`."""
     target: str
+    """"package.module:Name"; imported when it is needed."""
     label: str = ""
     """How tables write it; the name when empty. A detector without clusters gets " + GMM" appended."""
     clusters: bool = True
@@ -57,9 +62,13 @@ class DataSpec:
     """A source of scenes. `target` is a subclass of `objbench.scenes.SceneSource`."""
 
     name: str
+    """As `--data` names it: no dots, commas, spaces or `=`."""
     summary: str
+    """What it is, in a line, for `objbench list`."""
     target: str
+    """"package.module:Name"; imported when it is needed."""
     label: str = ""
+    """How tables write it; the name when empty."""
     stand_in_for: str = ""
     """The label of the data set this one imitates; tables then say that it is a stand-in."""
 
@@ -69,8 +78,11 @@ class MetricSpec:
     """A metric. `target` is a function (Detections, GroundTruth) -> {name: value}: see `objbench.metric`."""
 
     name: str
+    """As `objbench check` names it: no dots, commas, spaces or `=`."""
     summary: str
+    """What it is, in a line, for `objbench list`."""
     target: str
+    """"package.module:Name"; imported when it is needed."""
     version: int = 1
     """Raised when the definition changes: figures of another version are recomputed, never mixed."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -90,12 +102,17 @@ class Published:
     """A row of somebody's published table, to be printed beside ours."""
 
     model: str
+    """The name of the model that the row is printed under; of one that nobody registers, a row of its own."""
     data: str
+    """The name of the data set, likewise."""
     values: Mapping[str, tuple[float, float | None]]
     """Metric name -> (mean, standard deviation or None), as fractions in 0..1."""
     source: str
+    """Where it was published: authors or a number, and the table."""
     model_label: str = ""
+    """How tables write the model; as the registered model's label when empty."""
     data_label: str = ""
+    """How tables write the data set; as the registered one's label when empty."""
     headings: Mapping[str, str] = field(default_factory=dict)
     """Headings for those of its values that no metric makes a column of."""
     note: str = ""

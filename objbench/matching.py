@@ -22,8 +22,11 @@ from objbench.detector import PRESENT, Detections
 from objbench.scenes import GroundTruth
 
 Ints = NDArray[np.int64]
+"""Indices."""
 Floats = NDArray[np.float64]
+"""Values."""
 Bools = NDArray[np.bool_]
+"""Which of several."""
 
 PAIRS_AT_ONCE = 1_000_000
 """Pairs whose overlaps are computed together; what is kept of more is computed in parts, to save memory."""
@@ -34,16 +37,21 @@ RECALLS = np.linspace(0, 1, 101)
 class Pairs(NamedTuple):
     """Every pair of a detection and an object in the same image, ordered by detection."""
 
-    detection: Ints  # [p] index into the detections
-    truth: Ints  # [p] index into the truth
-    iou: Floats  # [p] 0..1
+    detection: Ints
+    """`[p]` index into the detections."""
+    truth: Ints
+    """`[p]` index into the truth."""
+    iou: Floats
+    """`[p]` in 0..1."""
 
 
 class Best(NamedTuple):
     """For every detection, the object of its image that it overlaps most."""
 
-    truth: Ints  # [m] index into the truth; -1 where the image has no object
-    iou: Floats  # [m] 0..1; 0 where the image has no object
+    truth: Ints
+    """`[m]` index into the truth; -1 where the image has no object."""
+    iou: Floats
+    """`[m]` in 0..1; 0 where the image has no object."""
 
 
 def as_numpy(tensor: Tensor) -> NDArray[Any]:

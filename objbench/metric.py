@@ -20,6 +20,7 @@ from objbench.detector import NOISE, PRESENT, Detections
 from objbench.scenes import GroundTruth
 
 Metric = Callable[[Detections, GroundTruth], dict[str, float]]
+"""What a metric is."""
 
 Weights = NDArray[np.int64]
 """[draws, images], >= 0: how often each draw holds each scene."""

@@ -70,11 +70,15 @@ class OptionRow:
     """One config field, as `objbench info` shows it."""
 
     name: str
+    """The field's."""
     type: str
+    """What its values are, in words."""
     default: Any
     """As JSON."""
     meaning: str
+    """What it is, as `option` was told."""
     allowed: str
+    """The limits or the words that values must keep to; empty where all are allowed."""
 
 
 def describe(config: type, owner: str = "") -> list[OptionRow]:

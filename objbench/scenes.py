@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
+"""The parts of a data set; no object is in two of them."""
 
 
 class SceneShape(NamedTuple):
     """The shape of one image."""
 
     channels: int
+    """1 for grey, 3 for RGB; any other number is no error."""
     height: int
+    """In pixels."""
     width: int
+    """In pixels."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,13 @@ class GroundTruth:
     """The objects of `images` scenes as flat lists: object j lies in image `image[j]`."""
 
     images: int
-    image: Tensor  # [m] int64, 0..images-1, ascending
-    boxes: Tensor  # [m, 4] float32, or float64 when read from a file; xyxy in pixels
-    labels: Tensor  # [m] int64 class ids, >= 0
+    """How many scenes there are, also those without objects."""
+    image: Tensor
+    """`[m]` int64, 0..images-1, ascending."""
+    boxes: Tensor
+    """`[m, 4]` float32, or float64 when read from a file; xyxy in pixels, inside the image and of positive size."""
+    labels: Tensor
+    """`[m]` int64 class ids, from 0."""
 
     def __post_init__(self) -> None:
         m = len(self.image)
@@ -69,8 +77,10 @@ class GroundTruth:
 class Scenes:
     """Images and what is in them."""
 
-    images: Tensor  # [n, channels, height, width] float32 in 0..1
+    images: Tensor
+    """`[n, channels, height, width]` float32 in 0..1."""
     truth: GroundTruth
+    """Of the same n images."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +92,9 @@ class SceneSource(ABC):
     Config: ClassVar[type]
     """A frozen dataclass whose fields are made with `objbench.options.option`."""
     shape: SceneShape
+    """Of every image."""
     classes: tuple[str, ...]
+    """The names of the labels, in order."""
 
     @classmethod
     def settings(cls, protocol: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def new(kind: str, name: str, folder: str | None) -> None:
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
     click.echo(
-        f"{target}: next, pip install -e {target}, then objbench check {name}; {target}/README.md says more"
+        f"{target}: next, pip install -e '{target}[test]', then objbench check {name}; {target}/README.md says more"
     )
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def boxes_around(
-    centre: Tensor,  # [n, cells, 2] (x, y) in cells: 0..1 inside the own cell, beyond in its neighbours
-    size: Tensor,  # [n, cells, 2] (width, height) in pixels
-    grid: tuple[int, int],  # (rows, columns); cells are numbered row by row
-    image: tuple[int, int],  # (height, width) in pixels
-) -> Tensor:  # [n, cells, 4] xyxy in pixels; may reach outside the image
-    """The box of each cell, from its centre relative to the cell and its size (SPAIR, section 3.1)."""
+def boxes_around(centre: Tensor, size: Tensor, grid: tuple[int, int], image: tuple[int, int]) -> Tensor:
+    """The box of each cell, from its centre relative to the cell and its size (SPAIR, section 3.1).
+
+    centre: [n, cells, 2] (x, y) in cells: 0..1 inside the own cell, beyond in its neighbours. size: [n, cells, 2]
+    (width, height) in pixels. grid: (rows, columns); cells are numbered row by row. image: (height, width) in pixels.
+    Returns [n, cells, 4] xyxy in pixels, which may reach outside the image; differentiable in centre and size.
+    """
     rows, columns = grid
     height, width = image
     cell = vector(centre, width / columns, height / rows)
@@ -35,7 +35,8 @@ def vector(like: Tensor, *values: float) -> Tensor:
 def clamp_boxes(boxes: Tensor, image: tuple[int, int]) -> Tensor:
     """Boxes [..., 4], xyxy in pixels, cut to what lies inside an image of (height, width) pixels.
 
-    A box outside the image is left without width or height; `Detections.from_padded` drops it.
+    A box outside the image is left without width or height; `Detections.from_padded` drops it. Differentiable where
+    nothing is cut; a side that is cut has no gradient.
     """
     height, width = image
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
@@ -45,7 +46,8 @@ def trim_boxes(boxes: Tensor, brightness: Tensor, threshold: float = 0.2) -> Ten
     """Boxes cut down to what is bright in their glimpses (GMAIR, section 4: "removing the empty area").
 
     boxes: [..., 4] xyxy in pixels. brightness: [..., g, g] of each glimpse, 0..1. Returns [..., 4]: the smallest
-    box around the glimpse pixels of at least `threshold`; a glimpse without any keeps its box.
+    box around the glimpse pixels of at least `threshold`; a glimpse without any keeps its box. Differentiable in the
+    boxes, not in the brightness.
     """
     g = brightness.shape[-1]
     lit = brightness >= threshold

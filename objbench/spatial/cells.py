@@ -9,7 +9,8 @@ from torch import Tensor
 def top_cells(presence: Tensor, keep: int) -> Tensor:
     """The `keep` cells of highest presence in each image: [n, keep] int64, in no particular order.
 
-    presence: [n, cells]. With `keep` of 0, or of at least as many as there are: all cells, in order, [n, cells].
+    presence: [n, cells]; no gradient passes, as these are places.
+    With `keep` of 0, or of at least as many as there are: all cells, in order, [n, cells].
     """
     n, cells = presence.shape
     if not 0 < keep < cells:

@@ -125,7 +125,12 @@ def _paint(glimpses: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
 
 
 def paint(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """`Painter.paint` for boxes that are painted into once."""
+    """The sum over objects of each glimpse painted into its box; `Painter` does that for boxes used more than once.
+
+    glimpses: [n, k, channels, g, g]; boxes: [n, k, 4] xyxy in pixels, of positive size, which may reach outside the
+    canvas; height, width: of the canvas in pixels. Returns [n, channels, height, width], unbounded where boxes overlap;
+    differentiable in both.
+    """
     return Painter(boxes, glimpses.shape[-1], height, width).paint(glimpses)
 
 
@@ -133,7 +138,7 @@ def canvases(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor
     """Each object on a canvas of its own: [n, k, channels, height, width].
 
     glimpses: [n, k, channels, g, g]; boxes: [n, k, 4] xyxy in pixels. This is slow and needs much memory; `paint`
-    adds objects up without it.
+    adds objects up without it. Differentiable in both.
     """
     n, k, channels, g, _ = glimpses.shape
     x0, y0, x1, y1 = boxes.reshape(n * k, 4).unbind(-1)
@@ -163,7 +168,8 @@ def overlap(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 def hat(positions: Tensor, taps: int) -> Tensor:
     """Bilinear weights along one axis.
 
-    positions: [...] in taps, the centre of tap u lying at u + 0.5. Returns [..., taps]: max(0, 1 - distance).
+    positions: [...] in taps, the centre of tap u lying at u + 0.5. Returns [..., taps]: max(0, 1 - distance), in 0..1;
+    differentiable in the positions.
     """
     weights: Tensor = _Hat.apply(positions, taps)
     return weights

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
+"""A tensor or several."""
 
 
 def in_parts(

@@ -126,15 +126,21 @@ def test_the_example_installs_as_a_wheel_into_a_fresh_environment_and_runs(tmp_p
 
 
 @pytest.mark.slow
-def test_a_new_model_installs_and_its_own_tests_pass(tmp_path: Path) -> None:
-    assert objbench("new", "model", "mydet", "--to", str(tmp_path / "mydet")).code == 0
-    python = python_with(tmp_path / "venv", tmp_path / "mydet")
+@pytest.mark.parametrize(("kind", "least"), [("model", 15), ("data", 8), ("metric", 7)])
+def test_what_is_new_installs_and_its_own_tests_pass(kind: str, least: int, tmp_path: Path) -> None:
+    """As its author would: installed with the extra that its README names, then `pytest` in its folder."""
+    folder = tmp_path / "mine"
+    assert objbench("new", kind, "mine", "--to", str(folder)).code == 0
+    assert "pip install -e '.[test]'" in (folder / "README.md").read_text()
+    python = python_with(tmp_path / "venv", folder)
+    code = "from importlib.metadata import requires; print(requires('mine'))"
+    needs = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path).stdout
+    assert re.search(r"'pytest>=[\d.]+; extra == .test.'", needs.replace('"', "'")), needs
     ran = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
-        capture_output=True, text=True, cwd=tmp_path / "mydet",
-    )  # fmt: skip
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"], capture_output=True, text=True, cwd=folder
+    )
     assert ran.returncode == 0, ran.stdout
-    assert re.search(r"1[5-9] passed", ran.stdout)
+    assert int(re.search(r"(\d+) passed", ran.stdout)[1]) >= least
 
 
 def test_every_package_of_the_harness_is_in_the_wheel() -> None:

@@ -54,7 +54,9 @@ def write_mnist(
     for part, rows in (("train", slice(0, train)), ("t10k", slice(train, None))):
         for what, array in (("images-idx3-ubyte", images[rows]), ("labels-idx1-ubyte", labels[rows])):
             data = idx(array)
-            (folder / f"{part}-{what}{'.gz' * zipped}").write_bytes(gzip.compress(data) if zipped else data)
+            (folder / f"{part}-{what}{'.gz' * zipped}").write_bytes(
+                gzip.compress(data, mtime=0) if zipped else data
+            )
     return images, labels
 
 
@@ -162,7 +164,7 @@ def test_a_truncated_file_is_named(tmp_path, file, zipped):
         ),
         (FILES[0] + ".gz", b"not gzip at all", "it begins with the bytes 6e 6f 74 20"),
         (FILES[1], b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
-        (FILES[0], gzip.compress(idx(np.zeros((50, 28, 28))))[:-9], "gzip data ends too early"),
+        (FILES[0], gzip.compress(idx(np.zeros((50, 28, 28))), mtime=0)[:-9], "gzip data ends too early"),
         (FILES[0], idx(np.zeros(50)), "it has 1; are images and labels exchanged"),
         (FILES[0], b"\0\0\x0d\3" + bytes(99), "holds floats"),
         (
@@ -268,7 +270,7 @@ def test_the_files_go_by_other_names_and_may_lie_where_torchvision_puts_them(tmp
 
 def test_gzip_without_its_suffix_and_its_suffix_without_gzip_are_read(tmp_path):
     images, _ = write_mnist(tmp_path)
-    (tmp_path / FILES[0]).write_bytes(gzip.compress(idx(images[:50])))
+    (tmp_path / FILES[0]).write_bytes(gzip.compress(idx(images[:50]), mtime=0))
     (tmp_path / FILES[2]).rename(tmp_path / f"{FILES[2]}.gz")  # a browser has unpacked it
     assert np.array_equal(digits.read_folder(tmp_path).images, digits.halved(images))
 
@@ -660,7 +662,7 @@ def test_a_file_that_is_not_the_published_one_is_named(tmp_path):
     ("content", "reason"),
     [
         (b"<!DOCTYPE html><html>", "it is an HTML page; a download that failed"),
-        (gzip.compress(b"scenes"), "it is packed by gzip; unpack it"),
+        (gzip.compress(b"scenes", mtime=0), "it is packed by gzip; unpack it"),
         (b"", "it is empty"),
         (b"\x89HDF\r\n\x1a\n", "Unable to"),
     ],
