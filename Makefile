@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/objbench report --paper
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What a change can break in a minute: everything but training, fuzzing and whole commands.
 test-fast: $(VENV)/.installed-dev
