@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 import toy_plugin
-from objbench import ModelSpec, hookimpl
+from objbench import ModelSpec, __version__, hookimpl
 from objbench.cells.difference import difference
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
