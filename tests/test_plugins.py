@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from objbench import __version__, plugins
+from objbench.cells.protocols import PROTOCOLS
 from objbench.plugins import Registry, load_plugins
 from running import TOY, objbench, rows_of
 
@@ -94,7 +95,7 @@ def own() -> Registry:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     "words",
-    [["list", "metrics", "--json"], ["info", "count_error"], ["info", "pca-gmm"], ["check", "count_error"]],
+    [["data", "show", "--help"], ["info", "count_error"], ["info", "pca-gmm"], ["check", "count_error"]],
     ids=" ".join,
 )
 def test_every_other_command_goes_on_working(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +152,38 @@ def test_of_two_with_one_name_neither_is_taken(words: list[str], kind: str) -> N
     assert ran.code == 2
     assert f"2 plugins register a {kind} named 'twin-" in ran.err
     assert "rivals 1.0, twins 1.0; remove one, or choose with OBJBENCH_PLUGINS" in ran.err
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("kind", "name"), [("models", "twin-model"), ("data", "twin-data"), ("metrics", "twin-metric")]
+)
+def test_a_name_that_two_plugins_claim_is_marked_in_the_list(
+    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = objbench("list", kind).out.splitlines()
+    (line,) = [line for line in listed if line.startswith(f"{name} ")]
+    assert line.endswith("CLASH: 2 plugins register it: rivals 1.0, twins 1.0")
+    rows = {row["name"]: row for row in json.loads(objbench("list", kind, "--json").out)}
+    assert rows[name]["claimed_by"] == ["rivals 1.0", "twins 1.0"]
+    monkeypatch.setenv("OBJBENCH_PLUGINS", "")
+    ours = json.loads(objbench("list", kind, "--json").out)
+    assert ours
+    assert all(row["claimed_by"] == [] and rows[row["name"]] == row for row in ours)
+
+
+@pytest.mark.parametrize("name", sorted(own().models))
+def test_our_models_say_what_they_are(name: str) -> None:
+    """Their paper, code and licence, what differs from the paper under each protocol, what they know beforehand."""
+    spec = own().model(name)
+    for part in ("paper", "code", "licence", "prior_knowledge"):
+        assert getattr(spec, part), f"{name} says nothing of its {part}"
+    for protocol in PROTOCOLS:
+        assert spec.differs_under(protocol), f"{name} does not say what differs under {protocol}"
+    assert set(spec.differs) <= {"*", *PROTOCOLS}
+    said = " ".join(objbench("info", name).out.split())
+    for words in (spec.paper, spec.code, spec.licence, spec.prior_knowledge, *spec.differs.values()):
+        assert words in said
 
 
 @pytest.mark.usefixtures("installed")

@@ -34,12 +34,14 @@ def test_a_quick_answer_imports_nothing_heavy(words: list[str]) -> None:
 
 
 CELLS = [
+    "about",
     "code",
     "difference",
     "files",
     "identity",
     "matrix",
     "overrides",
+    "pace",
     "plan",
     "protocols",
     "result",

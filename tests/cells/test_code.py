@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from objbench.cells import code
 from objbench.cells.code import changed_files, code_of, digest, foreign, numerics_of
 from objbench.cells.identity import Cell, read_cell, read_training, write_cell
-from objbench.cells.matrix import changes_of_code
+from objbench.cells.matrix import changes_of_code, is_current
 from objbench.cells.store import Store
 from objbench.plugins import load_plugins
 from running import TOY, rows_of, run, run_here, toy_cell, toys
@@ -250,6 +251,43 @@ def test_training_json_that_was_edited_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / cell.training.key).rename(tmp_path / "copy")
     with pytest.raises(Damaged, match="a copy, or edited"):
         read_training(tmp_path / "copy")
+
+
+def test_what_is_known_about_a_training_is_in_no_key_and_may_be_missing(tmp_path: Path) -> None:
+    from objbench.cells.files import read_json, write_json
+
+    cell = toy_cell("toy-plain", "toy-plain.steps=7", "squares.folder=/somewhere/else")
+    folder = tmp_path / cell.key
+    folder.mkdir(parents=True)
+    write_cell(folder, cell)
+    about = read_training(folder.parent).about
+    assert about == cell.training.about
+    assert about["model"]["settings"] == toy_cell("toy-plain").training.identity["model_config"]
+    assert about["model"]["clusters"] is False
+    assert about["model"]["plugin"] == about["data"]["plugin"] == {"file": "toy_plugin.py"}
+    assert about["data"]["settings"] == toy_cell("toy-plain").training.identity["data_config"]
+    assert about["data"]["given"] == {"folder": "else"}, "what is in no identity, and never a whole path"
+    assert about["gmm"]["settings"]["components"] == 10
+    body = read_json(folder.parent / "training.json")
+    del body["about"]  # as earlier versions wrote it
+    write_json(folder.parent / "training.json", body)
+    assert read_cell(folder) == cell
+    assert read_cell(folder).training.about == {}
+
+
+def test_a_cell_is_current_while_code_and_content_are_todays() -> None:
+    cell = toy_cell("toy-plain", "toy-plain.steps=7")
+    training = cell.training
+
+    def current(**changes: str) -> bool:
+        changed = dataclasses.replace(training, identity=training.identity | changes)
+        return is_current(toys(), Cell(changed, cell.clusterer), {})
+
+    assert current()
+    for part in ("model_code", "data_code", "harness_code", "fingerprint"):
+        assert not current(**{part: "0" * 16}), part
+    assert not is_current(toys(), Cell(training, cell.clusterer | {"code": "0" * 16}), {})
+    assert not is_current(load_plugins(), cell, {}), "its plugins are gone"
 
 
 @pytest.mark.slow

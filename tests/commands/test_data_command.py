@@ -17,6 +17,8 @@ from objbench.cells.overrides import build_model_config, build_source_config, pa
 from objbench.commands import main
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins, load_target
+from objbench.report.contact_sheet import contact_sheet
+from objbench.scenes import GroundTruth, Scenes
 from objbench.score.coco import read_truth
 
 COLOUR_PLUGIN = '''
@@ -187,12 +189,20 @@ def test_show_draws_true_boxes_and_counts_objects(run, tmp_path, coloured):
     assert rows["box width"] == ["9.75", "9.75"]
     assert rows["box height"] == ["10.00", "10"]
     pixels = np.array(Image.open(sheet).convert("RGB")).reshape(-1, 3)
-    for red, green, blue in (
-        (255, 0, 0),
-        (255, 82, 82),
-        (255, 159, 28),
-    ):  # the image, and the two classes' boxes
-        assert (pixels == [red, green, blue]).all(1).sum() > 100
+    assert (pixels == [255, 0, 0]).all(1).sum() > 100  # the image
+
+
+def test_the_marks_of_classes_are_neutral_and_distinct():
+    """A class named "blue triangle" gets no colour that says otherwise."""
+    box = torch.tensor([[4.0, 4, 28, 28]])
+
+    def sheet(label):
+        scenes = Scenes(torch.zeros(1, 3, 32, 32), GroundTruth.of([box], [torch.tensor([label])]))
+        return np.array(contact_sheet(scenes, [f"blue {k}" for k in range(12)], "title")).astype(int)
+
+    sheets = [sheet(label) for label in range(12)]
+    assert all(np.ptp(pixels, axis=2).max() <= 8 for pixels in sheets), "all grey"
+    assert len({pixels.tobytes() for pixels in sheets}) == 12
 
 
 def test_show_writes_beside_where_one_stands_unless_reported(run, tmp_path, monkeypatch):

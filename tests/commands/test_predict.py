@@ -271,6 +271,20 @@ def test_nothing_is_written_when_the_results_cannot_be(cell: Path, tmp_path: Pat
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["x.png"]
 
 
+def test_a_model_that_is_gone_is_named_with_who_registered_it_and_the_cell(
+    cell: Path, tmp_path: Path
+) -> None:
+    export(tmp_path / "scenes", 2)
+    to = str(tmp_path / "f.json")
+    ran = objbench("predict", "--cell", str(cell), "--images", str(tmp_path / "scenes"), "--to", to)
+    name = json.loads((cell / "record.json").read_text())["model"]
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == (
+        f"objbench: cell {cell.parent.name}/{cell.name}: no plugin registers the model '{name}' any more; the file "
+        "toy_plugin.py had registered it; give it with --plugin\n"
+    )
+
+
 def test_an_oracle_cannot_look_at_pictures_without_their_truth(tmp_path: Path) -> None:
     result = run_here(tmp_path / "out", toy_cell("toy-oracle"))
     export(tmp_path / "scenes", 2)

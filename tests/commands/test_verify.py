@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+from objbench.cells.files import read_json, write_json
 from objbench.cells.store import read_record, write_record
 from running import TOY, objbench, run_here, toy_cell
 
@@ -49,11 +52,47 @@ def test_what_cannot_be_verified_is_one_line(tmp_path: Path) -> None:
     assert "cut short or edited" in ran.err
 
 
+def test_a_plugin_that_is_gone_is_named_with_its_package_and_the_cell(tmp_path: Path) -> None:
+    cell = toy_cell("pca-gmm", "squares.size=20")  # of an installed model, on data of a file
+    run_here(tmp_path, cell)
+    said = (
+        f"cell {cell.key}: no plugin registers the data set 'squares' any more; the file toy_plugin.py had "
+        "registered it; give it with --plugin"
+    )
+    ran = objbench("verify", str(tmp_path), "--cell", cell.key[:6])
+    assert (ran.code, ran.err) == (2, f"objbench: {said}\n")
+    ran = objbench("show", cell.key[:6], "--out", str(tmp_path))
+    assert (ran.code, ran.err) == (0, f"warning: {said}\n"), "pictures need no plugin"
+    assert "png" in ran.out
+    training = tmp_path / "cells" / cell.training.key / "training.json"
+    plugin = {"name": "nice-pack", "version": "1.2"}
+    about = {part: of | {"plugin": plugin} for part, of in cell.training.about.items()}
+    write_json(training, read_json(training) | {"about": about})
+    ran = objbench("verify", str(tmp_path), "--cell", cell.key[:6])
+    assert "the package nice-pack 1.2 had registered it; install it again" in ran.err
+    write_json(training, read_json(training) | {"about": {}})
+    ran = objbench("verify", str(tmp_path), "--cell", cell.key[:6])
+    assert "which package had registered it is not recorded" in ran.err
+
+
+def test_other_code_is_said_before_it_trains(tmp_path: Path) -> None:
+    """As of a plugin that was edited after its cell was run."""
+    cell = toy_cell(*WORDS)
+    run_here(tmp_path, cell)
+    file = tmp_path / "toy_plugin.py"
+    file.write_text(Path(TOY).read_text().replace("0.85).long()", "0.8499).long()"))
+    command = [sys.executable, "-m", "objbench", "verify", str(tmp_path), "--cell", cell.key[:6]]
+    ran = subprocess.run([*command, "--plugin", str(file)], capture_output=True, text=True)
+    first = ran.stderr.splitlines()[0]
+    key = cell.training.key
+    assert first.startswith(f"warning: training {key} was run with other code than there is now: ")
+    assert "toy_plugin.py changed since" in first
+
+
 def test_a_record_of_another_version_is_left_out_in_one_line(tmp_path: Path) -> None:
     cell = toy_cell(*WORDS)
     run_here(tmp_path, cell)
     folder = tmp_path / "cells" / cell.key
-    from objbench.cells.files import read_json, write_json
     from objbench.cells.store import Store
 
     body = read_json(folder / "record.json")

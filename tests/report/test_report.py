@@ -21,8 +21,10 @@ import torch
 from click.testing import CliRunner
 
 from objbench.cells import files
+from objbench.cells.about import spec_words
 from objbench.cells.files import Damaged, read_json, write_json
 from objbench.cells.identity import Cell, Training, write_cell
+from objbench.cells.matrix import codes_now
 from objbench.cells.result import CellResult, Position, Status, Trained
 from objbench.cells.store import Store, read_record, write_record, write_trained
 from objbench.commands.report import report
@@ -138,8 +140,12 @@ def test_cells_of_another_plugin_source_or_mixture_never_share_a_row(registry: R
         ("clusterer", {"name": "gmm", "config": {"components": 3}}),
         ("protocol", {"name": "demo", "test_scenes": 7}),
     ):
-        identities = {r.cell: base | ({part: value} if r.seed == 2 else {}) for r in results}
-        rows = rows_of(results, identities, registry)
+        cells = {}
+        for r in results:
+            identity = base | ({part: value} if r.seed == 2 else {})
+            clusterer = identity.pop("clusterer", {"name": "own"})
+            cells[r.cell] = Cell(Training(identity, {}, {}, {}), clusterer)
+        rows = rows_of(results, cells, registry)
         assert sorted(len(row.results) for row in rows) == [1, 2], part
         assert len({(row.options, row.data_options) for row in rows}) == 2, part
 
@@ -224,6 +230,163 @@ def test_a_run_has_collapsed_when_it_finds_little_or_puts_nearly_all_in_one_clus
     table = build(runs, load_plugins())
     assert lines(table)[0][-1] == "5, collapsed (3 of 5)"
     assert "Collapsed: 3 of 5 runs (ap50 outside 0.3..1 or largest_cluster outside 0..0.9)." in table.notes
+
+
+# A row never hides what it is
+
+OWN_SETTINGS = {"lr": 0.1, "steps": 10, "layers": [4, 2]}
+
+
+def known(
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+    data_options: dict[str, Any] | None = None,
+    clusterer: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
+    **identity: Any,
+) -> tuple[CellResult, Cell]:
+    """A result and its cell, as a run records them, with these options of the user's."""
+    own: dict[str, dict[str, Any]] = {
+        "model": {"label": "NEW", "clusters": True, "settings": OWN_SETTINGS},
+        "data": {"label": "Real", "stand_in_for": "", "settings": {"size": 64}},
+        "gmm": {"settings": {"components": 10}},
+    }
+    model, data = OWN_SETTINGS | (options or {}), {"size": 64} | (data_options or {})
+    whole = {"model": "new", "data": "real", "seed": seed, "protocol": {"name": "demo"}, "fingerprint": {}}
+    whole |= {"model_config": model, "data_config": data} | identity
+    own = {part: {**said, **(about or {}).get(part, {})} for part, said in own.items()}
+    one = Cell(Training(whole, model, data, {}, own), clusterer or {"name": "own"})
+    return one.result("done", metrics={"ap": 0.9, "nmi": 0.4, "nats": 1.5}), one
+
+
+def table_of(
+    registry: Registry, *cells: tuple[CellResult, Cell], long: bool = False, paper: bool = False
+) -> tables.Table:
+    results = [result for result, _ in cells]
+    published = (PRINTED,) if paper else ()
+    rows = rows_of(results, {result.cell: one for result, one in cells}, registry, published)
+    return tables.build(rows, tables.columns_of(registry, published, results), registry, None, long)
+
+
+FORMATS = {"table": lambda t: text.draw(t, None), "md": text.markdown, "latex": text.latex, "csv": text.csv,
+           "json": text.as_json}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("paper", [False, True])
+def test_an_option_that_is_not_the_protocols_own_is_named_alone_and_in_every_format(
+    registry: Registry, form: str, paper: bool
+) -> None:
+    gmm = {"name": "gmm", "config": {"components": 3}}
+    table = table_of(registry, known(0, {"steps": 200, "layers": [8]}, {"size": 32}, gmm), paper=paper)
+    written = FORMATS[form](table)
+    for option in ("steps=200", "layers=8", "size=32", "gmm.components=3"):
+        assert option in written
+    for own in ("lr=", "gmm.seed"):
+        assert own not in written
+
+
+def test_the_protocols_own_settings_are_not_named(registry: Registry) -> None:
+    """Numbers that are equal are one setting, and what a user repeats is no deviation."""
+    table = table_of(registry, known(0, {"lr": 0.1, "steps": 10.0}), known(1))
+    assert lines(table)[0][:2] == ["NEW", "Real"]
+    assert not [note for note in table.notes if "bracket" in note or "record" in note]
+
+
+def test_rows_that_only_the_settings_of_their_day_part_still_differ(registry: Registry) -> None:
+    then = known(0, {"steps": 20}, about={"model": {"settings": OWN_SETTINGS | {"steps": 20}}})
+    labels = {line[0] for line in lines(table_of(registry, then, known(1)))}
+    assert labels == {"NEW [steps=20]", "NEW [steps=10]"}
+
+
+def test_options_that_are_in_no_identity_are_named(registry: Registry) -> None:
+    files = ["mine", "yours"]
+    cells = [known(i, about={"data": {"given": {"digits": name}}}) for i, name in enumerate(files)]
+    (line,) = lines(table_of(registry, *cells))
+    assert line[1] == "Real [digits=mine, digits=yours]"
+
+
+def test_a_protocol_that_was_defined_otherwise_is_named_by_what_differs(registry: Registry) -> None:
+    table = table_of(registry, known(protocol={"name": "demo", "test_scenes": 7, "fit_scenes": 2_000}))
+    assert lines(table)[0][0] == "NEW [protocol.test_scenes=7]"
+
+
+def test_cells_that_recorded_no_settings_say_so(registry: Registry) -> None:
+    (note,) = [n for n in build(three(0.9), registry).notes if "settings" in n]
+    assert note.startswith("Cells of new do not record the protocol's own settings")
+
+
+@pytest.mark.parametrize(
+    ("part", "mark", "owner"),
+    [
+        ("model_code", "code", "gmair"),
+        ("data_code", "code", "multimnist"),
+        ("harness_code", "objbench", "objbench"),
+    ],
+)
+def test_code_that_is_not_installed_now_is_marked_and_todays_is_reported(
+    part: str, mark: str, owner: str
+) -> None:
+    registry = load_plugins()
+    today = codes_now(registry, known(model="gmair", data="multimnist")[1].training)
+    assert set(today) == {"model_code", "data_code", "harness_code"}
+    current = known(0, model="gmair", data="multimnist", **today)
+    assert lines(table_of(registry, current))[0][:2] == ["GMAIR", "MultiMNIST"]
+    old = known(1, model="gmair", data="multimnist", **(today | {part: "ab12cd" + 10 * "0"}))
+    alone = table_of(registry, old)
+    place, now = 1 if part == "data_code" else 0, today[part][:6]
+    assert lines(alone)[0][place].endswith(f"[{mark}=ab12cd]")
+    assert f"Run with other code than is installed now: {owner} ab12cd (now {now})." in alone.notes
+    assert f"{owner} ab12cd (now {now})" in text.csv(alone)
+    labels = {line[place] for line in lines(table_of(registry, current, old))}
+    assert any(label.endswith(f"[{mark}={now} (today's)]") for label in labels)
+    assert any(label.endswith(f"[{mark}=ab12cd]") for label in labels)
+
+
+def test_code_of_another_mixture_is_marked() -> None:
+    gmm = {"name": "gmm", "config": {"components": 10}, "code": "0" * 16}
+    table = table_of(load_plugins(), known(model="spair", data="multimnist", clusterer=gmm))
+    assert lines(table)[0][0] == "SPAIR + GMM [gmm.code=000000]"
+    assert any("gmm 000000 (now " in note for note in table.notes)
+
+
+def test_removing_a_plugin_renames_no_row() -> None:
+    about = {
+        "model": {"label": "Nicely", "clusters": False, "plugin": {"name": "nice-pack", "version": "1.2"}},
+        "data": {"label": "Scenes", "stand_in_for": "Real", "plugin": {"file": "scenes.py"}},
+    }
+    gone = known(about=about, clusterer={"name": "gmm", "config": {"components": 10}})
+    gone[0].metrics["odd"] = 0.25
+    gone[0].provenance["metric_columns"] = {"oddness": {"odd": "Odd (%)"}, "ap": {"ap": "AP (%)"}}
+    registry = Registry(metrics=dict(METRICS))
+    table = table_of(registry, gone)
+    assert lines(table)[0][:2] == ["Nicely + GMM", "Scenes (stand-in for Real)"]
+    assert list(table.columns) == ["ap", "nmi", "nats", "odd"]
+    assert lines(table)[0][5] == "25.0"
+    assert "No plugin registers the model new any more; the package nice-pack 1.2 did." in table.notes
+    assert "No plugin registers the data set real any more; the file scenes.py did." in table.notes
+    assert any("metric oddness any more; its figures are those that were recorded" in n for n in table.notes)
+    beside = rows_of([gone[0]], {gone[0].cell: gone[1]}, registry, [PRINTED])
+    assert beside[0].published is PRINTED, "what it stands in for is kept, too"
+
+
+def test_long_notes_say_what_a_model_is_whether_or_not_its_plugin_is_there(registry: Registry) -> None:
+    differs = {"*": "All.", "demo": "Some.", "paper": "None."}
+    registry.models["new"] = replace(
+        NEW, paper="A. Uthor 2020", code="there", licence="MIT", differs=differs, prior_knowledge="sizes"
+    )
+    said = [
+        "NEW, paper: A. Uthor 2020",
+        "NEW, original code: there",
+        "NEW, licence of that code: MIT",
+        "NEW, differs from the paper under demo: All. Some.",
+        "NEW, knows beforehand: sizes",
+    ]
+    assert list(table_of(registry, known(), long=True).notes[-5:]) == said
+    assert not set(said) & set(table_of(registry, known()).notes)
+    words = spec_words(registry.models.pop("new"), "demo")
+    assert set(said) <= set(table_of(registry, known(about={"model": words}), long=True).notes)
+    assert "NEW: its plugin does not say" in table_of(registry, known(), long=True).notes[-1]
 
 
 # The paper's figures
@@ -343,7 +506,7 @@ def test_a_label_of_several_lines_or_with_brackets_stays_one_cell(registry: Regi
     assert len([line for line in written.splitlines() if line.endswith(r"\\")]) == 3
     assert AS_ONE_LINE in text.draw(table, None)
     assert all(c == "\n" or c.isprintable() for c in text.draw(table, None))
-    assert "stands in for two lines" in text.markdown(table).splitlines()[-2]
+    assert any("stands in for two lines" in line for line in text.markdown(table).splitlines()[-4:])
     assert next(csv.DictReader(io.StringIO(text.csv(table))))["data"] == "real"
 
 
@@ -712,6 +875,19 @@ def test_seeds_that_a_row_lacks_are_said(out: Path) -> None:
     ]
 
 
+def test_a_report_is_of_the_models_and_data_that_are_wanted(out: Path) -> None:
+    def models(*words: str) -> tuple[list[str], str]:
+        printed, said = run("--out", str(out), "--format", "json", *words)
+        return [row["model"] for row in json.loads(printed)["rows"]], said
+
+    assert models("--models", "other") == (["other"], "")
+    assert models("--models", "other,gmair", "--data", "multimnist") == (["gmair", "other"], "")
+    assert models("--models", "gmair,gmiar", "--protocol", "demo") == (
+        ["gmair"],
+        f"warning: no cell in {out} is of the model 'gmiar'\n",
+    )
+
+
 def test_the_table_goes_to_a_file(out: Path) -> None:
     target = out / "table.md"
     printed, _ = run("--out", str(out), "--format", "md", "--to", str(target))
@@ -724,6 +900,15 @@ def test_the_table_goes_to_a_file(out: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (
+            ["--models", "gmiar"],
+            "no cells of gmiar in {out}; there are: gmair on multimnist (demo, 3), other",
+        ),
+        (
+            ["--models", "gmair", "--data", "fruit2d"],
+            "no cells of gmair on fruit2d in {out}; there are: gmair",
+        ),
+        (["--current"], "no cells of what is installed now in {out}; there are: gmair on multimnist"),
         (["--out", "nowhere"], "no cells in nowhere; run some with `objbench run --out nowhere`"),
         (["--protocol", "paper"], "no cells of protocol paper in "),
         (["--protocol", "papre"], "no protocol named 'papre'; did you mean 'paper'?"),
@@ -732,7 +917,7 @@ def test_the_table_goes_to_a_file(out: Path) -> None:
 def test_wrong_usage_is_one_line(out: Path, words: list[str], said: str) -> None:
     with pytest.raises(UsageError) as error:
         run("--out", str(out), *words)
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(said.format(out=out))
     assert "\n" not in str(error.value)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,11 +17,12 @@ import pytest
 import torch
 
 import toy_plugin
-from objbench import ModelSpec, hookimpl
+from objbench import ModelSpec, __version__, hookimpl
 from objbench.cells.difference import difference
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
 from objbench.commands.devices import threads_each
+from objbench.plugins import Registry
 from running import TOY, Ran, objbench, rows_of, run, run_here, toy_cell, toy_cells
 
 
@@ -105,6 +108,44 @@ def test_a_record_says_where_its_figures_come_from(finished: tuple[Path, Ran]) -
     assert {"objbench", "python", "platform", "git", "device", "started", "finished"} <= said.keys()
     assert result.model_config["steps"] == 60
     assert result.data_config == {"most": 3, "size": 0}, "no path"
+    assert said["plugins"]["model"]["file"] == said["plugins"]["data set"]["file"] == "toy_plugin.py"
+    assert said["metric_plugins"]["ap50"] == {"name": "objbench", "version": __version__}
+    assert said["metric_plugins"]["toy-found"] == {"file": "toy_plugin.py"}
+    assert said["metric_columns"]["toy-found"] == {"found": "FOUND"}
+
+
+def test_a_record_has_the_version_of_a_plugins_package_and_the_commit_of_its_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from objbench.run.provenance import where_from
+
+    checkout, site = tmp_path / "check out", tmp_path / "site"
+    info = site / "nice_pack-1.2.dist-info"
+    checkout.mkdir()
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nice-pack\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(str(site))
+    owners = {(kind, "nice"): ["nice-pack 1.2"] for kind in ("model", "data set")}
+    plain = {"name": "nice-pack", "version": "1.2"}
+    assert where_from(Registry(owners=owners), "nice", "nice") == {"model": plain, "data set": plain}
+    url = {"url": checkout.as_uri(), "dir_info": {"editable": True}}
+    (info / "direct_url.json").write_text(json.dumps(url))
+    assert where_from(Registry(owners=owners), "nice", "nice")["model"] == plain, "not in a checkout"
+
+    def git(*words: str) -> str:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(checkout), *names, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (checkout / "nice.py").write_text("")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    state = {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert where_from(Registry(owners=owners), "nice", "nice")["model"] == plain | {"git": state}
+    (checkout / "nice.py").write_text("changed")
+    assert where_from(Registry(owners=owners), "nice", "nice")["model"]["git"]["dirty"] is True
+    assert where_from(Registry(), "nice", "nice") == {"model": {}, "data set": {}}
 
 
 def test_the_same_again_runs_nothing_and_says_so(out: Path) -> None:
@@ -335,7 +376,7 @@ def test_threads_of_a_cell_do_not_spin_for_long(tmp_path: Path, monkeypatch: pyt
     )
 
     def error_line(out: str) -> str:
-        ran = run(tmp_path / out, "told", "--plugin", str(plugin))
+        ran = run(tmp_path / out, "prior_knowledge", "--plugin", str(plugin))
         assert ran.code == 0, ran.err
         (log,) = (tmp_path / out).glob("cells/*/log.txt")
         return log.read_text()
