@@ -793,7 +793,7 @@ def test_a_bad_cell_is_left_out_and_said_in_one_line(out: Path, how: str) -> Non
 
 def test_a_cell_that_is_there_twice_counts_once(out: Path) -> None:
     folder = folder_of(out, "gmair", 0).parent
-    names = {f"{folder.name} (copy)", f"{folder.name}.bak", cell_of("gmair", 9).training.key}
+    names = {f"{folder.name} (copy)", cell_of("gmair", 9).training.key}
     for name in names:
         shutil.copytree(folder, out / "cells" / name)
     printed, complaints = run("--out", str(out), "--format", "json")
