@@ -29,12 +29,13 @@ class Day:
     """Runs commands as an author types them, and keeps how long they took."""
 
     def __init__(self, python: str, folder: Path) -> None:
-        self.python, self.folder, self.took = python, folder, list[tuple[float, str]]()
+        self.python, self.folder, self.took = python, folder, list[float]()
 
     def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         began = time.monotonic()
         ran = run_in(self.python, *words, cwd=self.folder)
-        self.took.append((time.monotonic() - began, f"objbench {' '.join(words)}"))
+        self.took.append(time.monotonic() - began)
+        print(f"{self.took[-1]:6.1f} s  objbench {' '.join(words)}", flush=True)
         assert ran.returncode == code, (words, ran.stdout, ran.stderr)
         return ran
 
@@ -83,6 +84,4 @@ def test_an_authors_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "1 of 1 cells to run" in day(*mine, "--plan").stdout
     day("show", cell.parents[1].name, "--out", "runs")
 
-    for seconds, words in day.took:
-        print(f"{seconds:6.1f} s  {words}")
-    print(f"{sum(seconds for seconds, _ in day.took) / 60:.1f} min in all")
+    print(f"{sum(day.took) / 60:.1f} min in all")
