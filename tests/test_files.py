@@ -27,7 +27,9 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def section(heading: str) -> str:
     """The text below a heading."""
-    (text,) = re.findall(rf"^## .*`{re.escape(heading)}`.*\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    (text,) = [
+        part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if part.startswith(f"`{heading}`")
+    ]
     return text
 
 

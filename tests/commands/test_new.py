@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 from pathlib import Path
@@ -23,8 +24,9 @@ def python_with(folder: Path, *wheels: Path) -> str:
     venv.create(folder, with_pip=False)
     python = str(folder / "bin" / "python")
     site = next(folder.glob("lib/python*/site-packages"))
-    packages = Path(pytest.__file__).parents[1]
-    (site / "outer.pth").write_text(f"import site; site.addsitedir({str(packages)!r})\n")
+    outer = dict.fromkeys([sysconfig.get_paths()["purelib"], str(Path(pytest.__file__).parents[1])])
+    lines = [f"import site; site.addsitedir({packages!r})\n" for packages in outer]
+    (site / "outer.pth").write_text("".join(lines))
     words = [
         sys.executable,
         "-m",
