@@ -1,8 +1,8 @@
-"""The contract of a detector, and what it returns.
+"""The contract of a detector, and the detections that it returns.
 
-The whole of a plugin author's work is a subclass of `Detector` with `training_step` and `detect`; the harness
-does the rest: device, seeds, data, the training loop, checkpoints, clustering where the detector has none,
-metrics, pictures and tables.
+A plugin author writes a subclass of `Detector` with `training_step` and `detect`. The harness does the rest:
+device, seeds, data, the training loop, checkpoints, clustering for detectors that do not cluster, metrics,
+pictures and tables.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from objbench.options import option
 from objbench.scenes import GroundTruth, Scenes, SceneShape
 
 PRESENT = 0.5
-"""A detection with a score of at least this is one the detector stands by: clustering and counts use these.
+"""A detection with at least this score counts as present. Clustering metrics and counts use only these.
 
-AP ranks all detections, whatever their score.
+AP ranks all detections, with any score.
 """
 MIN_SCORE = 0.01
-"""Candidates with a score below this are not worth returning: `Detections.from_padded` drops them."""
+"""`Detections.from_padded` drops candidates with a score below this."""
 
 
 NOISE = -1
-"""The cluster of a detection that belongs to no cluster, as HDBSCAN numbers it.
+"""The cluster number of a detection that belongs to no cluster (the same number as in HDBSCAN).
 
-Such a detection counts as any other where boxes are scored. In the clustering figures it is of no class: wrong.
+Metrics of boxes treat such a detection like any other. Clustering metrics count it as wrong: it has no class.
 """
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in `images` images, as flat lists: detection j lies in image `image[j]`.
+    """The detections in `images` images, as flat lists: detection j is in image `image[j]`.
 
-    Boxes and scores are float32 from a detector and float64 from a file, whose numbers are not to be rounded.
+    Boxes and scores are float32 from a detector. They are float64 from a file, so that its numbers are not rounded.
     """
 
     images: int
@@ -67,9 +67,9 @@ class Detections:
                 )
 
     def fault(self) -> str:
-        """What breaks the contract of the fields, and in how many detections; "" when nothing does.
+        """The first error in the fields, and how many detections have it; "" when there is no error.
 
-        A NaN would not stop a metric: it would be ranked somewhere, and the figure would look like any other.
+        A NaN would not stop a metric: it would get some rank, and the wrong figure would look correct.
         """
         corners, scores = self.boxes, self.scores
         finite = torch.isfinite(corners).all(1)
@@ -97,7 +97,7 @@ class Detections:
         what: Tensor | None = None,
         min_score: float = MIN_SCORE,
     ) -> Detections:
-        """From k candidates an image; dropped are scores below `min_score` and boxes of no width or no height.
+        """Makes detections from k candidates per image.
 
         boxes: [n, k, 4] xyxy in pixels. scores: [n, k] in 0..1. clusters: [n, k] integers, or None. what: [n, k, A],
         or None. Integers become int64, other values float32; no gradient is needed. Detections are ordered by image,
@@ -119,7 +119,7 @@ class Detections:
 
     @staticmethod
     def concatenate(parts: list[Detections]) -> Detections:
-        """Detections of consecutive batches as one."""
+        """Joins the detections of consecutive batches."""
         offsets = [0]
         for part in parts:
             offsets.append(offsets[-1] + part.images)
@@ -157,58 +157,58 @@ class Detector(nn.Module):
     """An unsupervised object detector. It never sees a box or a label."""
 
     Config: ClassVar[type] = DetectorConfig
-    """A frozen dataclass of options; its defaults are the `paper` protocol's."""
+    """A frozen dataclass of options. Its defaults are the values of the `paper` protocol."""
     capturable: ClassVar[bool] = False
-    """True where a training step can be captured and replayed on a GPU: see `schedule` and `phase`."""
+    """True if a training step can be captured and replayed on a GPU: see `schedule` and `phase`."""
     oracle: ClassVar[bool] = False
-    """True for a floor or a ceiling that is given the true boxes; tables say so. See `detect_scenes`."""
+    """True for a baseline that receives the true boxes; tables mark it. See `detect_scenes`."""
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
-        """Config values that differ from the defaults for this protocol and data set; `-o` goes over them.
+        """Config values that differ from the defaults for this protocol and data set; `-o` overrides them.
 
-        The one place for whatever belongs to one (model, data) pair.
+        All values that are specific to one (model, data) pair belong here.
         """
         return {}
 
     def __init__(self, config: Any, shape: SceneShape) -> None:
-        """`config` is an instance of `Config`; `shape` (channels, height, width) is that of every image."""
+        """`config` is an instance of `Config`; `shape` is the (channels, height, width) of every image."""
         super().__init__()
         self.config = config
         self.shape = shape
         self.held: Mapping[str, Tensor] | None = None
-        """While steps are captured: where the harness writes the values of `schedule`, each a 0-dim float64."""
+        """While steps are captured: the values of `schedule`, written by the harness; each is a 0-dim float64."""
 
     def training_step(self, images: Tensor, step: int) -> Tensor | Mapping[str, Tensor]:
-        """The loss of a batch: a scalar, or named scalars that are added up.
+        """Returns the loss of a batch: a scalar, or named scalars that the harness adds up.
 
-        images: [batch, channels, height, width] float32 in 0..1. step: 0 for the first, `config.steps - 1`
-        for the last. Noise must come from torch's global generator: that is what makes a run repeatable.
+        images: [batch, channels, height, width] float32 in 0..1. step: 0 for the first step, `config.steps - 1`
+        for the last. Noise must come from torch's global generator, so that a run is repeatable.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither training_step nor fit")
 
     def detect(self, images: Tensor) -> Detections:
-        """What is in `images` [n, channels, height, width]; called in eval mode without gradients.
+        """Returns the detections in `images` [n, channels, height, width]; called in eval mode without gradients.
 
-        Must be deterministic, and each image's answer independent of the others in the batch.
+        Must be deterministic. The result for one image must not depend on the other images in the batch.
         """
         raise NotImplementedError(f"{type(self).__name__} has no detect")
 
-    # What follows has a default that suits most detectors.
+    # The methods below have defaults that suit most detectors.
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimisers stepped after every batch; Adam over all parameters unless overridden."""
         return [torch.optim.Adam(self.parameters(), lr=self.config.lr, fused=True)]
 
     def watch(self) -> dict[str, float]:
-        """Numbers to log beside the loss, of the last training step (cluster usage, objects an image)."""
+        """Values of the last training step to log with the loss, such as cluster usage or objects per image."""
         return {}
 
     def warnings(self) -> list[str]:
-        """What a reader of the results must know about this training, a sentence each; none unless overridden.
+        """Warnings about this training for readers of the results, one sentence each; none unless overridden.
 
-        Called once after training, in the process that ended it: what it says must follow from the config and the
-        `state_dict`, which checkpoints keep. It goes into the record and is printed.
+        Called once after training, in the process that finished it. Warnings must depend only on the config and the
+        `state_dict`, which checkpoints keep. They are recorded and printed.
         """
         return []
 
@@ -228,11 +228,11 @@ class Detector(nn.Module):
         [n, channels, height, width], on the detector's device.
         """
 
-    # A detector with `capturable = True` says what differs between steps, and its `training_step` reads `step`
-    # in no other way. On a GPU a step is then captured once a phase and replayed, with new values each time.
+    # A detector with `capturable = True` defines here what differs between steps. Its `training_step` must not use
+    # `step` in any other way. On a GPU a step is then captured once per phase and replayed with new values.
 
     def schedule(self, step: int) -> dict[str, float]:
-        """The numbers that `training_step` reads and that change with the step: a prior, a temperature.
+        """The numbers used by `training_step` that change with the step, such as a prior or a temperature.
 
         Always the same names, and finite. Arithmetic on them is best done here, not in `training_step`. Any detector
         may use it; one with `capturable = True` must.
@@ -240,7 +240,7 @@ class Detector(nn.Module):
         return {}
 
     def phase(self, step: int) -> Hashable:
-        """Whatever else differs between steps: which terms and cells count. It should seldom change."""
+        """Everything else that differs between steps, such as the active loss terms. It should rarely change."""
         return None
 
     def annealed(self, step: int) -> Mapping[str, Tensor | float]:
@@ -253,39 +253,39 @@ class Detector(nn.Module):
 
     @property
     def captured(self) -> bool:
-        """Whether the training step runs as one that is captured for a GPU: no size in it may then depend on values."""
+        """Whether the training step is being captured for a GPU: then no tensor size may depend on values."""
         return self.held is not None
 
     def reconstruct(self, images: Tensor) -> Tensor | None:
-        """The model's own picture of `images`, same shape, for `objbench show`; None when it has none."""
+        """The model's reconstruction of `images`, same shape, for `objbench show`; None if it has none."""
         return None
 
     def fit(self, scenes: Scenes) -> None:
-        """Overridden instead of `training_step` by a detector that does not train by gradient steps.
+        """A detector that does not train by gradient steps overrides this instead of `training_step`.
 
-        scenes: the protocol's `fit_scenes` first training scenes; their boxes and labels are empty unless `oracle`.
-        What it learns must be in its `state_dict`.
+        scenes: the first `fit_scenes` training scenes of the protocol; their boxes and labels are empty unless
+        `oracle`. Everything that the detector learns must be in its `state_dict`.
         """
         raise NotImplementedError
 
     def detect_scenes(self, scenes: Scenes) -> Detections:
-        """What the harness calls. Only an oracle overrides it; for others `scenes.truth` is empty."""
+        """The harness calls this method. Only an oracle overrides it; for others `scenes.truth` is empty."""
         return self.detect(scenes.images)
 
 
 def other_parameters(module: nn.Module, chosen: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """The parameters of a module that are not among the chosen ones: for optimisers with several groups."""
+    """The parameters of a module that are not in `chosen`: for optimisers with several groups."""
     identities = {id(parameter) for parameter in chosen}
     return [parameter for parameter in module.parameters() if id(parameter) not in identities]
 
 
 def trains_by_steps(detector: type[Detector]) -> bool:
-    """Whether the harness runs its training loop for this detector, or calls `fit` once."""
+    """True if the harness runs its training loop for this detector; False if it calls `fit` once."""
     return detector.fit is Detector.fit
 
 
 def blind(scenes: Scenes) -> Scenes:
-    """The same images with nothing said about what is in them."""
+    """The same images with empty ground truth."""
     nothing = GroundTruth(
         len(scenes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0).long()
     )

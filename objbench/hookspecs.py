@@ -1,7 +1,7 @@
-"""The hooks a plugin may implement, and the specs it returns from them.
+"""The hooks that a plugin can implement, and the specs that they return.
 
-A spec names its implementation as text ("package.module:Name"), so that listing what exists imports
-neither torch nor the plugin's model.
+A spec names its implementation as text ("package.module:Name"). So plugins can be listed without importing
+torch or the plugin's model.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class ModelSpec:
     target: str
     """"package.module:Name"; imported when it is needed."""
     label: str = ""
-    """How tables write it; the name when empty. A detector without clusters gets " + GMM" appended."""
+    """The name in tables; `name` if empty. " + GMM" is appended for a detector that does not cluster."""
     clusters: bool = True
-    """False: the harness clusters its what-latents with a Gaussian mixture."""
+    """False if the detector does not cluster: the harness clusters its what-latents with a Gaussian mixture."""
     paper: str = ""
-    """The publication, as one cites it."""
+    """The citation of the publication."""
     code: str = ""
-    """Where the authors' own code is."""
+    """The location of the authors' code."""
     licence: str = ""
     """The licence of that code."""
     differs: Mapping[str, str] = field(default_factory=dict)
-    """Protocol -> what differs from the publication under it; "*": what differs under every protocol."""
+    """Protocol -> differences from the publication under it; "*": differences under every protocol."""
     prior_knowledge: str = ""
-    """What it knows of the data beforehand, such as object sizes and the number of classes."""
+    """What the detector knows about the data before training, such as object sizes or the number of classes."""
 
     def differs_under(self, protocol: str) -> str:
-        """What differs from the publication under a protocol."""
+        """The differences from the publication under a protocol."""
         return " ".join(self.differs[key] for key in ("*", protocol) if self.differs.get(key))
 
 
@@ -54,7 +54,7 @@ SAID = {
     "differs": "differs from the paper",
     "prior_knowledge": "knows beforehand",
 }
-"""Fields of a ModelSpec that say where it comes from -> their titles."""
+"""Fields of a ModelSpec that describe its source and prior knowledge -> their titles."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DataSpec:
     label: str = ""
     """How tables write it; the name when empty."""
     stand_in_for: str = ""
-    """The label of the data set this one imitates; tables then say that it is a stand-in."""
+    """The label of the real data set that this one imitates; tables then mark it as a stand-in."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,22 @@ class MetricSpec:
     target: str
     """"package.module:Name"; imported when it is needed."""
     version: int = 1
-    """Raised when the definition changes: figures of another version are recomputed, never mixed."""
+    """Increase it when the definition changes: figures of another version are recomputed, never mixed."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which of its values are columns of the main table, and their headings, in order.
+    """Value -> column heading: the values that the main table shows, in order.
 
-    Higher is better in a column; a heading with "%" shows fractions as percent.
+    Higher must be better. A heading with "%" shows fractions as percent.
     """
     healthy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Value -> the lowest and highest that a sound run gives; a run outside is counted as collapsed."""
+    """Value -> (lowest, highest) of a successful run; a run outside this range is counted as collapsed."""
     weighted: str = ""
-    """Optional, "package.module:function": the same values for many draws of the scenes at once, which intervals
-    need; see `objbench.metric.Weighted`. Without it the metric is called once a draw."""
+    """Optional, "package.module:function": computes the same values for many resamples of the scenes at once, for
+    confidence intervals; see `objbench.metric.Weighted`. Without it the metric is called once per resample."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of somebody's published table, to be printed beside ours."""
+    """A row of a published table; reports print it next to objbench's results."""
 
     model: str
     """The name of the model that the row is printed under; of one that nobody registers, a row of its own."""
@@ -114,26 +114,26 @@ class Published:
     data_label: str = ""
     """How tables write the data set; as the registered one's label when empty."""
     headings: Mapping[str, str] = field(default_factory=dict)
-    """Headings for those of its values that no metric makes a column of."""
+    """Headings for the values that are not columns of any metric."""
     note: str = ""
-    """What a reader must know before comparing; printed once under the table."""
+    """A note on how far the figures can be compared; printed once under the table."""
 
 
 @hookspec
 def objbench_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
-    """Detectors, so that `--models NAME` finds them."""
+    """Returns the plugin's detectors; `--models NAME` selects them."""
 
 
 @hookspec
 def objbench_data() -> Iterable[DataSpec]:  # type: ignore[empty-body]
-    """Sources of scenes, so that `--data NAME` finds them."""
+    """Returns the plugin's data sets; `--data NAME` selects them."""
 
 
 @hookspec
 def objbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
-    """Metrics; every cell is scored by all of them."""
+    """Returns the plugin's metrics; every cell is scored with all metrics."""
 
 
 @hookspec
 def objbench_published() -> Iterable[Published]:  # type: ignore[empty-body]
-    """Published figures, so that `report --paper` can print them beside ours."""
+    """Returns published figures; `report --paper` prints them next to objbench's results."""

@@ -1,6 +1,6 @@
-"""What the ELBO of every detector with latents needs: samples that pass gradients, and terms of the loss.
+"""Parts of the ELBO of detectors with latents: samples with gradients, and terms of the loss.
 
-All are element by element; noise comes from torch's global generator.
+All functions work element by element unless they say otherwise; noise comes from torch's global generator.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The toolkit of a metric's author: which detection lies on which object. No loop over images.
+"""Functions for authors of metrics: matching detections to objects, without a loop over images.
 
-Lengths: m detections, n objects (truths), p pairs of a detection and an object of the same image. All of it
-is numpy in float64; the tensors of `Detections` and `GroundTruth` are converted here, at the edge. A box
-whose right or bottom edge lies before its left or top edge has no area and overlaps nothing.
+Lengths: m detections, n objects (ground truth), p pairs of a detection and an object of the same image. All
+computations use numpy in float64; this module converts the tensors of `Detections` and `GroundTruth`. A box whose
+right or bottom edge comes before its left or top edge has no area and overlaps nothing.
 
     best = best_truth(detections, truth)
     hits = match(detections, best, 0.5)
@@ -29,9 +29,9 @@ Bools = NDArray[np.bool_]
 """Which of several."""
 
 PAIRS_AT_ONCE = 1_000_000
-"""Pairs whose overlaps are computed together; what is kept of more is computed in parts, to save memory."""
+"""The number of pairs whose overlaps are computed together; more pairs are computed in parts, to save memory."""
 RECALLS = np.linspace(0, 1, 101)
-"""Where COCO reads a precision-recall curve."""
+"""The recalls at which COCO samples a precision-recall curve."""
 
 
 class Pairs(NamedTuple):
@@ -55,18 +55,18 @@ class Best(NamedTuple):
 
 
 def as_numpy(tensor: Tensor) -> NDArray[Any]:
-    """The values of a tensor, wherever it lives."""
+    """The values of a tensor on any device, as a numpy array."""
     return tensor.detach().cpu().numpy()
 
 
 def present(detections: Detections) -> Detections:
-    """Those detections that the detector stands by: score >= PRESENT. What-latents are left out."""
+    """The detections with score >= PRESENT, without what-latents."""
     return chosen(detections, detections.scores >= PRESENT)
 
 
 def chosen(detections: Detections, keep: Tensor) -> Detections:
-    """Those detections where `keep` [m] bool is true. What-latents are left out."""
-    index = keep.nonzero()[:, 0]  # to index by places is many times faster than by a mask
+    """The detections where `keep` [m] bool is true, without what-latents."""
+    index = keep.nonzero()[:, 0]  # an index is many times faster than a mask
     return Detections(
         detections.images,
         detections.image[index],
@@ -79,17 +79,17 @@ def chosen(detections: Detections, keep: Tensor) -> Detections:
 def overlaps(detections: Detections, truth: GroundTruth, pixel: float = 0.0) -> Pairs:
     """The intersection over union of all pairs of a detection and an object in the same image.
 
-    A detection's pairs are ordered by the objects' boxes (then labels), not by their place in the lists, so
-    that whoever takes the first of equals does not depend on the order of the objects.
+    A detection's pairs are ordered by the objects' boxes (then labels), not by their positions in the lists. So
+    code that takes the first of several equal pairs does not depend on the order of the objects.
 
-    pixel: added to every width and height; 1 gives the IoU of early detection code, which took x1 and y1 for
-    the index of the last pixel. Ours are edges (see `objbench.scenes`), which need 0.
+    pixel: added to every width and height; 1 gives the IoU of early detection code, in which x1 and y1 are the
+    index of the last pixel. In objbench x1 and y1 are edges (see `objbench.scenes`), which need 0.
     """
     return _joined(list(_in_parts(detections, truth, pixel)))
 
 
 def close_pairs(detections: Detections, truth: GroundTruth, least: float) -> Pairs:
-    """Those of `overlaps` whose IoU is at least `least`, in the same order."""
+    """The pairs of `overlaps` with an IoU of at least `least`, in the same order."""
     close = []
     for part in _in_parts(detections, truth, 0.0):
         keep = part.iou >= least
@@ -98,7 +98,7 @@ def close_pairs(detections: Detections, truth: GroundTruth, least: float) -> Pai
 
 
 def best_truth(detections: Detections, truth: GroundTruth, pixel: float = 0.0) -> Best:
-    """The object that each detection overlaps most; of equals, the one with the least (x0, y0, x1, y1)."""
+    """The object that each detection overlaps most; among equals, the one with the smallest (x0, y0, x1, y1)."""
     best = Best(np.full(len(detections.image), -1), np.zeros(len(detections.image)))
     for pairs in _in_parts(detections, truth, pixel):
         starts = np.flatnonzero(np.diff(pairs.detection, prepend=-1))
@@ -112,11 +112,11 @@ def best_truth(detections: Detections, truth: GroundTruth, pixel: float = 0.0) -
 
 
 def match(detections: Detections, best: Best, threshold: float) -> Bools:
-    """Which detections are hits, as VOC matches them: [m].
+    """Which detections are hits by VOC's matching rule: [m].
 
     A detection is a hit when its best object (and no other) overlaps it by an IoU strictly above `threshold`
     and no detection ranked higher has hit that object. Detections are ranked by score over all images, equal
-    scores by IoU; so which objects are hit by which score does not depend on the order of the lists.
+    scores by IoU. So the result does not depend on the order of the lists.
     """
     close = np.flatnonzero(best.iou > threshold)
     keys = (-best.iou[close], -as_numpy(detections.scores)[close], best.truth[close])
@@ -145,7 +145,7 @@ def average_precision(scores: NDArray[Any], hits: Bools, objects: int) -> float:
 def weighted_precision(
     scores: NDArray[Any], hits: Bools, image: Ints
 ) -> Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]:
-    """`average_precision` for many draws of the images at once: sorts once, then weighs.
+    """`average_precision` for many draws (resamples) of the images at once: sorts once, then applies weights.
 
     scores, hits, image: [m], of all images together. The function returned takes weights [draws, images], how often a
     draw holds each image, and objects [draws], how many there are to find; it gives the average precisions [draws],
@@ -170,11 +170,11 @@ def weighted_precision(
 
 
 def coco_ranks(detections: Detections, pairs: Pairs) -> Ints:
-    """[m] the place of each detection when COCO's rule goes through them: by score, the highest first.
+    """The rank [m] of each detection in COCO's matching order: by score, the highest first.
 
-    Equal scores are ordered by their highest IoU, then by their boxes; never by their place in the list.
+    Equal scores are ordered by their highest IoU, then by their boxes; never by their position in the list.
 
-    pairs: of `close_pairs`, at the lowest threshold that is of interest.
+    pairs: from `close_pairs`, at the lowest threshold that is used.
     """
     highest = np.zeros(len(detections.image))
     np.maximum.at(highest, pairs.detection, pairs.iou)
@@ -186,15 +186,15 @@ def coco_ranks(detections: Detections, pairs: Pairs) -> Ints:
 
 
 def match_coco(ranks: Ints, pairs: Pairs, threshold: float) -> Bools:
-    """Which detections are hits, as COCO matches them: [m].
+    """Which detections are hits by COCO's matching rule: [m].
 
-    In the order of `ranks`, a detection takes the object that it overlaps most of those that are not taken
-    yet and that it overlaps by an IoU of at least `threshold`; of equals the one that comes last in `pairs`.
-    So, other than in `match`, it may take its second best.
+    In the order of `ranks`, each detection takes one object: among the objects that are not taken yet and have an
+    IoU of at least `threshold` with it, the one with the highest IoU; among equals, the last one in `pairs`.
+    So, unlike in `match`, a detection may take its second-best object.
 
-    Computed without going through the detections one by one: all of them ask for their best object at once,
-    an object keeps the first in rank, the others ask for their next best. All objects prefer detections in
-    the same order, so the outcome of this (Gale and Shapley 1962) is the one of taking turns.
+    There is no loop over detections. All detections request their best object at once. Each object keeps the
+    request of the highest rank, and the other detections request their next best object. All objects prefer
+    detections in the same order, so this (Gale and Shapley 1962) gives the same result as the sequential rule.
     """
     hits = np.zeros(len(ranks), dtype=np.bool_)
     kept = np.flatnonzero(pairs.iou >= min(threshold, 1 - 1e-10))  # as in pycocotools; for a threshold of 1
@@ -221,9 +221,9 @@ def match_coco(ranks: Ints, pairs: Pairs, threshold: float) -> Bools:
 
 
 def average_precision_coco(scores: NDArray[Any], hits: Bools, objects: int) -> float:
-    """The mean of the interpolated precision at 101 recalls (0, .01 ... 1), as COCO has it, 0..1.
+    """The mean of the interpolated precision at 101 recalls (0, .01 ... 1), as in COCO, 0..1.
 
-    Detections of equal score enter the curve together, which is where it differs from pycocotools.
+    Detections of equal score enter the curve together; pycocotools differs in this.
 
     scores, hits: [m], of all images together. objects: how many there are to find, at least 1.
     """
@@ -258,7 +258,7 @@ def coco_figures(
 
 
 def contingency(labels: Ints, clusters: Ints) -> tuple[Ints, Ints, Ints]:
-    """How many boxes have which class and which cluster; only those that occur.
+    """The number of boxes for each pair of class and cluster; only classes and clusters that occur.
 
     labels, clusters: [b]. Returns the table [classes, clusters], the class of each row and the cluster of
     each column, both ascending.

@@ -1,12 +1,12 @@
 """The contract of a metric.
 
-A metric is a pure function of what was found and what is there:
+A metric is a pure function of the detections and the ground truth:
 
     def my_metric(detections: Detections, truth: GroundTruth) -> dict[str, float]
 
-It returns named numbers, fractions in 0..1 where the field writes percents; NaN where a number is not defined
-(no detections, say). Its docstring holds the definition and the source. Because raw detections are kept, a
-metric is cheap to run again: `objbench report` recomputes whatever a cell was not scored by.
+It returns named numbers: fractions in 0..1 for values usually written as percents, and NaN for values that are not
+defined (for example, without detections). Its docstring gives the definition and the source. Raw detections are
+kept, so a metric is cheap to run again: `objbench report` computes the metrics that a cell does not have yet.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ Metric = Callable[[Detections, GroundTruth], dict[str, float]]
 """What a metric is."""
 
 Weights = NDArray[np.int64]
-"""[draws, images], >= 0: how often each draw holds each scene."""
+"""[draws, images], >= 0: how many times each draw (resample) contains each scene."""
 Weighted = Callable[[Detections, GroundTruth], Callable[[Weights], Mapping[str, NDArray[np.float64]]]]
-"""What `MetricSpec.weighted` names. It looks at detections and truth once (matches, sorts, counts by scene), and
-returns a function of weights, which gives each value of the metric for each draw: [draws], NaN where the metric gives
-NaN. A value must be what the metric gives for detections and truth that hold scene i `weights[i]` times, to rounding;
-`objbench check` compares the two.
+"""The type of the function that `MetricSpec.weighted` names.
+
+It processes detections and truth once (matches, sorts, counts by scene) and returns a function of weights. That
+function returns each value of the metric for each draw: [draws], NaN where the metric gives NaN. A value must equal,
+up to rounding, the metric on detections and truth that contain scene i `weights[i]` times; `objbench check` compares
+the two.
 """
 
 __all__ = ["NOISE", "PRESENT", "Detections", "GroundTruth", "Metric", "Weighted", "Weights"]

@@ -1,7 +1,7 @@
-"""Typed options: what a plugin's config dataclass is made of, and how `-o name.key=value` is read into it.
+"""Typed options: the fields of a plugin's config dataclass, and the parsing of `-o name.key=value`.
 
-A value has three forms: as the config holds it, as JSON (`as_json`: what `cell.json` keeps), and as text
-(`as_text`: what a user writes). `build` reads all three.
+A value has three forms: the Python value in the config, JSON (`as_json`: stored in `cell.json`), and text
+(`as_text`: written by a user). `build` reads all three.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def option(
     choices: Sequence[str] | None = None,
     identity: bool = True,
 ) -> Any:
-    """A dataclass field with its meaning and the values it may take.
+    """A dataclass field with its description and its allowed values.
 
     The field's type is one of TYPES. low, high: inclusive bounds; above: exclusive lower bound; choices: the
-    words allowed; in a tuple they hold for each value. identity: False keeps the field out of a cell's identity;
-    right for a path, whose content a fingerprint names instead.
+    allowed words. In a tuple, they apply to each value. identity: False excludes the field from a cell's identity;
+    use it for a path, because the fingerprint identifies the content instead.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata={"meaning": meaning, "identity": identity, **limits})
@@ -42,14 +42,14 @@ TYPES = (
     "bool, int, float, str, pathlib.Path, an Enum, a Literal of str, int or bool, tuple[...] of these, "
     "or one of these | None"
 )
-"""What the type of an option can be. An optional one reads "none" as None, so none of its words may be that."""
+"""The types that an option can have. An optional one reads "none" as None, so "none" cannot be one of its words."""
 
 Settings = Mapping[tuple[str, str], Mapping[str, Any]]
-"""(protocol, data) -> config values that differ from the defaults there; "*" is any."""
+"""(protocol, data) -> config values that differ from the defaults; "*" matches any protocol or data set."""
 
 
 def settings_for(table: Settings, protocol: str, data: str) -> dict[str, Any]:
-    """The values of all rows for this protocol and data set; later rows go over earlier ones."""
+    """The values of all rows for this protocol and data set; later rows override earlier rows."""
     chosen: dict[str, Any] = {}
     for (for_protocol, for_data), values in table.items():
         if for_protocol in ("*", protocol) and for_data in ("*", data):
@@ -58,7 +58,7 @@ def settings_for(table: Settings, protocol: str, data: str) -> dict[str, Any]:
 
 
 def widths(text: str, key: str) -> tuple[int, ...]:
-    """Widths of layers written as "256-128". ValueError, naming the option, when they are not."""
+    """Parses layer widths written as "256-128". Raises ValueError with the option's name if the text is invalid."""
     found = tuple(int(w) if w.isdecimal() else 0 for w in text.split("-"))
     if min(found) < 1:
         raise ValueError(f"{key}={text} is not like 256-128")
@@ -67,7 +67,7 @@ def widths(text: str, key: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class OptionRow:
-    """One config field, as `objbench info` shows it."""
+    """One config field, for `objbench info`."""
 
     name: str
     """The field's."""
@@ -82,7 +82,7 @@ class OptionRow:
 
 
 def describe(config: type, owner: str = "") -> list[OptionRow]:
-    """Every option of a config dataclass. UsageError when one is of a type that cannot be read."""
+    """Returns every option of a config dataclass. Raises UsageError if an option has an unsupported type."""
     return [
         OptionRow(
             name,
@@ -96,11 +96,11 @@ def describe(config: type, owner: str = "") -> list[OptionRow]:
 
 
 def build(config: type, owner: str, *layers: Mapping[str, Any]) -> Any:
-    """An instance of `config`: its defaults, overlaid by each layer in turn.
+    """Makes an instance of `config`: its defaults, then each layer overrides the values before it.
 
-    Values may be of the field's type, or in JSON's or text's form of it. owner: the plugin's name, for messages.
-    Raises UsageError on an unknown key (with the nearest), a value of the wrong type or range, and a config
-    whose fields have other types than TYPES, or defaults that are not of their type.
+    A value may have the field's type, or be its JSON or text form. owner: the plugin's name, for messages.
+    Raises UsageError for an unknown key (the message gives the most similar key), for a value of the wrong type or
+    out of range, for a field type not in TYPES, and for a default that does not have the type of its field.
     """
     fields = _fields(config, owner)
     values = {name: default for name, (_, _, default) in fields.items()}
@@ -112,12 +112,12 @@ def build(config: type, owner: str, *layers: Mapping[str, Any]) -> Any:
             values[key] = _checked(f"{owner}.{key}", value, hint, field.metadata)
     try:
         return config(**values)
-    except ValueError as error:  # a dataclass may check in __post_init__ what no single field can
+    except ValueError as error:  # a dataclass may check several fields together in __post_init__
         raise UsageError(f"{owner}: {error}") from None
 
 
 def as_json(value: Any) -> Any:
-    """An option's value, or a whole config, as JSON values: a Path its text, an Enum its name, a tuple a list."""
+    """Converts a value or a whole config to JSON values: a Path to text, an Enum to its name, a tuple to a list."""
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, Path):
@@ -130,9 +130,9 @@ def as_json(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """An option's value as a user writes it after "=": words, numbers, "none", values with commas between.
+    """Converts a value to the text that a user writes after "=": words, numbers, "none", comma-separated values.
 
-    A tuple that commas cannot separate, such as one of tuples, is written as a JSON list.
+    A tuple that cannot be comma-separated, such as a tuple of tuples, is written as a JSON list.
     """
     value = as_json(value)
     if value is None or isinstance(value, bool):
@@ -145,10 +145,10 @@ def as_text(value: Any) -> str:
 
 
 def _fields(config: type, owner: str) -> dict[str, tuple[dataclasses.Field[Any], Any, Any]]:
-    """Each option's field, its type and its default. UsageError when a type or a default is refused."""
+    """Each option's field, type and default. Raises UsageError if a type or a default is invalid."""
     try:
         hints = get_type_hints(config)
-    except Exception as error:  # a name that is imported for type checkers alone, say
+    except Exception as error:  # for example, a name that is imported only for type checkers
         raise UsageError(f"the types of the options of {owner} cannot be read: {error}") from None
     found = {}
     for f in dataclasses.fields(config):
@@ -176,7 +176,7 @@ def _fields(config: type, owner: str) -> dict[str, tuple[dataclasses.Field[Any],
 
 
 def _same(read: Any, default: Any) -> bool:
-    """Whether a default is of its type already; an integer is a number."""
+    """Whether a default already has its type; an integer counts as a float."""
     if isinstance(read, tuple) and isinstance(default, tuple):
         return all(map(_same, read, default))
     return read == default and (type(read) is type(default) or (type(read), type(default)) == (float, int))
@@ -211,7 +211,7 @@ def _readable(hint: Any) -> bool:
 
 
 def _words(kind: Any) -> dict[str, Any]:
-    """The words of a Literal or an Enum, and what they mean; nothing for another type, or if two look alike."""
+    """The words of a Literal or an Enum -> their values; empty for other types, or if two words look the same."""
     if get_origin(kind) is Literal:
         values = get_args(kind)
         words = {as_text(v): v for v in values if type(v) in (str, int, bool)}
@@ -222,7 +222,7 @@ def _words(kind: Any) -> dict[str, Any]:
 
 
 def _parts(kind: Any, count: int) -> list[Any] | None:
-    """The types of a tuple's `count` values; None when it has not so many."""
+    """The types of a tuple's `count` values; None if the tuple cannot have `count` values."""
     first, *rest = get_args(kind)
     if rest == [...]:
         return [first] * count
@@ -233,7 +233,7 @@ def _parts(kind: Any, count: int) -> list[Any] | None:
 
 
 def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
-    """A value in any form as the field's type has it. UsageError when it is of another, or out of range."""
+    """Converts a value in any form to the field's type. Raises UsageError for a wrong type or range."""
     given = as_json(value)
     try:
         converted = _converted(given, hint)
@@ -261,7 +261,7 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """A tuple's values, and theirs; anything else itself, but for None."""
+    """All values inside nested tuples; a value that is not a tuple itself; nothing for None."""
     if isinstance(value, tuple):
         for v in value:
             yield from _leaves(v)
@@ -270,7 +270,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """A value in JSON's or text's form as the type has it. TypeError, ValueError or OverflowError if it has not."""
+    """Converts JSON or text to the type. Raises TypeError, ValueError or OverflowError if that is impossible."""
     kind, optional = _kind_of(hint)
     if optional and (value is None or value == "none"):
         return None
@@ -304,7 +304,7 @@ def _only(kind: type, value: Any) -> Any:
 
 
 def _tuple(value: Any, kind: Any) -> tuple[Any, ...]:
-    """From a JSON list, that as text, or values with commas between."""
+    """Parses a JSON list, a JSON list as text, or comma-separated values."""
     if isinstance(value, str) and value.strip().startswith("["):
         value = json.loads(value)
     elif isinstance(value, str):
@@ -328,7 +328,7 @@ def _meant(value: Any, kind: Any, words: Mapping[str, Any]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in an error, which is one line."""
+    """A value as text for an error message of one line."""
     text = as_text(value)
     return text if text.isprintable() else repr(text)
 
@@ -360,7 +360,7 @@ def _article(noun: str) -> str:
 
 
 def _allowed(hint: Any, limits: Mapping[str, Any]) -> str:
-    """What the values of an option can be, beside their type; of each, where it has several."""
+    """The limits on an option's value, in words; for a tuple, the limits on each value."""
     kind, optional = _kind_of(hint)
     parts = []
     if words := limits.get("choices") or list(_words(kind)):

@@ -1,7 +1,7 @@
-"""Finds plugins: entry points of the group "objbench" and `--plugin FILE`. A broken one breaks nothing else.
+"""Loads plugins: entry points of the group "objbench" and `--plugin FILE`. A broken plugin does not affect others.
 
-`OBJBENCH_PLUGINS` holds the names of the plugins to load, or of their distributions, comma-separated; when it is
-set to nothing, only objbench's own are loaded.
+`OBJBENCH_PLUGINS` is a comma-separated list of the plugins or distributions to load. If it is empty, only
+objbench's own plugins are loaded.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from objbench.guarded import unmoved
 from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
 
 LOAD_LIMIT_S = 10.0
-"""An installed plugin that takes longer than this to import is given up."""
+"""Time limit in seconds for importing an installed plugin."""
 FILE_LIMIT_S = 60.0
-"""The same for a file that the user named, which may well import torch."""
+"""Time limit in seconds for importing a file of `--plugin`; longer, because it often imports torch."""
 GRACE_S = 1.0
-"""Seconds between two interrupts of a plugin that went on after the first."""
+"""Seconds between two interrupts of a plugin that continues after the first interrupt."""
 INTERRUPTS = 5
-"""After so many of them the program ends."""
+"""After this number of interrupts the program ends."""
 
 OWN = "objbench"
-"""The distribution whose plugins are loaded first, and whose names nobody else may take."""
+"""objbench's own distribution: its plugins are loaded first, and other plugins cannot use their names."""
 _folders: list[str] = []
-"""Of files, those that were added to `sys.path`."""
+"""Folders of plugin files that were added to `sys.path`."""
 HOOKS = {name for name in vars(hookspecs) if name.startswith("objbench_")}
 
 Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec)
@@ -50,19 +50,19 @@ Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec)
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plugin and what became of it."""
+    """One plugin and the result of loading it."""
 
     name: str
     source: str
-    """The distribution and version it came from, or the file."""
+    """The plugin's distribution and version, or its file."""
     module: str
     error: str = ""
-    """Empty when it loaded; else one line of why not."""
+    """Empty if it was loaded; otherwise the reason why not, in one line."""
 
 
 @dataclass
 class Registry:
-    """Everything the loaded plugins registered. Names map to specs in the order of loading."""
+    """All specs of the loaded plugins. Names map to specs, in the order of loading."""
 
     plugins: list[Plugin] = field(default_factory=list)
     models: dict[str, ModelSpec] = field(default_factory=dict)
@@ -70,22 +70,22 @@ class Registry:
     metrics: dict[str, MetricSpec] = field(default_factory=dict)
     published: list[Published] = field(default_factory=list)
     owners: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """(kind, name) -> the plugins that claim it; more than one is a clash, reported when the name is used.
+    """(kind, name) -> the plugins that register it. More than one is a clash, reported when the name is used.
 
-    Metrics are used without being named, so one that clashes is in `owners` alone: which of the two was
-    loaded first is chance, and no figure may depend on it.
+    All metrics are used without being selected by name. So a metric with a clash is only in `owners`: the order of
+    loading is arbitrary, and no figure may depend on it.
     """
 
     def model(self, name: str) -> ModelSpec:
-        """The detector of that name. UsageError when there is none, or two."""
+        """The detector of that name. Raises UsageError if there is none, or more than one."""
         return self._find("model", name, self.models)
 
     def data_spec(self, name: str) -> DataSpec:
-        """The data set of that name. UsageError when there is none, or two."""
+        """The data set of that name. Raises UsageError if there is none, or more than one."""
         return self._find("data set", name, self.data)
 
     def metric(self, name: str) -> MetricSpec:
-        """The metric of that name. UsageError when there is none, or two."""
+        """The metric of that name. Raises UsageError if there is none, or more than one."""
         return self._find("metric", name, self.metrics)
 
     @property
@@ -95,18 +95,18 @@ class Registry:
 
     @property
     def metric_versions(self) -> dict[str, int]:
-        """The version of each metric's definition, by the metric's name; figures of another are out of date."""
+        """Metric name -> version of its definition; figures of another version are out of date."""
         return {name: spec.version for name, spec in self.metrics.items()}
 
     def up_to_date(self, versions: Mapping[str, int]) -> bool:
-        """Whether figures by metrics of these versions are as all metrics here would give them.
+        """Whether figures with these metric versions are current for all registered metrics.
 
-        A metric that no plugin registers any more cannot be asked, so it is no reason to compute anything again.
+        A metric that is no longer registered cannot be computed, so it never causes a recomputation.
         """
         return self.metric_versions.items() <= versions.items()
 
     def is_gone(self, kind: str, name: str) -> bool:
-        """Whether no plugin registers a name. kind: as in `owners`."""
+        """True if no plugin registers the name. kind: as in `owners`."""
         known: dict[str, Mapping[str, Any]] = {
             "model": self.models,
             "data set": self.data,
@@ -115,7 +115,7 @@ class Registry:
         return name not in known[kind] and (kind, name) not in self.owners
 
     def clashes(self, kind: str) -> dict[str, list[str]]:
-        """The names of a kind that several plugins claim, and which do."""
+        """Names of this kind that several plugins register -> those plugins."""
         return {name: o for (k, name), o in self.owners.items() if k == kind and len(o) > 1}
 
     def _find(self, kind: str, name: str, known: dict[str, Spec]) -> Spec:
@@ -133,10 +133,10 @@ class Registry:
 
 
 def load_plugins(files: tuple[str, ...] = ()) -> Registry:
-    """Loads every plugin that is installed, and those in `files`.
+    """Loads every installed plugin, and the plugins in `files`.
 
-    A broken installed plugin is recorded in `Registry.plugins`, and so is one that takes a name of objbench's own;
-    a broken file, which the user named, raises UsageError.
+    An installed plugin that is broken or uses a name of objbench's own plugins is recorded in `Registry.plugins`.
+    A broken file in `files` raises UsageError, because the user selected it.
     """
     manager = pluggy.PluginManager("objbench")
     manager.add_hookspecs(hookspecs)
@@ -144,7 +144,7 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
     allowed = os.environ.get("OBJBENCH_PLUGINS")
     wanted = None if allowed is None else {_normal(w) for w in allowed.split(",") if w.strip()}
     missing = dict.fromkeys(wanted or ())
-    # Our own first, in the order in which they are listed; then distributions by name, not as a disk has them.
+    # objbench's own plugins first, in their listed order; then distributions by name, not in the disk's order.
     names = {e: e.dist.name if e.dist is not None else "" for e in entry_points(group="objbench")}
     for entry in sorted(names, key=lambda e: (names[e] != OWN, names[e])):
         called = {_normal(names[entry]), _normal(entry.name)}
@@ -154,14 +154,14 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
             missing.pop(name, None)
         source = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "unknown"
         error = _register(manager, registry, entry.name, source, entry.load, LOAD_LIMIT_S)
-        if error.startswith(TooSlow.__name__):  # every command waits for it: one should know for what
+        if error.startswith(TooSlow.__name__):  # every command waits for it: the user must know why
             print(f"objbench: the plugin '{entry.name}' of {source} is left out: {error}", file=sys.stderr)
         registry.plugins.append(Plugin(entry.name, source, entry.value, error))
     for name in missing:
         registry.plugins.append(
             Plugin(name, "OBJBENCH_PLUGINS", "", "no such plugin or package is installed")
         )
-    while _folders:  # of files that were loaded before, in tests say: a name may lie elsewhere now
+    while _folders:  # of files loaded before (in tests): a name may now be in another folder
         with contextlib.suppress(ValueError):
             sys.path.remove(_folders.pop())
     for file in files:
@@ -189,22 +189,22 @@ def load_plugins(files: tuple[str, ...] = ()) -> Registry:
 
 
 def _normal(name: str) -> str:
-    """As pip compares names: case, and which of - _ . it is, tell nothing apart."""
+    """The name as pip compares it: case and the choice between - _ . do not matter."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def load_target(target: str) -> Any:
-    """The object that "package.module:Name" names."""
+    """Imports and returns the object "package.module:Name"."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def _load_file(path: Path) -> Any:
-    """Imports a file as a module under its own stem, so that its specs may say "my_detector:MyDetector".
+    """Imports a file as a module named after the file, so that its specs can use "my_detector:MyDetector".
 
-    Its folder goes to the end of `sys.path`: the file can import what lies beside it, and so can processes that it
-    starts by multiprocessing, which hands them `sys.path`; but nothing there takes the place of an installed module.
-    UsageError when the name is not one that Python can import, or is another module's.
+    The file's folder is appended to `sys.path`. So the file can import modules next to it, and so can its
+    multiprocessing processes, which receive `sys.path`; but these modules never replace an installed module.
+    Raises UsageError if Python cannot import the name, or if another module has it.
     """
     stem, folder = path.stem, str(path.parent)
     if _lies_at(stem, path):
@@ -219,7 +219,7 @@ def _load_file(path: Path) -> Any:
     if folder not in sys.path:
         sys.path.append(folder)
         _folders.append(folder)
-    importlib.invalidate_caches()  # the file may be newer than what Python remembers of its folder
+    importlib.invalidate_caches()  # the file may be newer than Python's cached listing of its folder
     found = None if stem in sys.modules else importlib.util.find_spec(stem)
     if stem in sys.modules or (found is not None and not _same_file(found.origin, path)):
         raise UsageError(f"a module named '{stem}' already exists; rename the file")
@@ -229,7 +229,7 @@ def _load_file(path: Path) -> Any:
 
 
 def _lies_at(module: str, path: Path) -> bool:
-    """Whether the module of that name is imported already, from that file."""
+    """Whether the module of that name is already imported from that file."""
     return _same_file(getattr(sys.modules.get(module), "__file__", None), path)
 
 
@@ -245,7 +245,7 @@ def _register(
     load: Callable[[], Any],
     limit_s: float,
 ) -> str:
-    """Loads one plugin and takes its specs into the registry, all or none; returns the error, or ""."""
+    """Loads one plugin and registers all of its specs, or none; returns the error, or ""."""
     try:
         who = f"the plugin '{name}' of {source}"
         with unmoved(), _time_limit(who, limit_s), contextlib.redirect_stdout(sys.stderr):
@@ -290,13 +290,13 @@ def _register(
 
 
 def _answer(caller: pluggy.HookCaller, module: Any) -> list[Any]:
-    """What one plugin's implementation of a hook returns; pluggy would mix the answers of all."""
+    """Returns the result of one plugin's hook; pluggy would mix the results of all plugins."""
     answers: list[Any] = [impl.function() for impl in caller.get_hookimpls() if impl.plugin is module]
     return [spec for answer in answers for spec in answer]
 
 
 class TooSlow(BaseException):
-    """A plugin was interrupted because its time was over. Not an Exception: it could catch that and go on."""
+    """A plugin exceeded its time limit. Not an Exception, because plugins often catch Exception and continue."""
 
     def __str__(self) -> str:
         return f"took longer than {self.args[0]:g} s to import"
@@ -304,10 +304,10 @@ class TooSlow(BaseException):
 
 @contextlib.contextmanager
 def _time_limit(who: str, seconds: float) -> Iterator[None]:
-    """Raises TooSlow in the block after `seconds`, where that can be done (POSIX, main thread).
+    """Raises TooSlow in the block after `seconds`, if possible (POSIX, main thread).
 
-    Code that catches even that is interrupted again every GRACE_S. When it still goes on after INTERRUPTS of them,
-    nothing is left but to end the program, with one line that names the plugin.
+    Code that catches TooSlow is interrupted again every GRACE_S. If it continues after INTERRUPTS interrupts, the
+    program ends with one line that names the plugin.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -328,7 +328,7 @@ def _time_limit(who: str, seconds: float) -> Iterator[None]:
     try:
         yield
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if interrupts:  # it caught that, and ended all the same: what it registered may be half of it
+        if interrupts:  # it caught TooSlow and then ended: its specs may be incomplete
             raise TooSlow(seconds)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

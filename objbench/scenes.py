@@ -1,8 +1,8 @@
-"""Scenes: images with the boxes and classes of the objects in them, and where they come from.
+"""Scenes (images with the boxes and classes of their objects), and the contract of a data set.
 
-Boxes are `xyxy` in pixels: x to the right, y down, (x0, y0) the top-left corner of the first pixel that
-belongs to the object and (x1, y1) the bottom-right corner of the last, so a whole 64x64 image is
-(0, 0, 64, 64) and no width needs a "+1".
+Boxes are `xyxy` in pixels: x to the right, y down. (x0, y0) is the top-left corner of the object's first pixel;
+(x1, y1) is the bottom-right corner of its last pixel. So the box of a whole 64x64 image is (0, 0, 64, 64), and
+widths need no "+1".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SceneShape(NamedTuple):
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The objects of `images` scenes as flat lists: object j lies in image `image[j]`."""
+    """The objects of `images` scenes as flat lists: object j is in image `image[j]`."""
 
     images: int
     """How many scenes there are, also those without objects."""
@@ -52,7 +52,7 @@ class GroundTruth:
 
     @staticmethod
     def of(boxes: list[Tensor], labels: list[Tensor]) -> GroundTruth:
-        """From one `[k_i, 4]` boxes tensor and one `[k_i]` labels tensor per image."""
+        """Makes it from one `[k_i, 4]` boxes tensor and one `[k_i]` labels tensor per image."""
         counts = torch.tensor([len(b) for b in boxes], dtype=torch.int64)
         empty_boxes, empty_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         return GroundTruth(
@@ -64,7 +64,7 @@ class GroundTruth:
 
     @staticmethod
     def concatenate(parts: list[GroundTruth]) -> GroundTruth:
-        """The truth of consecutive batches as one."""
+        """Joins the ground truth of consecutive batches."""
         offset, images = 0, []
         for part in parts:
             images.append(part.image + offset)
@@ -75,7 +75,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images and what is in them."""
+    """Images and their ground truth."""
 
     images: Tensor
     """`[n, channels, height, width]` float32 in 0..1."""
@@ -87,7 +87,7 @@ class Scenes:
 
 
 class SceneSource(ABC):
-    """A data set. Scene `index` of a split depends on (config, split, seed, index) and nothing else."""
+    """A data set. Scene `index` of a split depends only on (config, split, seed, index)."""
 
     Config: ClassVar[type]
     """A frozen dataclass whose fields are made with `objbench.options.option`."""
@@ -98,34 +98,34 @@ class SceneSource(ABC):
 
     @classmethod
     def settings(cls, protocol: str) -> dict[str, Any]:
-        """Config values that differ from the defaults under a protocol. The user's own `-o` goes over them."""
+        """Config values that differ from the defaults for this protocol; the user's `-o` overrides them."""
         return {}
 
     @abstractmethod
     def __init__(self, config: Any, seed: int) -> None:
-        """`seed` chooses the scenes; the objects that a split draws from do not depend on it."""
+        """`seed` selects the scenes. The set of objects that a split uses does not depend on it."""
 
     @abstractmethod
     def size(self, split: Split) -> int | None:
-        """How many scenes a split has, or None when it is generated without end."""
+        """The number of scenes in a split; None if the number is unlimited (generated scenes)."""
 
     @abstractmethod
     def scenes(self, split: Split, indices: Tensor) -> Scenes:
-        """The scenes at `indices` [n] int64, in that order. No object occurs in two splits."""
+        """Returns the scenes at `indices` [n] int64, in that order. No object occurs in two splits."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """What the data is made of, as JSON values: counts, checksums, source names. Never paths.
+        """A description of the data as JSON values: counts, checksums, source names; no paths.
 
-        Part of a cell's identity: two sources with equal config and fingerprint give equal scenes.
+        It is part of a cell's identity: two sources with equal config and fingerprint must give equal scenes.
         """
 
     def origin(self, split: Split, index: int) -> str:
-        """Where a scene comes from, for messages: a file and the place in it. Empty when it is generated."""
+        """The file of a scene and its position in the file, for messages; empty if the scene is generated."""
         return ""
 
 
 def first_indices(source: SceneSource, split: Split, count: int) -> Tensor:
-    """The first `count` scenes of a split, or all when it has fewer."""
+    """The indices [n] of the first `count` scenes of a split, or of all scenes if it has fewer."""
     size = source.size(split)
     return torch.arange(count if size is None else min(count, size))

@@ -1,9 +1,9 @@
-"""What every detector with spatial attention needs: boxes, glimpses cropped from images and painted on canvases.
+"""Operations for detectors with spatial attention: boxes, and glimpses cropped from images or painted on canvases.
 
-A box is `xyxy` in pixels (see `objbench.scenes`), a glimpse a small square picture of what a box holds. Boxes are
-never rotated, so bilinear resampling is separable: this is what makes all of it fast. Everything here is
-differentiable in pixels and boxes, runs on CPU and GPU, and equals a plain `grid_sample` version
-(`objbench.spatial.reference`) to rounding.
+A box is `xyxy` in pixels (see `objbench.scenes`). A glimpse is a small square picture of the content of a box.
+Boxes are never rotated, so bilinear resampling is separable, which makes it fast. Everything here is differentiable
+in pixels and boxes, runs on CPU and GPU, and equals a plain `grid_sample` version (`objbench.spatial.reference`) up
+to rounding.
 """
 
 from objbench.spatial.boxes import boxes_around, clamp_boxes, trim_boxes, vector

@@ -25,17 +25,17 @@ def boxes_around(centre: Tensor, size: Tensor, grid: tuple[int, int], image: tup
 
 
 def vector(like: Tensor, *values: float) -> Tensor:
-    """The values as a tensor [len(values)] of the type of `like`, made where `like` is.
+    """The values as a tensor [len(values)] with the type and device of `like`.
 
-    Nothing is copied from the host, unlike with `new_tensor`: a step that is to be captured must not.
+    Nothing is copied from the host, unlike with `new_tensor`: a captured step must not copy from the host.
     """
     return torch.stack([like.new_full((), value) for value in values])
 
 
 def clamp_boxes(boxes: Tensor, image: tuple[int, int]) -> Tensor:
-    """Boxes [..., 4], xyxy in pixels, cut to what lies inside an image of (height, width) pixels.
+    """Boxes [..., 4], xyxy in pixels, clipped to an image of (height, width) pixels.
 
-    A box outside the image is left without width or height; `Detections.from_padded` drops it. Differentiable where
+        A box outside the image is left without width or height; `Detections.from_padded` drops it. Differentiable where
     nothing is cut; a side that is cut has no gradient.
     """
     height, width = image
@@ -43,7 +43,7 @@ def clamp_boxes(boxes: Tensor, image: tuple[int, int]) -> Tensor:
 
 
 def trim_boxes(boxes: Tensor, brightness: Tensor, threshold: float = 0.2) -> Tensor:
-    """Boxes cut down to what is bright in their glimpses (GMAIR, section 4: "removing the empty area").
+    """Boxes reduced to the bright area of their glimpses (GMAIR, section 4: "removing the empty area").
 
     boxes: [..., 4] xyxy in pixels. brightness: [..., g, g] of each glimpse, 0..1. Returns [..., 4]: the smallest
     box around the glimpse pixels of at least `threshold`; a glimpse without any keeps its box. Differentiable in the
@@ -60,7 +60,7 @@ def trim_boxes(boxes: Tensor, brightness: Tensor, threshold: float = 0.2) -> Ten
 
 
 def _extent(lit: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one past the last True along the last axis, [...] each."""
+    """The index of the first True along the last axis, and the index after the last True, [...] each."""
     g = lit.shape[-1]
     lit_int = lit.to(torch.uint8)
     return lit_int.argmax(-1), g - lit_int.flip(-1).argmax(-1)

@@ -1,4 +1,4 @@
-"""Grid cells by their presence: which to decode and paint, and which can be detections."""
+"""Selects grid cells by their presence: the cells to decode and paint, and the cells that can be detections."""
 
 from __future__ import annotations
 

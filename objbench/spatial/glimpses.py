@@ -19,7 +19,7 @@ from objbench.spatial.parts import in_parts
 
 
 def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """What each box holds.
+    """Crops the content of each box.
 
     images: [n, channels, height, width]; boxes: [n, k, 4] xyxy in pixels; size: the side g of a glimpse in pixels.
     Returns [n, k, channels, g, g]; differentiable in both. A box may reach outside the image, where it is black.
@@ -41,11 +41,11 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 CACHED = 4_000_000
-"""How many floats between the two products of a painting are worked on at once, on a CPU."""
+"""On a CPU, the number of intermediate floats (between the two products of `paint`) computed at once."""
 
 
 class Painter:
-    """Paints glimpses into boxes; the resampling of a set of boxes is computed once for all that is painted there."""
+    """Paints glimpses into boxes; the resampling weights of the boxes are computed once and used for every call."""
 
     def __init__(self, boxes: Tensor, glimpse: int, height: int, width: int) -> None:
         """boxes: [n, k, 4] xyxy in pixels, of positive size; glimpse: the side g of a glimpse; the canvas in pixels."""
@@ -67,7 +67,7 @@ class Painter:
         """
         _, k, channels, g, _ = glimpses.shape
         at_once = max(1, CACHED // (k * g * channels * len(self.px)))
-        # A few images at a time: what lies between the two products then fits a processor's cache and is not kept.
+        # A few images at a time: the intermediate result then fits a processor's cache and is not kept.
         return in_parts(_paint, (glimpses, self.along_y, self.along_x), at_once)
 
     def strongest(self, glimpses: Tensor) -> Tensor:

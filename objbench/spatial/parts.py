@@ -21,8 +21,8 @@ def in_parts(
 
     function: takes tensors [images, ...] and returns a tensor [images, ...] or a tuple of them, each image apart from
     the others. On a GPU, or when all images fit, it is called once.
-    recompute: what it computes for a part is not kept for the gradient, but computed again in the backward pass; it
-    must then use no random numbers.
+    recompute: intermediate results of a part are not kept for the gradient, but computed again in the backward pass;
+    `function` must then use no random numbers.
     """
     if at_once >= len(tensors[0]) or tensors[0].device.type != "cpu":
         return function(*tensors)

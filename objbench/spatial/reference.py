@@ -1,5 +1,5 @@
-"""The plain versions: one canvas an object, `affine_grid` and `grid_sample`. Slow, obvious; the tests hold the fast
-ones to these, and benchmarks time them side by side.
+"""The plain versions: one canvas per object, `affine_grid` and `grid_sample`. They are slow and simple. Tests compare
+the fast versions with them, and benchmarks measure the time of both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All that training needs to go on as if it had never stopped: safetensors and JSON, nothing pickled."""
+"""Checkpoints: the complete state for resuming training exactly, as safetensors and JSON, without pickle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def save(folder: Path, at: Position, detector: Detector, optimizers: Sequence[to
 
 
 def restore(folder: Path, detector: Detector, optimizers: Sequence[torch.optim.Optimizer]) -> Position:
-    """Puts model, optimisers and random generators to where the checkpoint saw them, if there is one."""
+    """Restores model, optimisers and random generators from the checkpoint, if there is one."""
     if not (folder / "checkpoint.json").exists():
         return Position()
     body = read_json(folder / "checkpoint.json")
@@ -59,7 +59,7 @@ def restore(folder: Path, detector: Detector, optimizers: Sequence[torch.optim.O
 
 
 def remove(folder: Path) -> None:
-    """Deletes the checkpoint of a training that ended."""
+    """Deletes the checkpoint of a finished training."""
     for path in [folder / "checkpoint.json", *folder.glob("checkpoint-*.safetensors")]:
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""A whole training: from parts made of plugins to what the detector finds on the test scenes."""
+"""A complete training: from the plugins' objects to the detections on the test scenes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run_training(built: Built, seed: int, protocol: Protocol, folder: Path, watc
 
 
 def _fit(built: Built, protocol: Protocol) -> Position:
-    """For a detector that does not train by steps: shows it the first training scenes, once."""
+    """For a detector that does not train by steps: calls `fit` once with the first training scenes."""
     indices = first_indices(built.train_source, "train", protocol.fit_scenes)
     scenes = shown(built.train_source.scenes("train", indices), built.detector)
     began = time.perf_counter()

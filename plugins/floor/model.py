@@ -1,4 +1,4 @@
-"""Principal components of what true boxes hold; the harness clusters them as it clusters any what-latents."""
+"""Principal components of the content of true boxes; the harness clusters them like any what-latents."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class PcaOnTrueBoxes(Detector):
         return Detections(truth.images, truth.image.to(device), truth.boxes.to(device), scores, what=what)
 
     def glimpses(self, scenes: Scenes) -> Tensor:
-        """What each true box holds, resampled to a square: [objects, pixels]."""
+        """The content of each true box, resampled to a square: [objects, pixels]."""
         truth, device = scenes.truth, scenes.images.device
         slot = torch.arange(len(truth.image)) - torch.searchsorted(
             truth.image, truth.image
