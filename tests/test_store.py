@@ -18,18 +18,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from objbench.cells import files as files_module
-from objbench.cells.files import Damaged, read_json, verify_checksums, write_file, write_json
+from objbench.cells.files import (
+    Damaged,
+    read_json,
+    verify_checksums,
+    write_file,
+    write_json,
+    written_beside,
+)
 from objbench.cells.identity import Cell, MixtureConfig, Training, write_cell
 from objbench.cells.result import CellResult, Position, Trained
 from objbench.cells.store import (
     Store,
+    read_curve,
     read_record,
     read_trained,
     update_record,
+    write_curve,
     write_record,
     write_trained,
 )
 from objbench.errors import UsageError
+from objbench.options import build
 from objbench.score.arrays import load_tensors, save_tensors
 from objbench.score.mixture import Mixture
 
@@ -351,6 +361,42 @@ def test_a_record_holds_the_checksums_of_its_files(store: Store) -> None:
         read_json(folder / "nothing.json")
 
 
+def test_a_curve_comes_back_row_by_row_and_a_new_one_replaces_it(tmp_path: Path) -> None:
+    assert read_curve(tmp_path) == []
+    rows = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 0.25, "metrics": {"ap": None}}]
+    for kept in (rows, rows[:1]):
+        write_curve(tmp_path, kept)
+        assert read_curve(tmp_path) == kept
+
+
+def test_what_is_written_beside_a_file_makes_its_folders_and_counts_only_in_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "not/yet/there.png"
+    with written_beside(target) as beside:
+        beside.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    with pytest.raises(RuntimeError), written_beside(target) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "new"
+    assert [p.name for p in target.parent.iterdir()] == ["there.png"]
+
+
+def test_whoever_may_write_to_the_store_may_lock(store: Store) -> None:
+    before = os.umask(0)
+    try:
+        lock = store.lock(CELL.training.key)
+    finally:
+        os.umask(before)
+    assert lock is not None
+    assert stat.S_IMODE(os.fstat(lock).st_mode) == 0o666
+    os.close(lock)
+
+
+def test_a_cell_is_called_by_model_data_and_seed() -> None:
+    assert cell_of(seed=3).name == "m on d, seed 3"
+
+
 def test_keys_do_not_depend_on_order_or_number_format() -> None:
     one = Training({"a": 1, "b": {"c": 2, "d": [3]}}, {}, {}, {})
     other = Training({"b": {"d": [3], "c": 2}, "a": 1}, {"lies": "elsewhere"}, {}, {})
@@ -391,6 +437,11 @@ def test_too_little_to_cluster_is_a_warning(tmp_path: Path) -> None:
     save_tensors(tmp_path / "m", mixture.tensors)
     again = Mixture(mixture.config, load_tensors(tmp_path / "m"))
     assert again.predict(torch.randn(4, 3)).tolist() == [0, 0, 0, 0]
+
+
+def test_one_component_is_one_cluster() -> None:
+    mixture, _ = Mixture.fit(build(MixtureConfig, "gmm", {"components": "1"}), blobs())
+    assert not mixture.predict(blobs()).any()
 
 
 def test_more_principal_components_than_values_is_an_error() -> None:
