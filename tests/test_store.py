@@ -164,6 +164,40 @@ def test_copies_and_other_versions_are_left_out(store: Store, monkeypatch: pytes
     assert len(warnings) == 3
 
 
+@pytest.mark.parametrize("name", ["training.json", "trained.json", "cell.json", "record.json"])
+@pytest.mark.parametrize("how", ["a field more", "a field less"])
+def test_fields_of_another_version_are_said_to_be_that(store: Store, name: str, how: str) -> None:
+    folder = store.folder(CELL.key)
+    path = (folder.parent if name in OF_TRAINING else folder) / name
+    body = read_json(path)
+    if (
+        how == "a field more" and name != "cell.json"
+    ):  # of a cell.json two fields are read, whatever else it has
+        write_json(path, body | {"field": 1})
+    else:
+        needed = {
+            "training.json": "code",
+            "trained.json": "position",
+            "cell.json": "clusterer",
+            "record.json": "seed",
+        }
+        del body[needed[name]]
+        write_json(path, body)
+    with pytest.raises(Damaged, match=f"{name} was written by another version of objbench"):
+        store.verify_training(CELL.training.key) if name in OF_TRAINING else store.verify(CELL.key)
+
+
+@pytest.mark.parametrize("other", ["0" * 16, "f" * 16])
+def test_a_checkpoint_of_another_training_is_not_believed(store: Store, other: str) -> None:
+    folder = store.folder(CELL.training.key)
+    body = {"training": CELL.training.key, "position": {}, "files": {}, "state": {}}
+    write_json(folder / "checkpoint.json", body)
+    assert store.verify_training(CELL.training.key) is not None
+    write_json(folder / "checkpoint.json", body | {"training": other})
+    with pytest.raises(Damaged, match=f"checkpoint.json is that of training {other}"):
+        store.verify_training(CELL.training.key)
+
+
 @pytest.mark.parametrize("breaks", ["fsync", "replace"])
 def test_a_write_that_breaks_off_leaves_what_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
@@ -375,9 +409,8 @@ def test_what_is_written_beside_a_file_makes_its_folders_and_counts_only_in_the_
         beside.write_text("new")
         assert not target.exists()
     assert target.read_text() == "new"
-    with pytest.raises(RuntimeError), written_beside(target) as beside:
-        beside.write_text("half")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), written_beside(target) as beside:
+        beside.write_text(str(1 / 0))
     assert target.read_text() == "new"
     assert [p.name for p in target.parent.iterdir()] == ["there.png"]
 
