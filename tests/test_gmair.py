@@ -279,6 +279,22 @@ def test_paper_architecture_is_tables_3_to_6():
     ]
 
 
+def test_what_is_watched_is_the_number_of_objects_and_how_evenly_clusters_are_used():
+    model = small(clusters=4, presence_bias=8, warmup_images=0)
+    assert model.watch() == {}
+    last = model.cat_encoder[-1]
+    for bias, evenly in (([0.0, 0, 0, 0], 1), ([20.0, 20, 0, 0], 0.5), ([20.0, 0, 0, 0], 0)):
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor(bias))
+        model.train().training_step(pictures(), 0)
+        assert model.watch()["objects"] == 16
+        assert model.watch()["cluster_usage"] == pytest.approx(evenly, abs=1e-3)
+    few = small(presence_bias=-8)
+    few.train().training_step(pictures(), 0)
+    assert few.watch()["objects"] == 0
+
+
 # Detection
 
 

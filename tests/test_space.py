@@ -336,6 +336,19 @@ def test_before_gating_a_step_uses_the_first_images_of_the_batch():
         assert torch.equal(used[-1], images[:n])
 
 
+def test_what_is_watched_is_the_number_of_objects_and_the_share_of_the_foreground():
+    images = torch.rand(2, 1, 32, 32)
+    assert small_space().watch() == {}
+    shares = []
+    for bias, objects in ((3.0, 16), (-3.0, 0)):
+        model = small_space(presence_bias=bias, alpha_bias=5.0, presence_start=0.9)
+        model.training_step(images, 0)
+        watched = model.watch()
+        assert watched["objects"] == objects
+        shares.append(watched["foreground"])
+    assert 0 <= shares[1] < 0.1 < shares[0] <= 1
+
+
 def test_it_learns():
     model = small_space(steps=40, lr=1e-3)
     images = torch.zeros(8, 1, 32, 32)

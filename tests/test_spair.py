@@ -95,6 +95,18 @@ def test_painting_in_parts_equals_painting_at_once(monkeypatch):
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-5)
 
 
+def test_parts_hold_as_many_images_as_fit_the_limit(monkeypatch):
+    m = model()
+    images = some_images(m.shape, 5)
+    row = m.cells * TINY.glimpse * 2 * m.shape.width  # colour and alpha of all glimpses of an image
+    calls, part = [], m.render_part
+    monkeypatch.setattr(m, "render_part", lambda few: (calls.append(len(few.presence)), part(few))[1])
+    monkeypatch.setattr("objbench_plugins.spair.model.PAINTED_VALUES", 2 * row)
+    with torch.no_grad():
+        m.reconstruct(images)
+    assert calls == [2, 2, 1]
+
+
 def test_eleven_by_eleven_cells_are_31_fronts_of_every_cell_once():
     front = wavefront(11, 11)
     assert len(front.sizes) == 31
@@ -320,6 +332,28 @@ def test_boxes_lie_around_their_cells_and_are_no_larger_than_the_anchor():
         assert ((high - low > 0) & (high - low <= TINY.anchor)).all()
         offset = (low + high) / 2 / TINY.stride - cell
         assert ((offset >= -0.5) & (offset <= 1.5)).all()
+
+
+def test_no_output_of_the_box_network_makes_a_box_without_size_or_one_larger_than_the_anchor():
+    """Logits are clamped to -10..10."""
+    for raw, share in ((-1e4, 1 / (1 + math.exp(10))), (1e4, 1 / (1 + math.exp(-10)))):
+        m = model()
+        with torch.no_grad():
+            m.box_net[-1].bias[:4] = raw
+            x0, y0, x1, y1 = m.infer(some_images(m.shape)).boxes.double().unbind(-1)
+        for side in (x1 - x0, y1 - y0):
+            torch.testing.assert_close(side, torch.full_like(side, TINY.anchor * share), rtol=0.05, atol=0)
+        offset = (x0 + x1) / 2 / TINY.stride - torch.arange(m.cells) % m.columns
+        torch.testing.assert_close(offset, torch.full_like(offset, 2 * share - 0.5), rtol=0, atol=1e-4)
+
+
+def test_what_is_watched_is_how_many_objects_an_image_has():
+    m = model()
+    assert m.watch() == {}
+    for bias, objects in ((8.0, m.cells), (-8.0, 0)):
+        m = model(presence_bias=bias)
+        m.training_step(some_images(m.shape), 9)
+        assert m.watch() == {"objects": objects}
 
 
 # Detection

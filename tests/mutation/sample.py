@@ -13,10 +13,14 @@ def main(session: str, count: str, seed: str) -> None:
     """Marks all others of the pending mutants as skipped."""
     with use_db(session, WorkDB.Mode.open) as database:
         pending = sorted(database.pending_work_items, key=_place)
-        kept = {item.job_id for item in random.Random(int(seed)).sample(pending, min(int(count), len(pending)))}
+        kept = {
+            item.job_id for item in random.Random(int(seed)).sample(pending, min(int(count), len(pending)))
+        }
         for item in pending:
             if item.job_id not in kept:
-                database.set_result(item.job_id, WorkResult(WorkerOutcome.SKIPPED, output="not in the sample"))
+                database.set_result(
+                    item.job_id, WorkResult(WorkerOutcome.SKIPPED, output="not in the sample")
+                )
     print(f"{session}: {len(kept)} of {len(pending)} mutants are left to be judged")
 
 
