@@ -310,18 +310,24 @@ def test_detection_is_deterministic_and_each_image_stands_alone():
         order, other = together.scores[mine].argsort(), one.scores.argsort()
         torch.testing.assert_close(together.boxes[mine][order], one.boxes[other], rtol=1e-4, atol=1e-3)
         assert torch.equal(together.clusters[mine][order], one.clusters[other])
+        torch.testing.assert_close(together.what[mine][order], one.what[other], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        objects = model.infer_modes(images)
+    torch.testing.assert_close(objects.cat, objects.cat_logits.softmax(-1))
+    torch.testing.assert_close(objects.what, objects.what_mean)
 
 
-def test_boxes_are_cut_to_what_is_bright_in_their_glimpses():
+@pytest.mark.parametrize("channels", [1, 3])
+def test_boxes_are_cut_to_what_is_bright_in_their_glimpses(channels):
     found = []
     for trim in (0.2, 0.0):
-        model = small(trim=trim, base_box=12).eval()
+        model = small(channels, trim=trim, base_box=12).eval()
         last = model.decoder.layers[-1]
         with torch.no_grad():
             last.weight.zero_()
-            last.bias.view(2, 16, 16)[0].fill_(-8)  # colour is dark
-            last.bias.view(2, 16, 16)[0, 3:5, 2:7] = 8  # but in 2 rows and 5 columns
-            found.append(model.detect(pictures(6)))
+            last.bias.view(-1, 16, 16)[:channels].fill_(-8)  # colour is dark
+            last.bias.view(-1, 16, 16)[:channels, 3:5, 2:7] = 8  # but in 2 rows and 5 columns
+            found.append(model.detect(pictures(6, channels)))
     cut, whole = found
     inside = ((whole.boxes > 0) & (whole.boxes < 32)).all(1)
     assert inside.sum() > 10

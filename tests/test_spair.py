@@ -13,7 +13,7 @@ from objbench.options import build
 from objbench.scenes import SceneShape
 from objbench_plugins.spair import losses
 from objbench_plugins.spair.config import SpairConfig
-from objbench_plugins.spair.model import Spair
+from objbench_plugins.spair.model import Objects, Spair
 from objbench_plugins.spair.networks import Backbone
 from objbench_plugins.spair.reference import PlainSpair, count_prior_plain
 from objbench_plugins.spair.wavefront import wavefront
@@ -254,6 +254,25 @@ def test_a_bright_pixel_that_no_box_covers_costs_14_nats(monkeypatch):
         assert float(terms["recon"]) == pytest.approx(2 * pixels * math.log(1e6), rel=0.02)
 
 
+def test_presence_is_a_sample_of_the_relaxed_bernoulli_and_in_detection_its_mode():
+    m = model(temperature=0.5)
+    images = some_images(m.shape)
+    noise = m.noise(images)
+    cells, modes = m.infer(images, noise), m.infer(images)
+    torch.testing.assert_close(cells.presence, torch.sigmoid((cells.presence_logit + noise.presence) / 0.5))
+    assert torch.equal(modes.presence, (modes.presence_prob > 0.5).float())
+
+
+def test_an_absent_object_still_gets_a_gradient_so_that_it_can_come_back():
+    m = model()
+    objects = Objects(*(part.detach() for part in m.infer(some_images(m.shape)).objects))
+    presence = torch.full_like(objects.presence, 1e-3).requires_grad_()
+    image = m.render(objects._replace(presence=presence))
+    assert image.max() < 2e-3
+    image.sum().backward()
+    assert presence.grad.max() > 1
+
+
 def test_where_depth_and_presence_get_no_gradient_while_they_are_frozen():
     for step, blocked in ((TINY.where_frozen_steps - 1, True), (TINY.where_frozen_steps, False)):
         m = model()
@@ -418,6 +437,7 @@ def test_a_few_steps_on_one_batch_lower_the_reconstruction_term():
     [
         ({"stride": 10}, "stride=10 is not a multiple of 4"),
         ({"stride": 0}, "spair.stride=0 is out of range"),
+        ({"anchor": 0}, "spair.anchor=0 is out of range"),
         ({"encoder_widths": "256,128"}, "encoder_widths=256,128"),
         ({"presence_kl": "dirty"}, "spair.presence_kl=dirty is not one of: clean, noisy"),
         ({"size_prior": 1.5}, "spair.size_prior=1.5 is out of range"),

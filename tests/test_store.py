@@ -153,15 +153,20 @@ def test_copies_and_other_versions_are_left_out(store: Store, monkeypatch: pytes
     later = cell_of(seed=7)
     add(store, later, later.result("done"))
     monkeypatch.undo()
+    monkeypatch.setattr(files_module, "FORMAT", files_module.FORMAT - 1)
+    earlier = cell_of(seed=8)
+    add(store, earlier, earlier.result("done"))
+    monkeypatch.undo()
     (store.cells / "old").mkdir()
     (store.cells / "old/record.json").write_text("{}")
     results, warnings = store.results()
     assert [r.cell for r in results] == [CELL.key]
     of_copy = next(w for w in warnings if w.startswith(f"cell copy/{CELL.clusterer_key} is left out"))
     assert CELL.key in of_copy
-    assert any(w.startswith(f"cell {later.key}") and "another version" in w for w in warnings)
+    for other in (earlier, later):
+        assert any(w.startswith(f"cell {other.key}") and "another version" in w for w in warnings)
     assert "cell old is left out: an earlier version of objbench wrote it" in warnings
-    assert len(warnings) == 3
+    assert len(warnings) == 4
 
 
 @pytest.mark.parametrize("name", ["training.json", "trained.json", "cell.json", "record.json"])
@@ -426,8 +431,11 @@ def test_whoever_may_write_to_the_store_may_lock(store: Store) -> None:
     os.close(lock)
 
 
-def test_a_cell_is_called_by_model_data_and_seed() -> None:
-    assert cell_of(seed=3).name == "m on d, seed 3"
+def test_a_cell_is_its_training_and_its_clusterer() -> None:
+    cell = cell_of(seed=3)
+    assert cell.name == "m on d, seed 3"
+    assert cell.identity == {**cell.training.identity, "clusterer": cell.clusterer}
+    assert MixtureConfig().components == 10  # as the paper clusters for SPAIR and SPACE
 
 
 def test_keys_do_not_depend_on_order_or_number_format() -> None:
