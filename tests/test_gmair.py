@@ -248,6 +248,38 @@ def test_before_gating_a_step_uses_the_first_images_of_the_batch():
         assert torch.equal(used[-1], images[:n])
 
 
+def test_phases_begin_and_end_at_their_steps():
+    model = small(warmup_images=1, gate_step=10, gate_cells=4, overlap=0.5, overlap_steps=20, mixture_start=0)
+    phases = {step: model.phase(step) for step in (0, 9, 10, 11, 19, 20, 500)}
+    assert [step for step, phase in phases.items() if phase.warmup] == [0, 9]
+    assert [step for step, phase in phases.items() if phase.gated] == [10, 11, 19, 20, 500]
+    assert [step for step, phase in phases.items() if phase.overlapping] == [0, 9, 10, 11, 19]
+    model.train()
+    assert (
+        "overlap" in model.training_step(pictures(), 19),
+        "overlap" in model.training_step(pictures(), 20),
+    ) == (
+        True,
+        False,
+    )
+    never = small(warmup_images=0, gate_cells=0, overlap=0.0)
+    assert not any(never.phase(step)[:3] != (False, False, False) for step in (0, 10, 500))
+
+
+def test_what_networks_say_is_clamped_where_it_would_overflow():
+    for raw, limit in ((-1e4, -10), (1e4, 10)):
+        model = small(where_norm=0).eval()
+        with torch.no_grad():
+            for head in (model.presence_head, model.where_head, model.depth_head):
+                head[-1].bias.fill_(raw)
+            cells = model.infer_cells(pictures())
+        for part in (cells.presence_logit, cells.where_mean, cells.depth_mean):
+            assert (part == limit).all()
+        deviation = positive(torch.tensor(float(limit)))
+        for part in (cells.where_std, cells.depth_std):
+            torch.testing.assert_close(part, deviation.expand_as(part))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_parameter_gets_a_finite_gradient(channels):
     model = small(channels, detach_steps=0, mixture_start=0, presence="relaxed").train()

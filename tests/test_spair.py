@@ -307,6 +307,16 @@ def test_gating_starts_at_its_step_and_keeps_the_most_present():
     torch.testing.assert_close(kept, cells.presence[..., 0].sort(1, descending=True).values[:, :2])
 
 
+def test_phases_begin_and_end_at_their_steps():
+    m = model(warmup_images=1, gate_step=10, gate_cells=4, where_frozen_steps=20)
+    phases = {step: m.phase(step) for step in (0, 9, 10, 11, 19, 20, 500)}
+    assert [step for step, phase in phases.items() if phase.warmup] == [0, 9]
+    assert [step for step, phase in phases.items() if phase.where_frozen] == [0, 9, 10, 11, 19]
+    assert [step for step, phase in phases.items() if phase.gated] == [10, 11, 19, 20, 500]
+    never = model(warmup_images=0, gate_cells=0, where_frozen_steps=0)
+    assert not any(any(never.phase(step)) for step in (0, 10, 500))
+
+
 def test_before_gating_a_step_uses_the_first_images_of_the_batch():
     m = model(warmup_images=2, gate_step=10, gate_cells=4)
     used, infer = [], m.infer

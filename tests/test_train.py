@@ -154,6 +154,21 @@ def test_progress_is_reported_at_points_and_not_at_every_step(
     assert [event["step"] for event in watch.events if "step" in event] == list(range(1, 46))
 
 
+def test_a_loss_that_is_read_late_is_named_by_its_own_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where losses are read only now and then."""
+
+    class Unread(Steps):
+        def __call__(self, images: Tensor, step: int) -> tuple[list[str], Tensor]:
+            return ["prior"], torch.tensor([float("nan") if step == 7 else 1.0])
+
+    monkeypatch.setattr(loop, "Steps", Unread)
+    monkeypatch.setattr(loop, "READ_S", 1000.0)
+    with pytest.raises(Diverged, match="the loss became nan at step 7: its term 'prior'"):
+        train_toy(tmp_path, "toy.steps=200")  # points every ten steps
+
+
 def test_checkpoints_are_not_saved_more_often_than_asked_or_than_they_are_worth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
