@@ -141,6 +141,15 @@ def test_a_lone_files_code_is_itself_and_what_it_imports_from_beside(
     assert foreign("lonely_one:Model") == ["numpy"]
 
 
+def test_a_module_is_told_from_a_package_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lonely_two.py").write_text("import Helper_two\n")
+    (tmp_path / "Helper_two.py").write_text("x = 1\n")
+    assert sorted(code_of("lonely_two:Model")) == ["Helper_two.py", "lonely_two.py"]
+
+
 def test_the_numerics_of_the_harness_are_in_the_key_and_nothing_that_only_runs_or_reports() -> None:
     registry = load_plugins()
     files = numerics_of(registry.model("gmair").target, registry.data_spec("multimnist").target)

@@ -19,14 +19,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from objbench.cells import files as files_module
-from objbench.cells.files import Damaged, read_json, verify_checksums, write_file, write_json
+from objbench.cells.files import (
+    Damaged,
+    read_json,
+    verify_checksums,
+    write_file,
+    write_json,
+    written_beside,
+)
 from objbench.cells.identity import Cell, MixtureConfig, Training, write_cell
 from objbench.cells.result import CellResult, Position, Trained
 from objbench.cells.store import (
     Store,
+    read_curve,
     read_record,
     read_trained,
     update_record,
+    write_curve,
     write_record,
     write_trained,
 )
@@ -146,15 +155,54 @@ def test_copies_and_other_versions_are_left_out(store: Store, monkeypatch: pytes
     later = cell_of(seed=7)
     add(store, later, later.result("done"))
     monkeypatch.undo()
+    monkeypatch.setattr(files_module, "FORMAT", files_module.FORMAT - 1)
+    earlier = cell_of(seed=8)
+    add(store, earlier, earlier.result("done"))
+    monkeypatch.undo()
     (store.cells / "old").mkdir()
     (store.cells / "old/record.json").write_text("{}")
     results, warnings = store.results()
     assert [r.cell for r in results] == [CELL.key]
     of_copy = next(w for w in warnings if w.startswith(f"cell copy/{CELL.clusterer_key} is left out"))
     assert CELL.key in of_copy
-    assert any(w.startswith(f"cell {later.key}") and "another version" in w for w in warnings)
+    for other in (earlier, later):
+        assert any(w.startswith(f"cell {other.key}") and "another version" in w for w in warnings)
     assert "cell old is left out: an earlier version of objbench wrote it" in warnings
-    assert len(warnings) == 3
+    assert len(warnings) == 4
+
+
+@pytest.mark.parametrize("name", ["training.json", "trained.json", "cell.json", "record.json"])
+@pytest.mark.parametrize("how", ["a field more", "a field less"])
+def test_fields_of_another_version_are_said_to_be_that(store: Store, name: str, how: str) -> None:
+    folder = store.folder(CELL.key)
+    path = (folder.parent if name in OF_TRAINING else folder) / name
+    body = read_json(path)
+    if (
+        how == "a field more" and name != "cell.json"
+    ):  # of a cell.json two fields are read, whatever else it has
+        write_json(path, body | {"field": 1})
+    else:
+        needed = {
+            "training.json": "code",
+            "trained.json": "position",
+            "cell.json": "clusterer",
+            "record.json": "seed",
+        }
+        del body[needed[name]]
+        write_json(path, body)
+    with pytest.raises(Damaged, match=f"{name} was written by another version of objbench"):
+        store.verify_training(CELL.training.key) if name in OF_TRAINING else store.verify(CELL.key)
+
+
+@pytest.mark.parametrize("other", ["0" * 16, "f" * 16])
+def test_a_checkpoint_of_another_training_is_not_believed(store: Store, other: str) -> None:
+    folder = store.folder(CELL.training.key)
+    body = {"training": CELL.training.key, "position": {}, "files": {}, "state": {}}
+    write_json(folder / "checkpoint.json", body)
+    assert store.verify_training(CELL.training.key) is not None
+    write_json(folder / "checkpoint.json", body | {"training": other})
+    with pytest.raises(Damaged, match=f"checkpoint.json is that of training {other}"):
+        store.verify_training(CELL.training.key)
 
 
 @pytest.mark.parametrize("breaks", ["fsync", "replace"])
@@ -497,6 +545,44 @@ def test_a_record_holds_the_checksums_of_its_files(store: Store) -> None:
         read_json(folder / "nothing.json")
 
 
+def test_a_curve_comes_back_row_by_row_and_a_new_one_replaces_it(tmp_path: Path) -> None:
+    assert read_curve(tmp_path) == []
+    rows = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 0.25, "metrics": {"ap": None}}]
+    for kept in (rows, rows[:1]):
+        write_curve(tmp_path, kept)
+        assert read_curve(tmp_path) == kept
+
+
+def test_what_is_written_beside_a_file_makes_its_folders_and_counts_only_in_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "not/yet/there.png"
+    with written_beside(target) as beside:
+        beside.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    with pytest.raises(ZeroDivisionError), written_beside(target) as beside:
+        beside.write_text(str(1 / 0))
+    assert target.read_text() == "new"
+    assert [p.name for p in target.parent.iterdir()] == ["there.png"]
+
+
+def test_whoever_may_write_to_the_store_may_lock(store: Store) -> None:
+    before = os.umask(0)
+    try:
+        lock = store.lock(CELL.training.key)
+    finally:
+        os.umask(before)
+    assert lock is not None
+    assert stat.S_IMODE(os.fstat(lock).st_mode) == 0o666
+    os.close(lock)
+
+
+def test_a_cell_is_its_training_and_its_clusterer() -> None:
+    cell = cell_of(seed=3)
+    assert cell.name == "m on d, seed 3"
+    assert cell.identity == {**cell.training.identity, "clusterer": cell.clusterer}
+    assert MixtureConfig().components == 10  # as the paper clusters for SPAIR and SPACE
+
+
 def test_keys_do_not_depend_on_order_or_number_format() -> None:
     one = Training({"a": 1, "b": {"c": 2, "d": [3]}}, {}, {}, {})
     other = Training({"b": {"d": [3], "c": 2}, "a": 1}, {"lies": "elsewhere"}, {}, {})
@@ -537,6 +623,11 @@ def test_too_little_to_cluster_is_a_warning(tmp_path: Path) -> None:
     save_tensors(tmp_path / "m", mixture.tensors)
     again = Mixture(mixture.config, load_tensors(tmp_path / "m"))
     assert again.predict(torch.randn(4, 3)).tolist() == [0, 0, 0, 0]
+
+
+def test_one_component_is_one_cluster() -> None:
+    mixture, _ = Mixture.fit(build(MixtureConfig, "gmm", {"components": "1"}), blobs())
+    assert not mixture.predict(blobs()).any()
 
 
 def test_more_principal_components_than_values_is_an_error() -> None:

@@ -248,6 +248,38 @@ def test_before_gating_a_step_uses_the_first_images_of_the_batch():
         assert torch.equal(used[-1], images[:n])
 
 
+def test_phases_begin_and_end_at_their_steps():
+    model = small(warmup_images=1, gate_step=10, gate_cells=4, overlap=0.5, overlap_steps=20, mixture_start=0)
+    phases = {step: model.phase(step) for step in (0, 9, 10, 11, 19, 20, 500)}
+    assert [step for step, phase in phases.items() if phase.warmup] == [0, 9]
+    assert [step for step, phase in phases.items() if phase.gated] == [10, 11, 19, 20, 500]
+    assert [step for step, phase in phases.items() if phase.overlapping] == [0, 9, 10, 11, 19]
+    model.train()
+    assert (
+        "overlap" in model.training_step(pictures(), 19),
+        "overlap" in model.training_step(pictures(), 20),
+    ) == (
+        True,
+        False,
+    )
+    never = small(warmup_images=0, gate_cells=0, overlap=0.0)
+    assert not any(never.phase(step)[:3] != (False, False, False) for step in (0, 10, 500))
+
+
+def test_what_networks_say_is_clamped_where_it_would_overflow():
+    for raw, limit in ((-1e4, -10), (1e4, 10)):
+        model = small(where_norm=0).eval()
+        with torch.no_grad():
+            for head in (model.presence_head, model.where_head, model.depth_head):
+                head[-1].bias.fill_(raw)
+            cells = model.infer_cells(pictures())
+        for part in (cells.presence_logit, cells.where_mean, cells.depth_mean):
+            assert (part == limit).all()
+        deviation = positive(torch.tensor(float(limit)))
+        for part in (cells.where_std, cells.depth_std):
+            torch.testing.assert_close(part, deviation.expand_as(part))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_parameter_gets_a_finite_gradient(channels):
     model = small(channels, detach_steps=0, mixture_start=0, presence="relaxed").train()
@@ -279,6 +311,22 @@ def test_paper_architecture_is_tables_3_to_6():
     ]
 
 
+def test_what_is_watched_is_the_number_of_objects_and_how_evenly_clusters_are_used():
+    model = small(clusters=4, presence_bias=8, warmup_images=0)
+    assert model.watch() == {}
+    last = model.cat_encoder[-1]
+    for bias, evenly in (([0.0, 0, 0, 0], 1), ([20.0, 20, 0, 0], 0.5), ([20.0, 0, 0, 0], 0)):
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor(bias))
+        model.train().training_step(pictures(), 0)
+        assert model.watch()["objects"] == 16
+        assert model.watch()["cluster_usage"] == pytest.approx(evenly, abs=1e-3)
+    few = small(presence_bias=-8)
+    few.train().training_step(pictures(), 0)
+    assert few.watch()["objects"] == 0
+
+
 # Detection
 
 
@@ -294,18 +342,24 @@ def test_detection_is_deterministic_and_each_image_stands_alone():
         order, other = together.scores[mine].argsort(), one.scores.argsort()
         torch.testing.assert_close(together.boxes[mine][order], one.boxes[other], rtol=1e-4, atol=1e-3)
         assert torch.equal(together.clusters[mine][order], one.clusters[other])
+        torch.testing.assert_close(together.what[mine][order], one.what[other], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        objects = model.infer_modes(images)
+    torch.testing.assert_close(objects.cat, objects.cat_logits.softmax(-1))
+    torch.testing.assert_close(objects.what, objects.what_mean)
 
 
-def test_boxes_are_cut_to_what_is_bright_in_their_glimpses():
+@pytest.mark.parametrize("channels", [1, 3])
+def test_boxes_are_cut_to_what_is_bright_in_their_glimpses(channels):
     found = []
     for trim in (0.2, 0.0):
-        model = small(trim=trim, base_box=12).eval()
+        model = small(channels, trim=trim, base_box=12).eval()
         last = model.decoder.layers[-1]
         with torch.no_grad():
             last.weight.zero_()
-            last.bias.view(2, 16, 16)[0].fill_(-8)  # colour is dark
-            last.bias.view(2, 16, 16)[0, 3:5, 2:7] = 8  # but in 2 rows and 5 columns
-            found.append(model.detect(pictures(6)))
+            last.bias.view(-1, 16, 16)[:channels].fill_(-8)  # colour is dark
+            last.bias.view(-1, 16, 16)[:channels, 3:5, 2:7] = 8  # but in 2 rows and 5 columns
+            found.append(model.detect(pictures(6, channels)))
     cut, whole = found
     inside = ((whole.boxes > 0) & (whole.boxes < 32)).all(1)
     assert inside.sum() > 10

@@ -448,6 +448,17 @@ def test_which_boxes_are_clustered() -> None:
     assert clustering(detections, truth)["largest_cluster"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("classes", range(2, 8))
+def test_clusters_that_say_nothing_of_the_classes_have_no_information(classes: int) -> None:
+    """One box of every class in each of six clusters: 0, never a little less by rounding."""
+    boxes = [(10.0 * i, 0.0, 10.0 * i + 4, 4.0) for i in range(6 * classes)]
+    labels, clusters = zip(*itertools.product(range(classes), range(6)), strict=True)
+    nmi = clustering(found(boxes, [0.9] * len(boxes), list(clusters)), scene(*boxes, labels=list(labels)))[
+        "nmi"
+    ]
+    assert 0 <= nmi < 1e-12
+
+
 def test_cluster_ids_are_names_only() -> None:
     detections, truth = apart(3)
     huge = Detections(

@@ -326,6 +326,18 @@ def test_gating_with_all_cells_changes_nothing_and_with_few_only_what_they_hold(
     assert few["what"] < plain["what"] / 2
 
 
+def test_phases_begin_and_end_at_their_share_of_the_steps():
+    at = {"gate_from": 0.1, "fixed_alpha_until": 0.2, "boundary_from": 0.3, "boundary_until": 0.5}
+    model = small_space(warmup_images=1, gate_cells=4, boundary=0.5, **at)  # of 100 steps
+    phases = {step: model.phase(step) for step in (0, 9, 10, 11, 19, 20, 29, 30, 31, 49, 50, 99)}
+    assert [step for step, phase in phases.items() if phase.warmup] == [0, 9]
+    assert [step for step, phase in phases.items() if phase.gated] == [10, 11, 19, 20, 29, 30, 31, 49, 50, 99]
+    assert [step for step, phase in phases.items() if phase.fixed_alpha] == [0, 9, 10, 11, 19]
+    assert [step for step, phase in phases.items() if phase.boundary] == [30, 31, 49]
+    never = small_space(warmup_images=0, gate_cells=0, boundary=0.0, fixed_alpha_until=0.0)
+    assert not any(any(never.phase(step)) for step in (0, 10, 50, 99))
+
+
 def test_before_gating_a_step_uses_the_first_images_of_the_batch():
     model = small_space(warmup_images=2, gate_from=0.1, gate_cells=4)
     used, infer = [], model.infer_cells
@@ -334,6 +346,19 @@ def test_before_gating_a_step_uses_the_first_images_of_the_batch():
     for step, n in ((9, 2), (10, 5)):
         model.training_step(images, step)
         assert torch.equal(used[-1], images[:n])
+
+
+def test_what_is_watched_is_the_number_of_objects_and_the_share_of_the_foreground():
+    images = torch.rand(2, 1, 32, 32)
+    assert small_space().watch() == {}
+    shares = []
+    for bias, objects in ((3.0, 16), (-3.0, 0)):
+        model = small_space(presence_bias=bias, alpha_bias=5.0, presence_start=0.9)
+        model.training_step(images, 0)
+        watched = model.watch()
+        assert watched["objects"] == objects
+        shares.append(watched["foreground"])
+    assert 0 <= shares[1] < 0.1 < shares[0] <= 1
 
 
 def test_it_learns():

@@ -13,7 +13,7 @@ from objbench.options import build
 from objbench.scenes import SceneShape
 from objbench_plugins.spair import losses
 from objbench_plugins.spair.config import SpairConfig
-from objbench_plugins.spair.model import Spair
+from objbench_plugins.spair.model import Objects, Spair
 from objbench_plugins.spair.networks import Backbone
 from objbench_plugins.spair.reference import PlainSpair, count_prior_plain
 from objbench_plugins.spair.wavefront import wavefront
@@ -93,6 +93,18 @@ def test_painting_in_parts_equals_painting_at_once(monkeypatch):
         painted.square().sum().backward()
         grads.append((painted, [p.grad for p in m.parameters()]))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-5)
+
+
+def test_parts_hold_as_many_images_as_fit_the_limit(monkeypatch):
+    m = model()
+    images = some_images(m.shape, 5)
+    row = m.cells * TINY.glimpse * 2 * m.shape.width  # colour and alpha of all glimpses of an image
+    calls, part = [], m.render_part
+    monkeypatch.setattr(m, "render_part", lambda few: (calls.append(len(few.presence)), part(few))[1])
+    monkeypatch.setattr("objbench_plugins.spair.model.PAINTED_VALUES", 2 * row)
+    with torch.no_grad():
+        m.reconstruct(images)
+    assert calls == [2, 2, 1]
 
 
 def test_eleven_by_eleven_cells_are_31_fronts_of_every_cell_once():
@@ -242,6 +254,25 @@ def test_a_bright_pixel_that_no_box_covers_costs_14_nats(monkeypatch):
         assert float(terms["recon"]) == pytest.approx(2 * pixels * math.log(1e6), rel=0.02)
 
 
+def test_presence_is_a_sample_of_the_relaxed_bernoulli_and_in_detection_its_mode():
+    m = model(temperature=0.5)
+    images = some_images(m.shape)
+    noise = m.noise(images)
+    cells, modes = m.infer(images, noise), m.infer(images)
+    torch.testing.assert_close(cells.presence, torch.sigmoid((cells.presence_logit + noise.presence) / 0.5))
+    assert torch.equal(modes.presence, (modes.presence_prob > 0.5).float())
+
+
+def test_an_absent_object_still_gets_a_gradient_so_that_it_can_come_back():
+    m = model()
+    objects = Objects(*(part.detach() for part in m.infer(some_images(m.shape)).objects))
+    presence = torch.full_like(objects.presence, 1e-3).requires_grad_()
+    image = m.render(objects._replace(presence=presence))
+    assert image.max() < 2e-3
+    image.sum().backward()
+    assert presence.grad.max() > 1
+
+
 def test_where_depth_and_presence_get_no_gradient_while_they_are_frozen():
     for step, blocked in ((TINY.where_frozen_steps - 1, True), (TINY.where_frozen_steps, False)):
         m = model()
@@ -274,6 +305,16 @@ def test_gating_starts_at_its_step_and_keeps_the_most_present():
     assert m.chosen(cells, False).presence.shape[1] == 20
     kept = m.chosen(cells, True).presence[..., 0].sort(1, descending=True).values
     torch.testing.assert_close(kept, cells.presence[..., 0].sort(1, descending=True).values[:, :2])
+
+
+def test_phases_begin_and_end_at_their_steps():
+    m = model(warmup_images=1, gate_step=10, gate_cells=4, where_frozen_steps=20)
+    phases = {step: m.phase(step) for step in (0, 9, 10, 11, 19, 20, 500)}
+    assert [step for step, phase in phases.items() if phase.warmup] == [0, 9]
+    assert [step for step, phase in phases.items() if phase.where_frozen] == [0, 9, 10, 11, 19]
+    assert [step for step, phase in phases.items() if phase.gated] == [10, 11, 19, 20, 500]
+    never = model(warmup_images=0, gate_cells=0, where_frozen_steps=0)
+    assert not any(any(never.phase(step)) for step in (0, 10, 500))
 
 
 def test_before_gating_a_step_uses_the_first_images_of_the_batch():
@@ -320,6 +361,28 @@ def test_boxes_lie_around_their_cells_and_are_no_larger_than_the_anchor():
         assert ((high - low > 0) & (high - low <= TINY.anchor)).all()
         offset = (low + high) / 2 / TINY.stride - cell
         assert ((offset >= -0.5) & (offset <= 1.5)).all()
+
+
+def test_no_output_of_the_box_network_makes_a_box_without_size_or_one_larger_than_the_anchor():
+    """Logits are clamped to -10..10."""
+    for raw, share in ((-1e4, 1 / (1 + math.exp(10))), (1e4, 1 / (1 + math.exp(-10)))):
+        m = model()
+        with torch.no_grad():
+            m.box_net[-1].bias[:4] = raw
+            x0, y0, x1, y1 = m.infer(some_images(m.shape)).boxes.double().unbind(-1)
+        for side in (x1 - x0, y1 - y0):
+            torch.testing.assert_close(side, torch.full_like(side, TINY.anchor * share), rtol=0.05, atol=0)
+        offset = (x0 + x1) / 2 / TINY.stride - torch.arange(m.cells) % m.columns
+        torch.testing.assert_close(offset, torch.full_like(offset, 2 * share - 0.5), rtol=0, atol=1e-4)
+
+
+def test_what_is_watched_is_how_many_objects_an_image_has():
+    m = model()
+    assert m.watch() == {}
+    for bias, objects in ((8.0, m.cells), (-8.0, 0)):
+        m = model(presence_bias=bias)
+        m.training_step(some_images(m.shape), 9)
+        assert m.watch() == {"objects": objects}
 
 
 # Detection
@@ -384,6 +447,7 @@ def test_a_few_steps_on_one_batch_lower_the_reconstruction_term():
     [
         ({"stride": 10}, "stride=10 is not a multiple of 4"),
         ({"stride": 0}, "spair.stride=0 is out of range"),
+        ({"anchor": 0}, "spair.anchor=0 is out of range"),
         ({"encoder_widths": "256,128"}, "encoder_widths=256,128"),
         ({"presence_kl": "dirty"}, "spair.presence_kl=dirty is not one of: clean, noisy"),
         ({"size_prior": 1.5}, "spair.size_prior=1.5 is out of range"),

@@ -140,6 +140,23 @@ def test_the_interval_of_one_seed_knows_nothing_of_other_seeds() -> None:
     assert held < 0.4
 
 
+def test_scenes_that_all_runs_share_explain_nothing_of_the_spread_between_seeds() -> None:
+    """What the draw of scenes does to every run alike does not make them differ."""
+    points, hard = [0.5, 0.6, 0.7], np.random.default_rng(0).normal(0, 0.1, 2000)
+    low, high = interval([Run(p, p + hard) for p in points])
+    seeds, scenes = 4.30 * 0.1 / math.sqrt(3), 1.96 * 0.1  # Student's t with 2 degrees of freedom
+    assert high - low > 1.1 * 2 * max(seeds, scenes)
+    own = [Run(p, p + np.random.default_rng(i).normal(0, 0.1, 2000)) for i, p in enumerate(points)]
+    low, high = interval(own)  # of scenes of its own each: their draw explains all of the spread
+    assert high - low == pytest.approx(2 * scenes / math.sqrt(3), rel=0.1)
+
+
+def test_an_interval_reaches_to_the_side_to_which_resampled_figures_do() -> None:
+    replicates = 0.5 + np.random.default_rng(0).exponential(0.1, 2000)
+    low, high = interval([Run(0.5, replicates)])
+    assert high - 0.5 > 1.5 * (0.5 - low)
+
+
 def test_a_figure_that_is_not_defined_has_no_interval() -> None:
     assert all(math.isnan(v) for v in interval([]))
     assert all(math.isnan(v) for v in interval([Run(math.nan, np.zeros(5)), Run(1.0, np.ones(5))]))
@@ -201,7 +218,9 @@ def test_rows_that_differ_only_by_their_seeds_tie() -> None:
 def test_only_shared_scenes_are_compared() -> None:
     a, b = row([0.9, 0.5], NOISE), {0: Run(0.8, 0.8 + NOISE), 7: Run(0.1, 0.1 + NOISE)}
     assert difference(a, b)[0] == pytest.approx(0.1)
-    assert all(math.isnan(v) for v in difference(a, {9: Run(0.1, NOISE)}))
+    undefined = difference(a, {9: Run(0.1, NOISE)})
+    assert len(undefined) == 3
+    assert all(math.isnan(v) for v in undefined)
 
 
 def test_rows_are_compared_within_their_block_and_by_those_who_may_win() -> None:
@@ -217,6 +236,13 @@ def test_rows_are_compared_within_their_block_and_by_those_who_may_win() -> None
     assert 0.58 < low < 0.62
     assert 0.78 < high < 0.82
     assert all(math.isnan(v) for v in found.intervals[4]["ap"])
+
+
+def test_each_block_has_a_best_row_and_pairs_of_its_own() -> None:
+    rows = [{0: {"ap": Run(v, v + NOISE)}} for v in (0.5, 0.4, 0.9, 0.8, 0.2, 0.3)]
+    found = compare(rows, ["y", "y", "x", "x", "z", "z"], [True] * 6, 500)
+    assert found.best == [{"ap"}, set(), {"ap"}, set(), set(), {"ap"}]
+    assert [(a, b) for a, b, _ in found.pairs] == [(0, 1), (2, 3), (4, 5)]
 
 
 def test_a_row_without_a_figure_is_never_best() -> None:
