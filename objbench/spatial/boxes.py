@@ -35,7 +35,7 @@ def vector(like: Tensor, *values: float) -> Tensor:
 def clamp_boxes(boxes: Tensor, image: tuple[int, int]) -> Tensor:
     """Boxes [..., 4], xyxy in pixels, clipped to an image of (height, width) pixels.
 
-        A box outside the image is left without width or height; `Detections.from_padded` drops it. Differentiable where
+    A box outside the image is left without width or height; `Detections.from_padded` drops it. Differentiable where
     nothing is cut; a side that is cut has no gradient.
     """
     height, width = image
