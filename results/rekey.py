@@ -24,7 +24,7 @@ from objbench.cells.matrix import clusterer_of, code_now
 from objbench.cells.result import CellResult, Position, Trained
 from objbench.cells.store import Store, write_record, write_trained
 from objbench.errors import UsageError
-from objbench.options import as_json, build
+from objbench.options import build
 from objbench.plugins import Registry, load_plugins, load_target
 from objbench.scenes import first_indices
 from objbench.score.arrays import load_tensors, save_tensors
@@ -47,24 +47,28 @@ def main() -> None:
     )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
+    parser.add_argument("--digits", help="where the digits lie, if the cells are of a folder's")
     parsed = parser.parse_args()
+    given = {"multimnist": {"digits": parsed.digits}} if parsed.digits else {}
     registry, store = load_plugins(), Store(parsed.new)
     store.prepare()
     with_scenes: set[str] = set()
     for folder in sorted((parsed.old / "cells").iterdir()):
         if (folder / "record.json").is_file():
-            data = rekey(registry, folder, store, with_scenes)
+            data = rekey(registry, folder, store, with_scenes, given)
             with_scenes.add(data)
 
 
-def rekey(registry: Registry, folder: Path, store: Store, with_scenes: set[str]) -> str:
+def rekey(
+    registry: Registry, folder: Path, store: Store, with_scenes: set[str], given: dict[str, dict[str, str]]
+) -> str:
     """Re-keys one cell; the name of its data set."""
     old, record = (json.loads((folder / name).read_bytes()) for name in ("cell.json", "record.json"))
     then = old["identity"]
     model, data = then["model"], then["data"]
     spec, source_class = registry.model(model), load_target(registry.data_spec(data).target)
     config = build(load_target(spec.target).Config, model, renamed(old["model_config"]))
-    data_config = build(source_class.Config, data, old["data_config"])
+    data_config = build(source_class.Config, data, old["data_config"], given.get(data, {}))
     source = source_class(data_config, 0)
     if plain(source.fingerprint()) != then["fingerprint"]:
         raise UsageError(f"{folder.name}: the content of {data} is another one today")
@@ -84,7 +88,8 @@ def rekey(registry: Registry, folder: Path, store: Store, with_scenes: set[str])
     own_model = own_of_detector(registry, model, protocol, data, config)
     own_data = own_of_source(registry, data, protocol, data_config)
     known = about(registry, model, data, protocol, own_model, own_data)
-    training = Training(identity, as_json(config), as_json(data_config), code, known)
+    # What is no part of the identity is where files lay.
+    training = Training(identity, identity["model_config"], identity["data_config"], code, known)
     cell = Cell(training, clusterer_of(spec, then.get("mixture", {})))
     of_cell = store.folder(cell.key)
     of_cell.mkdir(parents=True)
