@@ -18,6 +18,10 @@ OWN = "own"
 """The clusterer of a detector that clusters by itself."""
 MIXTURE = "gmm"
 """The clusterer of all others, and the name that its options go by: `-o gmm.components=10`."""
+START = "start_from"
+"""The part of an identity that names the training whose weights this one starts from; see `objbench.cells.origin`."""
+EVALUATED = "trained"
+"""The part of an identity that says which training was evaluated on other scenes: there was no training of its own."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,10 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained: a detector on a data set, under a protocol, from a seed."""
+    """What is trained: a detector on a data set, under a protocol, from a seed.
+
+    Or what is evaluated: the weights of another training on a data set that they were not trained on (EVALUATED).
+    """
 
     identity: dict[str, Any]
     """Everything that weights and detections depend on, as JSON values."""
@@ -43,6 +50,8 @@ class Training:
     """The whole configs: also what is not part of the identity, such as where files lie."""
     code: dict[str, Code]
     """The files behind the identity's `model_code`, `data_code` and `harness_code`, each under that name."""
+    weights_from: str = ""
+    """The folder with the weights it begins with, as it was when this was planned; the identity has their digest."""
 
     @property
     def key(self) -> str:
@@ -81,7 +90,9 @@ class Cell:
     def name(self) -> str:
         """How messages call it."""
         identity = self.training.identity
-        return f"{identity['model']} on {identity['data']}, seed {identity['seed']}"
+        name = f"{identity['model']} on {identity['data']}, seed {identity['seed']}"
+        origin = identity.get(EVALUATED)
+        return f"{name}, trained on {origin['identity']['data']}" if origin else name
 
     def result(self, status: Status, **known: Any) -> CellResult:
         """Its result as far as it is known."""
@@ -95,6 +106,7 @@ class Cell:
             status=status,
             model_config=identity["model_config"],
             data_config=identity["data_config"],
+            trained=identity.get(EVALUATED, {}).get("training", ""),
             **known,
         )
 

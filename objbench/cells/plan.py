@@ -31,7 +31,7 @@ class Planned:
 
 def plan(store: Store, cells: list[Cell]) -> list[Planned]:
     """Looks at every cell, and changes nothing."""
-    done = [result for result in store.results()[0] if result.status == "done"]
+    done = [result for result in store.results()[0] if result.status == "done" and not result.trained]
     return [_planned(store, cell, done) for cell in cells]
 
 

@@ -106,9 +106,9 @@ def run(
     from objbench.score.scene_checks import check_data_of
 
     devices = find_devices(device)
-    cells = matrix(registry, models, data, seeds, scale, overrides)
-    check_data_of(registry, cells)
     store = Store(out)
+    cells = matrix(registry, models, data, seeds, scale, overrides, store)
+    check_data_of(registry, cells)
     if plan_only:
         show_plan(plan(store, cells), workers, as_json)
         return

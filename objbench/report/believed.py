@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from objbench.cells.store import Store
 
 
-IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config"]
+IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config", "trained"]
 """What a record repeats of the identity."""
 
 

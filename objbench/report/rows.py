@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from objbench.cells.files import canonical
+from objbench.cells.identity import EVALUATED, START
 from objbench.cells.protocols import PROTOCOLS
 from objbench.cells.result import CellResult
 from objbench.hookspecs import Published
@@ -15,6 +16,9 @@ from objbench.plugins import Registry
 
 Facts = tuple[tuple[str, str], ...]
 """Option and value, sorted."""
+
+ALWAYS = ("start_from", "test_seed")
+"""Facts that a row names even when no other row differs in them."""
 
 
 def seeds_that_lack(rows: Iterable[Row]) -> list[str]:
@@ -45,6 +49,8 @@ class Row:
     options: tuple[str, ...] = ()
     """What sets its model apart from the other rows of that name, as "key=value"."""
     results: tuple[CellResult, ...] = ()
+    trained_on: str = ""
+    """What its cells were trained on, when they were only evaluated on its data; among `options`, too."""
     published: Published | None = None
     """What is printed beside it."""
 
@@ -81,15 +87,19 @@ def rows_of(
     shared: dict[tuple[str, ...], set[tuple[str, str]]] = {}  # what all cells of one data set or model have
     for result in sorted(results, key=lambda r: r.seed):
         names = (result.protocol, result.data, result.model)
-        of_data, of_model = _facts(identities.get(result.cell) or vars(result))
-        groups.setdefault((*names, of_data, of_model), []).append(result)
+        identity = identities.get(result.cell) or vars(result)
+        of_data, of_model = _facts(identity)
+        groups.setdefault((*names, of_data, of_model, _origin(identity)), []).append(result)
         shared.setdefault(names[:2], set(of_data)).intersection_update(of_data)
         shared.setdefault(names, set(of_model)).intersection_update(of_model)
     rows = []
-    for (protocol, data, model, of_data, of_model), group in groups.items():
+    evaluated = [identity for identity in identities.values() if EVALUATED in identity]
+    for (protocol, data, model, of_data, of_model, _), group in groups.items():
         data_options = _telling(of_data, shared[protocol, data])
         options = _telling(of_model, shared[protocol, data, model])
-        rows.append(Row(protocol, data, model, data_options, options, tuple(group)))
+        trained_on = _trained_on(identities.get(group[0].cell, {}), evaluated, registry)
+        options = (f"trained on {trained_on}", *options) if trained_on else options
+        rows.append(Row(protocol, data, model, data_options, options, tuple(group), trained_on))
     rows.sort(key=lambda row: _place(row, registry))
     rows = [replace(row, published=_published(row, registry, published)) for row in rows]
     rest = [p for p in published if not any(p is row.published for row in rows)]
@@ -99,15 +109,18 @@ def rows_of(
 def _facts(identity: Mapping[str, Any]) -> tuple[Facts, Facts]:
     """What an identity says of the data and of the model, but for their names."""
     clusterer = identity.get("clusterer", {"name": "own"})
+    start = identity.get(EVALUATED, {}).get("identity", identity).get(START)
     data = {
         **identity["data_config"],
         "content": _short(identity.get("fingerprint")),
         "code": str(identity.get("data_code"))[:6],
+        **({"test_seed": identity["test_seed"]} if identity.get("test_seed") else {}),
     }
     model = {
         **identity["model_config"],
         **{f"{clusterer['name']}.{k}": v for k, v in clusterer.get("config", {}).items()},
         f"{clusterer['name']}.code": str(clusterer.get("code"))[:6],
+        **({"start_from": start["training"][:8]} if start else {}),
         "protocol": _short(identity["protocol"]),
         "code": str(identity.get("model_code"))[:6],
         "objbench": str(identity.get("harness_code"))[:6],
@@ -116,12 +129,41 @@ def _facts(identity: Mapping[str, Any]) -> tuple[Facts, Facts]:
     return of_data, of_model
 
 
+def _origin(identity: Mapping[str, Any]) -> str:
+    """Equal for cells that may share a row: whose weights they begin with, but for the seed of an evaluation's."""
+    start, evaluated = identity.get(START), identity.get(EVALUATED)
+    of = {k: v for k, v in evaluated["identity"].items() if k != "seed"} if evaluated else None
+    return _short([start, of])
+
+
+def _trained_on(
+    identity: Mapping[str, Any], evaluated: Iterable[Mapping[str, Any]], registry: Registry
+) -> str:
+    """What an evaluation's training saw, with what sets that apart from its own scenes and from other evaluations'.
+
+    Empty for a cell that has a training of its own.
+    """
+    if EVALUATED not in identity:
+        return ""
+    then = identity[EVALUATED]["identity"]
+    name, scale = then["data"], then["protocol"]["name"]
+    others = [other[EVALUATED]["identity"] for other in evaluated if other["model"] == identity["model"]]
+    alike = [other["data_config"] for other in (identity, *others) if other["data"] == name]
+    differ = [k for k, v in then["data_config"].items() if any(other.get(k) != v for other in alike)]
+    words = [f"{k}={then['data_config'][k]}" for k in sorted(differ)]
+    if any(other["protocol"]["name"] != scale for other in (identity, *others)):
+        words.append(f"protocol={scale}")
+    if (spec := registry.data.get(name)) and spec.label:
+        name = spec.label
+    return " ".join([name, *words])
+
+
 def _short(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:6]
 
 
 def _telling(facts: Facts, shared: set[tuple[str, str]]) -> tuple[str, ...]:
-    return tuple(f"{k}={v}" for k, v in facts if (k, v) not in shared)
+    return tuple(f"{k}={v}" for k, v in facts if (k, v) not in shared or k in ALWAYS)
 
 
 def _place(row: Row, registry: Registry) -> tuple[Any, ...]:
@@ -146,7 +188,9 @@ def _rank(names: Sequence[str], order: Iterable[str]) -> int:
 
 
 def _published(row: Row, registry: Registry, published: Sequence[Published]) -> Published | None:
-    """The first that is of this model on this data, or on what this data stands in for."""
+    """The first that is of this model on this data, or on what this data stands in for; none for an evaluation."""
+    if row.trained_on:
+        return None
     imitated = registry.data[row.data].stand_in_for if row.data in registry.data else ""
     for p in published:
         if p.model == row.model and (p.data == row.data or (imitated and p.data_label == imitated)):

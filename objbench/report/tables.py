@@ -174,6 +174,8 @@ def _notes(
         notes.append(f"{name} stands in for {imitated}: a figure on it is not a figure on {imitated}.")
     if any(r["oracle"] for r in ours):
         notes.append("Oracle: was given the true boxes; a bound to compare with, not a detector.")
+    if any(row.trained_on for row in rows):
+        notes.append("Trained on: its detector was trained on other scenes than it is tested on here.")
     notes += [line for row, r in zip(rows, records, strict=True) if (line := _mixed(row, r))]
     for kind, known in (("model", registry.models), ("data", registry.data)):
         for name in dict.fromkeys(r[kind] for r in ours if r[kind] not in known):

@@ -18,12 +18,25 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, read_cell, read_training
+from objbench.cells.evaluation import FITTED, mixture_folder
+from objbench.cells.identity import (
+    EVALUATED,
+    MIXTURE,
+    OWN,
+    START,
+    Cell,
+    MixtureConfig,
+    Training,
+    read_cell,
+    read_training,
+)
 from objbench.cells.matrix import changes_of_code
+from objbench.cells.origin import origin_folder
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import Status, Trained
 from objbench.cells.store import end_early, position, read_record, read_trained, write_record, write_trained
@@ -36,14 +49,14 @@ from objbench.scenes import first_indices
 from objbench.score.arrays import flat, load_detections, load_truth, save_tensors
 from objbench.score.detect import detect
 from objbench.score.metrics import by_these_metrics, score, score_each
-from objbench.score.mixture import cluster
+from objbench.score.mixture import cluster, load_mixture
 from objbench.score.random_state import undisturbed
 from objbench.score.scene_checks import FIRST, check_scenes
 from objbench.score.trained import Built, build_training, load_weights
 from objbench.train import checkpoint
 from objbench.train.loop import Watch
 from objbench.train.machine import peak_memory_mb
-from objbench.train.outcome import run_training
+from objbench.train.outcome import Outcome, pictures, run_training
 from objbench.train.steps import Diverged
 
 
@@ -74,7 +87,10 @@ class Worker(Link, Watch):
         seconds_before = position(folder).seconds
         self.protocol = Protocol(summary="", **training.identity["protocol"])
         self.built = build_training(self.registry, training, self.device)
-        if not (folder / "trained.json").exists():
+        if EVALUATED in training.identity:
+            if not (folder / "trained.json").exists():
+                self._evaluate(folder, training)
+        elif not (folder / "trained.json").exists():
             with undisturbed(self.built.detector):  # those of seed 0 were checked when this was planned
                 first = first_indices(self.built.train_source, "train", FIRST)
                 check_scenes(training.identity["data"], self.built.train_source, "train", first)
@@ -108,10 +124,39 @@ class Worker(Link, Watch):
         """Runs the training to its end, and commits what it gave."""
         began = provenance(self.device)
         detector = self.built.detector
+        if start := training.identity.get(START):
+            began |= {START: start}
+            if not (folder / "checkpoint.json").exists():
+                load_weights(origin_folder(folder.parent, training), detector)
         outcome = run_training(self.built, training.identity["seed"], self.protocol, folder, self)
-        at = outcome.position
-        tensors: dict[str, Mapping[str, Tensor]] = {
-            "weights": detector.state_dict(),
+        self._commit(folder, training, outcome, began, {"weights": detector.state_dict()})
+
+    def _evaluate(self, folder: Path, training: Training) -> None:
+        """Lets the detector of a finished training detect in these test scenes, and commits what it found."""
+        began = provenance(self.device)
+        origin = origin_folder(folder.parent, training)
+        detector, source = self.built.detector, self.built.test_source
+        load_weights(origin, detector)
+        with undisturbed(detector):  # those of seed 0 were checked when this was planned
+            check_scenes(training.identity["data"], source, "test", first_indices(source, "test", FIRST))
+        self.report({"phase": "detecting"})
+        found, truth = detect(detector, source, "test", self.protocol.test_scenes)
+        before = read_trained(origin)
+        outcome = Outcome(before.position, found, truth, pictures(detector, source), before.warnings)
+        known = {name: training.identity[EVALUATED][name] for name in ("training", "weights")}
+        self._commit(folder, training, outcome, began | {EVALUATED: known}, {})
+
+    def _commit(
+        self,
+        folder: Path,
+        training: Training,
+        outcome: Outcome,
+        began: dict[str, Any],
+        weights: dict[str, Mapping[str, Tensor]],
+    ) -> None:
+        """Writes what a training gave, or an evaluation, and then that it ended."""
+        at, detector = outcome.position, self.built.detector
+        tensors = weights | {
             "detections": flat(outcome.detections),
             "truth": flat(outcome.truth),
             "shown": outcome.pictures,
@@ -140,7 +185,17 @@ class Worker(Link, Watch):
         trained = read_trained(folder.parent)
         tensors: dict[str, Mapping[str, Tensor]] = {}
         warnings = list(trained.warnings)
-        if cell.clusterer["name"] != OWN:
+        if FITTED in cell.clusterer:
+            mixture = load_mixture(mixture_folder(folder.parent.parent, cell), cell)
+            assert mixture is not None
+            found = mixture.apply(load_detections(folder))
+            assert found.clusters is not None
+            if not mixture.tensors:
+                warnings.append(
+                    "all detections are in cluster 0: the evaluated cell found too little to tell apart"
+                )
+            tensors = {"clusters": {"clusters": found.clusters}, "clusterer": mixture.tensors}
+        elif cell.clusterer["name"] != OWN:
             config = build(MixtureConfig, MIXTURE, cell.clusterer["config"])
             seen, _ = detect(self.built.detector, self.built.train_source, "train", self.protocol.fit_scenes)
             found, state, warning = cluster(config, seen, load_detections(folder))

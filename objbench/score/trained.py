@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from objbench.cells.files import verify_checksums
-from objbench.cells.identity import Training, read_training
+from objbench.cells.identity import EVALUATED, Training, read_training
 from objbench.cells.store import read_trained
 from objbench.detector import Detector
 from objbench.errors import UsageError
@@ -26,7 +26,8 @@ class Built(NamedTuple):
     train_source: SceneSource
     """Scenes of the training's own seed."""
     test_source: SceneSource
-    """Scenes of seed 0: trainings that differ in seed alone are tested on the same scenes."""
+    """Scenes of seed 0, or of an evaluation's `test_seed`: trainings that differ in seed alone are tested on the same
+    scenes."""
 
 
 def build_training(registry: Registry, training: Training, device: torch.device | str) -> Built:
@@ -34,7 +35,8 @@ def build_training(registry: Registry, training: Training, device: torch.device 
     identity = training.identity
     source_class = load_target(registry.source(identity["data"]).target)
     data_config = build(source_class.Config, identity["data"], training.data_config)
-    train_source, test_source = source_class(data_config, identity["seed"]), source_class(data_config, 0)
+    train_source = source_class(data_config, identity["seed"])
+    test_source = source_class(data_config, identity.get("test_seed", 0))
     return Built(build_detector(registry, training, test_source.shape, device), train_source, test_source)
 
 
@@ -55,9 +57,12 @@ def load_detector(registry: Registry, folder: Path, device: torch.device | str =
 
     UsageError when its weights are not there or do not fit the plugin as it is now; Damaged when a file is.
     """
-    trained = read_trained(folder)
+    training, trained = read_training(folder), read_trained(folder)
+    if EVALUATED in training.identity:
+        of = training.identity[EVALUATED]["training"]
+        raise UsageError(f"{folder.name} is an evaluation, without weights of its own; name training {of}")
     verify_checksums(folder, trained.files)
-    detector = build_detector(registry, read_training(folder), SceneShape(*trained.shape), device)
+    detector = build_detector(registry, training, SceneShape(*trained.shape), device)
     load_weights(folder, detector)
     return detector.eval()
 
