@@ -20,7 +20,7 @@ MIXTURE = "gmm"
 """The clusterer of all others, and the name that its options go by: `-o gmm.components=10`."""
 START = "start_from"
 """The part of an identity that names the training whose weights this one starts from; see `objbench.cells.origin`."""
-EVALUATED = "trained"
+EVALUATED = "evaluated"
 """The part of an identity that says which training was evaluated on other scenes: there was no training of its own."""
 
 
