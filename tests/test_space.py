@@ -348,6 +348,29 @@ def test_before_gating_a_step_uses_the_first_images_of_the_batch():
         assert torch.equal(used[-1], images[:n])
 
 
+def test_the_boundary_loss_is_a_gaussian_penalty_on_what_is_painted_on_frames(monkeypatch):
+    """At each pixel -log N(1000 / 32^2 x frames x w; 0, 0.7^2), without its constant."""
+    model = small_space(boundary=0.5, boundary_until=1.0)
+    seen, render = [], model.render
+    monkeypatch.setattr(model, "render", lambda *given: (seen.append(render(*given)), seen[-1])[1])
+    terms = model.training_step(torch.rand(2, 1, 32, 32), 0)
+    _, weight, frames = seen[0]
+    assert frames.max() > 0.1
+    gaussian = D.Normal(0.0, 0.7)
+    crossed = 1000 / 1024 * frames * weight
+    expected = 0.5 * (gaussian.log_prob(torch.zeros(())) - gaussian.log_prob(crossed)).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(terms["boundary"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_published_networks_have_their_published_sizes():
+    config = dataclasses.replace(Space.Config(), components=5)
+    assert (config.scale_std, config.gate_cells, config.warmup_images) == (0.1, 0, 0)
+    model = Space(config, SceneShape(3, 128, 128))
+    groups = [m.num_groups for m in model.background.mask_decoder.modules() if isinstance(m, nn.GroupNorm)]
+    assert groups == [16, 16, 16, 16, 16, 8, 8, 4, 4, 4]
+    assert model.grid == (16, 16)
+
+
 def test_what_is_watched_is_the_number_of_objects_and_the_share_of_the_foreground():
     images = torch.rand(2, 1, 32, 32)
     assert small_space().watch() == {}

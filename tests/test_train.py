@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from objbench.cells.protocols import protocol
 from objbench.cells.result import Event, Position
 from objbench.cells.store import position, read_curve
 from objbench.detector import Detections, Detector, DetectorConfig
-from objbench.scenes import SceneShape
+from objbench.scenes import Scenes, SceneShape
 from objbench.score.trained import build_training
 from objbench.train import loop, outcome
 from objbench.train.checkpoint import remove, save
@@ -75,6 +77,13 @@ def test_a_step_moves_every_group_by_its_own_rate_as_far_as_it_has_fallen(
     assert [group["lr"] for group in steps.groups] == pytest.approx([0.5 * share, 0.1 * share])
     steps(IMAGES, 0)  # the rate is that of the step, whatever steps were before
     assert [group["lr"] for group in steps.groups] == pytest.approx([0.5, 0.1])
+
+
+def test_rates_that_do_not_fall_are_the_detectors_own_affair() -> None:
+    steps = steps_of(Line(lr_end=1.0))
+    steps.groups[0]["lr"] = 0.3
+    steps(IMAGES, 75)
+    assert [group["lr"] for group in steps.groups] == [0.3, 0.1]
 
 
 def test_gradients_are_those_of_the_step_alone_and_clipped_if_asked() -> None:
@@ -152,6 +161,48 @@ def test_progress_is_reported_at_points_and_not_at_every_step(
     monkeypatch.setattr(loop, "READ_S", 0.0)
     _, watch = train_toy(tmp_path / "always", "toy.steps=45")
     assert [event["step"] for event in watch.events if "step" in event] == list(range(1, 46))
+
+
+def test_the_pace_is_that_of_steps_without_what_a_milestone_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [50.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    class Slow(Steps):
+        def __call__(self, images: Tensor, step: int) -> tuple[list[str], Tensor]:
+            now[0] += 0.25
+            return super().__call__(images, step)
+
+    monkeypatch.setattr(loop, "Steps", Slow)
+    monkeypatch.setattr(loop, "READ_S", 1000.0)
+    cell, watch = toy_cell("toy", "toy.steps=40"), Recording()
+    built = build_training(toys(), cell.training, "cpu")
+
+    def milestone(images: Tensor, step: int) -> None:
+        now[0] += 100
+
+    monkeypatch.setattr(built.detector, "at_milestone", milestone)
+    at = train(built.detector, built.train_source, 0, tmp_path, watch, fit_scenes=8)
+    paces = [event["steps_per_second"] for event in watch.events if "step" in event]
+    assert paces == pytest.approx([4.0] * 20)
+    assert at.seconds == pytest.approx(110)  # what it took in all
+
+
+def test_on_a_cpu_scenes_are_read_where_training_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = toy_cell("toy", "toy.steps=3")
+    built = build_training(toys(), cell.training, "cpu")
+    read_on, scenes = set(), built.train_source.scenes
+
+    def remember(*given: Any) -> Scenes:
+        read_on.add(threading.current_thread())
+        return scenes(*given)
+
+    monkeypatch.setattr(built.train_source, "scenes", remember)
+    train(built.detector, built.train_source, 0, tmp_path, Watch(), fit_scenes=8)
+    assert read_on == {threading.current_thread()}
 
 
 def test_a_loss_that_is_read_late_is_named_by_its_own_step(
