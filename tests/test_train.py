@@ -264,15 +264,43 @@ def test_what_a_checkpoint_cannot_hold_is_named(tmp_path: Path) -> None:
 def test_what_pictures_need_is_kept_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     built = build_training(toys(), toy_cell("toy").training, "cpu")
     kept = outcome.pictures(built.detector, built.test_source)
-    images = built.test_source.scenes("test", torch.arange(outcome.SHOWN)).images
+    images = built.test_source.scenes("test", torch.arange(100)).images
     assert kept["images"].dtype == kept["reconstructions"].dtype == torch.uint8
     assert torch.equal(kept["images"], (images * 255).round().byte())
-    assert len(kept["reconstructions"]) == outcome.RECONSTRUCTED
+    assert len(kept["reconstructions"]) == 8
     assert built.detector.training, "it is left as it was"
+    beyond = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5]).view(1, 1, 1, 5)
+    monkeypatch.setattr(type(built.detector), "reconstruct", lambda *_: beyond)
+    assert outcome.pictures(built.detector, built.test_source)["reconstructions"].flatten().tolist() == [
+        0,
+        0,
+        128,
+        255,
+        255,
+    ]
     monkeypatch.setattr(type(built.detector), "reconstruct", lambda *_: None)
     assert outcome.pictures(built.detector, built.test_source).keys() == {"images"}
     monkeypatch.setattr(type(built.detector), "reconstruct", lambda *_: 1 / 0)
     assert outcome.pictures(built.detector, built.test_source).keys() == {"images"}
+
+
+def test_a_detector_that_is_fitted_says_how_long_that_took_and_on_how_many_images(tmp_path: Path) -> None:
+    built = build_training(toys(), toy_cell("toy-fit").training, "cpu")
+    few, watch = replace(protocol("demo"), test_scenes=4, fit_scenes=8), Recording()
+    at = outcome.run_training(built, 0, few, tmp_path, watch).position
+    assert 0 < at.seconds < 60
+    assert at.images == 8
+    assert watch.events == [{"phase": "fitting"}, {"phase": "detecting"}]
+
+
+def test_a_state_that_cannot_be_saved_is_an_error_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, watch = build_training(toys(), toy_cell("toy").training, "cpu"), Recording()
+    monkeypatch.setattr(built.detector, "state_dict", lambda: {"odd": {1, 2}})
+    with pytest.raises(TypeError, match="its state 'odd' is set; weights can only be tensors"):
+        outcome.run_training(built, 0, protocol("demo"), tmp_path, watch)
+    assert watch.events == []
 
 
 def test_a_training_that_changed_machines_says_so(tmp_path: Path) -> None:
