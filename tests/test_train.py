@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -287,8 +288,9 @@ def test_what_pictures_need_is_kept_as_bytes(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_detector_that_is_fitted_says_how_long_that_took_and_on_how_many_images(tmp_path: Path) -> None:
     built = build_training(toys(), toy_cell("toy-fit").training, "cpu")
     few, watch = replace(protocol("demo"), test_scenes=4, fit_scenes=8), Recording()
+    began = time.perf_counter()
     at = outcome.run_training(built, 0, few, tmp_path, watch).position
-    assert 0 < at.seconds < 60
+    assert 0 < at.seconds < time.perf_counter() - began
     assert at.images == 8
     assert watch.events == [{"phase": "fitting"}, {"phase": "detecting"}]
 
