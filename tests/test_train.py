@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from objbench.cells.protocols import protocol
 from objbench.cells.result import Event, Position
 from objbench.cells.store import position, read_curve
 from objbench.detector import Detections, Detector, DetectorConfig
-from objbench.scenes import SceneShape
+from objbench.scenes import Scenes, SceneShape
 from objbench.score.trained import build_training
 from objbench.train import loop, outcome
 from objbench.train.checkpoint import remove, save
@@ -75,6 +78,13 @@ def test_a_step_moves_every_group_by_its_own_rate_as_far_as_it_has_fallen(
     assert [group["lr"] for group in steps.groups] == pytest.approx([0.5 * share, 0.1 * share])
     steps(IMAGES, 0)  # the rate is that of the step, whatever steps were before
     assert [group["lr"] for group in steps.groups] == pytest.approx([0.5, 0.1])
+
+
+def test_rates_that_do_not_fall_are_the_detectors_own_affair() -> None:
+    steps = steps_of(Line(lr_end=1.0))
+    steps.groups[0]["lr"] = 0.3
+    steps(IMAGES, 75)
+    assert [group["lr"] for group in steps.groups] == [0.3, 0.1]
 
 
 def test_gradients_are_those_of_the_step_alone_and_clipped_if_asked() -> None:
@@ -154,6 +164,48 @@ def test_progress_is_reported_at_points_and_not_at_every_step(
     assert [event["step"] for event in watch.events if "step" in event] == list(range(1, 46))
 
 
+def test_the_pace_is_that_of_steps_without_what_a_milestone_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [50.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    class Slow(Steps):
+        def __call__(self, images: Tensor, step: int) -> tuple[list[str], Tensor]:
+            now[0] += 0.25
+            return super().__call__(images, step)
+
+    monkeypatch.setattr(loop, "Steps", Slow)
+    monkeypatch.setattr(loop, "READ_S", 1000.0)
+    cell, watch = toy_cell("toy", "toy.steps=40"), Recording()
+    built = build_training(toys(), cell.training, "cpu")
+
+    def milestone(images: Tensor, step: int) -> None:
+        now[0] += 100
+
+    monkeypatch.setattr(built.detector, "at_milestone", milestone)
+    at = train(built.detector, built.train_source, 0, tmp_path, watch, fit_scenes=8)
+    paces = [event["steps_per_second"] for event in watch.events if "step" in event]
+    assert paces == pytest.approx([4.0] * 20)
+    assert at.seconds == pytest.approx(110)  # what it took in all
+
+
+def test_on_a_cpu_scenes_are_read_where_training_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = toy_cell("toy", "toy.steps=3")
+    built = build_training(toys(), cell.training, "cpu")
+    read_on, scenes = set(), built.train_source.scenes
+
+    def remember(*given: Any) -> Scenes:
+        read_on.add(threading.current_thread())
+        return scenes(*given)
+
+    monkeypatch.setattr(built.train_source, "scenes", remember)
+    train(built.detector, built.train_source, 0, tmp_path, Watch(), fit_scenes=8)
+    assert read_on == {threading.current_thread()}
+
+
 def test_a_loss_that_is_read_late_is_named_by_its_own_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,15 +265,44 @@ def test_what_a_checkpoint_cannot_hold_is_named(tmp_path: Path) -> None:
 def test_what_pictures_need_is_kept_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     built = build_training(toys(), toy_cell("toy").training, "cpu")
     kept = outcome.pictures(built.detector, built.test_source)
-    images = built.test_source.scenes("test", torch.arange(outcome.SHOWN)).images
+    images = built.test_source.scenes("test", torch.arange(100)).images
     assert kept["images"].dtype == kept["reconstructions"].dtype == torch.uint8
     assert torch.equal(kept["images"], (images * 255).round().byte())
-    assert len(kept["reconstructions"]) == outcome.RECONSTRUCTED
+    assert len(kept["reconstructions"]) == 8
     assert built.detector.training, "it is left as it was"
+    beyond = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5]).view(1, 1, 1, 5)
+    monkeypatch.setattr(type(built.detector), "reconstruct", lambda *_: beyond)
+    assert outcome.pictures(built.detector, built.test_source)["reconstructions"].flatten().tolist() == [
+        0,
+        0,
+        128,
+        255,
+        255,
+    ]
     monkeypatch.setattr(type(built.detector), "reconstruct", lambda *_: None)
     assert outcome.pictures(built.detector, built.test_source).keys() == {"images"}
     monkeypatch.setattr(type(built.detector), "reconstruct", lambda *_: 1 / 0)
     assert outcome.pictures(built.detector, built.test_source).keys() == {"images"}
+
+
+def test_a_detector_that_is_fitted_says_how_long_that_took_and_on_how_many_images(tmp_path: Path) -> None:
+    built = build_training(toys(), toy_cell("toy-fit").training, "cpu")
+    few, watch = replace(protocol("demo"), test_scenes=4, fit_scenes=8), Recording()
+    began = time.perf_counter()
+    at = outcome.run_training(built, 0, few, tmp_path, watch).position
+    assert 0 < at.seconds < time.perf_counter() - began
+    assert at.images == 8
+    assert watch.events == [{"phase": "fitting"}, {"phase": "detecting"}]
+
+
+def test_a_state_that_cannot_be_saved_is_an_error_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, watch = build_training(toys(), toy_cell("toy").training, "cpu"), Recording()
+    monkeypatch.setattr(built.detector, "state_dict", lambda: {"odd": {1, 2}})
+    with pytest.raises(TypeError, match="its state 'odd' is set; weights can only be tensors"):
+        outcome.run_training(built, 0, protocol("demo"), tmp_path, watch)
+    assert watch.events == []
 
 
 def test_a_training_that_changed_machines_says_so(tmp_path: Path) -> None:

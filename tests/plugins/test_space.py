@@ -348,6 +348,65 @@ def test_before_gating_a_step_uses_the_first_images_of_the_batch():
         assert torch.equal(used[-1], images[:n])
 
 
+def test_of_objects_in_one_place_the_nearest_shows():
+    """A depth is larger the farther it is; which object is listed first does not matter."""
+    model = small_space()
+    colours = torch.tensor([0.2, 0.9]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 8, 8)
+    boxes = torch.tensor([[[4.0, 4, 20, 20]] * 2])
+    for depth, shown in (([-1.0, 1.0], 0.2), ([1.0, -1.0], 0.9), ([0.0, 0.0], 0.55)):
+        objects = space_model.Objects(
+            presence=torch.ones(1, 2),
+            boxes=boxes,
+            depth=torch.tensor([depth]),
+            what_mean=torch.zeros(1, 2, 5),
+            what_std=torch.ones(1, 2, 5),
+            colour=colours,
+            alpha=torch.ones(1, 2, 1, 8, 8),
+        )
+        foreground, weight = model.compose(objects, model.windows(boxes))
+        assert float(foreground[0, 0, 12, 12]) == pytest.approx(shown, abs=1e-3)
+        assert float(weight[0, 0, 12, 12]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("cell", "aside"), [(8, 0), (16, -4)])  # published: a 3x3 convolution of stride 2
+def test_a_cells_features_see_the_image_around_the_cell(cell, aside):
+    encoder = networks.ImageEncoder(1, cell, 4)
+    layers = [nn.Identity() if isinstance(m, networks.GroupNorm) else m for m in encoder.trunk]  # it sees all
+    trunk = nn.Sequential(*layers)
+    for p in trunk.parameters():
+        nn.init.constant_(p, 0.01)
+    images = torch.rand(1, 1, 256, 256, requires_grad=True)
+    row, column = 8 * 8 // cell, 7 * 8 // cell
+    (grad,) = torch.autograd.grad(trunk(images)[0, :, row, column].sum(), images)
+    seen = grad[0, 0].abs() > 0
+    for lit, at in ((seen.any(1), row), (seen.any(0), column)):
+        where = lit.nonzero()[:, 0]
+        assert (int(where[0]) + int(where[-1]) + 1) / 2 == pytest.approx((at + 0.5) * cell + aside, abs=0.5)
+
+
+def test_the_boundary_loss_is_a_gaussian_penalty_on_what_is_painted_on_frames(monkeypatch):
+    """At each pixel -log N(1000 / 32^2 x frames x w; 0, 0.7^2), without its constant."""
+    model = small_space(boundary=0.5, boundary_until=1.0)
+    seen, render = [], model.render
+    monkeypatch.setattr(model, "render", lambda *given: (seen.append(render(*given)), seen[-1])[1])
+    terms = model.training_step(torch.rand(2, 1, 32, 32), 0)
+    _, weight, frames = seen[0]
+    assert frames.max() > 0.1
+    gaussian = D.Normal(0.0, 0.7)
+    crossed = 1000 / 1024 * frames * weight
+    expected = 0.5 * (gaussian.log_prob(torch.zeros(())) - gaussian.log_prob(crossed)).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(terms["boundary"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_published_networks_have_their_published_sizes():
+    config = dataclasses.replace(Space.Config(), components=5)
+    assert (config.scale_std, config.gate_cells, config.warmup_images) == (0.1, 0, 0)
+    model = Space(config, SceneShape(3, 128, 128))
+    groups = [m.num_groups for m in model.background.mask_decoder.modules() if isinstance(m, nn.GroupNorm)]
+    assert groups == [16, 16, 16, 16, 16, 8, 8, 4, 4, 4]
+    assert model.grid == (16, 16)
+
+
 def test_what_is_watched_is_the_number_of_objects_and_the_share_of_the_foreground():
     images = torch.rand(2, 1, 32, 32)
     assert small_space().watch() == {}
@@ -427,6 +486,7 @@ def test_reconstruction_is_a_picture():
         ((1, 64, 64), {"boundary_width": 4}, "boundary_width=4 leaves no middle of glimpse=8"),
         ((1, 64, 64), {"background_width": 24}, "background_width=24"),
         ((1, 64, 64), {"components": 0}, "space.components=0"),
+        ((1, 64, 64), {"trim": -0.1}, "space.trim=-0.1"),
         ((1, 64, 64), {"presence_from": 0.5}, "presence_until=0.0625 is before presence_from=0.5"),
         (
             (1, 64, 64),

@@ -263,14 +263,14 @@ def test_presence_is_a_sample_of_the_relaxed_bernoulli_and_in_detection_its_mode
     assert torch.equal(modes.presence, (modes.presence_prob > 0.5).float())
 
 
-def test_an_absent_object_still_gets_a_gradient_so_that_it_can_come_back():
-    m = model()
+def test_an_absent_object_behind_another_still_gets_a_gradient_by_which_it_can_come_back():
+    """It keeps a little importance, so what is there of it shows, and more of it shows more."""
+    m = model(presence_bias=2.0)
     objects = Objects(*(part.detach() for part in m.infer(some_images(m.shape)).objects))
-    presence = torch.full_like(objects.presence, 1e-3).requires_grad_()
-    image = m.render(objects._replace(presence=presence))
-    assert image.max() < 2e-3
-    image.sum().backward()
-    assert presence.grad.max() > 1
+    both = Objects(*(part[:, :1].expand(-1, 2, -1) for part in objects))  # the same object twice
+    presence = torch.tensor([1.0, 1e-4])[:, None].repeat(3, 1, 1).requires_grad_()
+    m.render(both._replace(presence=presence)).sum().backward()
+    assert (presence.grad[:, 1] > 1e-3).all()
 
 
 def test_where_depth_and_presence_get_no_gradient_while_they_are_frozen():

@@ -63,6 +63,7 @@ def test_no_operation_of_a_step_waits_in_any_phase(case: Case) -> None:
         # Not the step itself: on a CPU it looks at losses.
         found |= set(what_waits(lambda images=images, step=step: forward_and_back(detector, images, step)))
     assert not found
+    assert detector.capturable
     assert len(first_steps(detector)) >= 3
 
 
