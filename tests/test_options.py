@@ -349,7 +349,7 @@ def test_a_cell_gets_the_values_that_the_user_wrote(typed: list[str], tmp_path: 
     assert (row["status"], row["error"]) == ("done", "")
     again = objbench(*words, *(word for chosen in CHOSEN for word in ("-o", f"typed.{chosen}")))
     assert json.loads(again.out)[0]["cell"] == row["cell"]
-    kept = json.loads((Path(row["path"]) / "cell.json").read_text())
+    kept = json.loads((Path(row["path"]).parent / "training.json").read_text())
     assert kept["model_config"]["weights"] == "w.pt"
     assert "weights" not in kept["identity"]["model_config"]
     assert kept["identity"]["model_config"]["size"] == "LARGE"

@@ -19,7 +19,7 @@ from objbench.detector import Detections, Detector, DetectorConfig
 from objbench.scenes import Scenes, SceneShape
 from objbench.score.trained import build_training
 from objbench.train import loop, outcome
-from objbench.train.checkpoint import remove, save
+from objbench.train.checkpoint import remove, restore, save
 from objbench.train.loop import Saver, Watch, train
 from objbench.train.steps import Diverged, InitialGroup, Steps, check_finite, rate_left, terms_of
 from running import toy_cell, toys
@@ -249,6 +249,17 @@ def test_only_the_newest_checkpoint_is_kept_and_a_training_that_ended_keeps_none
     remove(tmp_path)
     assert list(tmp_path.iterdir()) == []
     remove(tmp_path)
+
+
+def test_what_optimisers_keep_comes_back_as_what_it_was(tmp_path: Path) -> None:
+    line = Line()
+    saved, new = (torch.optim.Adam(line.parameters(), betas=(0.5, 0.6)) for _ in range(2))
+    kept = {"list": [1, [2.5, None]], "tuple": (True, ("a", 1)), "dict": {"x": [], "y": ()}}
+    saved.param_groups[0]["kept"] = kept
+    save(tmp_path, Position(step=4), line, [saved])
+    assert restore(tmp_path, line, [new]).step == 4
+    assert new.param_groups[0]["kept"] == kept
+    assert new.param_groups[0]["betas"] == (0.5, 0.6)
 
 
 def test_what_a_checkpoint_cannot_hold_is_named(tmp_path: Path) -> None:

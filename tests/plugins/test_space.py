@@ -470,7 +470,9 @@ def test_trimming_only_ever_shrinks_boxes():
 def test_reconstruction_is_a_picture():
     model = small_space(3).eval()
     with torch.no_grad():
-        picture = model.reconstruct(torch.rand(2, 3, 32, 32))
+        images = torch.rand(2, 3, 32, 32)
+        picture = model.reconstruct(images)
+        assert torch.equal(model.reconstruct(images), picture), "of modes, not of samples"
     assert picture.shape == (2, 3, 32, 32)
     assert picture.min() >= 0
     assert picture.max() <= 1
