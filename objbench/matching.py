@@ -240,8 +240,10 @@ def average_precision_coco(scores: NDArray[Any], hits: Bools, objects: int) -> f
 class CocoFigures(NamedTuple):
     """By COCO's rules, at one IoU threshold."""
 
-    precision: float  # average precision, 0..1
-    recall: float  # share of the objects that are found, 0..1
+    precision: float
+    """Average precision, 0..1."""
+    recall: float
+    """Share of the objects that are found, 0..1."""
 
 
 def coco_figures(

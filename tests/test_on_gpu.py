@@ -56,7 +56,7 @@ def test_all_stages_run_and_leave_what_they_promise(tmp_path: Path) -> None:
     assert (out / "steps.md").read_text().count("| eager |") == len(rows)
     assert stages["train"]["training"] == "done"
     assert "GMAIR" in (out / "table.md").read_text()
-    assert len((out / "curve.jsonl").read_text().splitlines()) == 3
+    assert (out / "curve.jsonl").read_text().splitlines()
     weights = load_tensors(out / "weights.safetensors")
     assert not any("optimizer" in name for name in weights)
     assert {str(t.dtype) for t in weights.values() if t.is_floating_point()} == {"torch.bfloat16"}

@@ -27,6 +27,7 @@ import json
 import math
 import os
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -137,18 +138,15 @@ class Store:
         results: list[CellResult] = []
         warnings: list[str] = []
         for key in self._cell_keys(warnings):
-            try:
+            for left in (2, 1, 0):  # tries: another objbench may be writing or removing the cell as we read
                 try:
                     results.append(self.result(key))
-                except Damaged:  # it may have been in the making: once more
-                    results.append(self.result(key))
-            except Damaged as error:
-                folder = self.folder(key)
-                made = os.path.lexists(folder / "record.json")
-                if made or (
-                    os.path.lexists(folder) and not self.locked(key)
-                ):  # else it comes or goes as we look
-                    warnings.append(f"cell {key} is left out: {error}")
+                    break
+                except Damaged as error:
+                    if left:
+                        time.sleep(0.02)
+                    elif os.path.lexists(self.folder(key)) and not self.locked(key):
+                        warnings.append(f"cell {key} is left out: {error}")
         for training in _folders(self.cells):
             if os.path.exists(training / "record.json"):
                 warnings.append(f"cell {training.name} is left out: an earlier version of objbench wrote it")

@@ -376,7 +376,7 @@ def test_threads_of_a_cell_do_not_spin_for_long(tmp_path: Path, monkeypatch: pyt
     )
 
     def error_line(out: str) -> str:
-        ran = run(tmp_path / out, "prior_knowledge", "--plugin", str(plugin))
+        ran = run(tmp_path / out, "told", "--plugin", str(plugin))
         assert ran.code == 0, ran.err
         (log,) = (tmp_path / out).glob("cells/*/log.txt")
         return log.read_text()

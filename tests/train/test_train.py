@@ -124,6 +124,9 @@ class Recording(Watch):
     def report(self, event: Event) -> None:
         self.events.append(event)
 
+    def due(self, at: Position, steps: int) -> bool:
+        return at.step % max(1, steps // 20) == 0
+
     def evaluate(self) -> dict[str, float]:
         return {"ap": 0.5}
 
@@ -146,48 +149,6 @@ def test_the_curve_has_twenty_points_of_which_the_last_is_the_end(tmp_path: Path
     assert at.curve[-1]["seconds"] == at.seconds > at.curve[0]["seconds"]
     assert read_curve(tmp_path) == at.curve
     assert position(tmp_path).curve == at.curve
-
-
-def test_progress_is_reported_at_points_and_not_at_every_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "READ_S", 1000.0)
-    _, watch = train_toy(tmp_path / "seldom", "toy.steps=45")
-    steps = [event["step"] for event in watch.events if "step" in event]
-    assert steps == [*range(2, 45, 2), 45]
-    assert all(
-        event["steps"] == 45 and event["steps_per_second"] > 0 for event in watch.events if "step" in event
-    )
-    assert {"metrics": {"ap": 0.5}} in watch.events
-    monkeypatch.setattr(loop, "READ_S", 0.0)
-    _, watch = train_toy(tmp_path / "always", "toy.steps=45")
-    assert [event["step"] for event in watch.events if "step" in event] == list(range(1, 46))
-
-
-def test_the_pace_is_that_of_steps_without_what_a_milestone_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [50.0]
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
-
-    class Slow(Steps):
-        def __call__(self, images: Tensor, step: int) -> tuple[list[str], Tensor]:
-            now[0] += 0.25
-            return super().__call__(images, step)
-
-    monkeypatch.setattr(loop, "Steps", Slow)
-    monkeypatch.setattr(loop, "READ_S", 1000.0)
-    cell, watch = toy_cell("toy", "toy.steps=40"), Recording()
-    built = build_training(toys(), cell.training, "cpu")
-
-    def milestone(images: Tensor, step: int) -> None:
-        now[0] += 100
-
-    monkeypatch.setattr(built.detector, "at_milestone", milestone)
-    at = train(built.detector, built.train_source, 0, tmp_path, watch, fit_scenes=8)
-    paces = [event["steps_per_second"] for event in watch.events if "step" in event]
-    assert paces == pytest.approx([4.0] * 20)
-    assert at.seconds == pytest.approx(110)  # what it took in all
 
 
 def test_on_a_cpu_scenes_are_read_where_training_runs(
