@@ -2,13 +2,14 @@
 
 A plugin's registration module needs only this (and imports no torch):
 
-    from objbench import DataSpec, MetricSpec, ModelSpec, Published, hookimpl
+    from objbench import ClustererSpec, DataSpec, MetricSpec, ModelSpec, Published, hookimpl
 
-The contracts it then implements are in `objbench.detector`, `objbench.scenes` and `objbench.metric`.
+The contracts it then implements are in `objbench.detector`, `objbench.clusterer`,
+`objbench.scenes` and `objbench.metric`.
 """
 
-from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published, hookimpl
+from objbench.hookspecs import ClustererSpec, DataSpec, MetricSpec, ModelSpec, Published, hookimpl
 
-__all__ = ["DataSpec", "MetricSpec", "ModelSpec", "Published", "__version__", "hookimpl"]
+__all__ = ["ClustererSpec", "DataSpec", "MetricSpec", "ModelSpec", "Published", "__version__", "hookimpl"]
 
 __version__ = "0.1.0"

@@ -71,6 +71,35 @@ class DataSpec:
     """How tables write it; the name when empty."""
     stand_in_for: str = ""
     """The label of the real data set that this one imitates; tables then mark it as a stand-in."""
+    clusters: int = 0
+    """How many clusters every clusterer makes here unless its `clusters` option says otherwise; 0 leaves it to them.
+
+    It is prior knowledge, usually the number of classes, and the same for all.
+    """
+
+
+@dataclass(frozen=True)
+class ClustererSpec:
+    """A clusterer. `target` is a subclass of `objbench.clusterer.Clusterer`."""
+
+    name: str
+    """As `--models DETECTOR+NAME` names it: no dots, commas, spaces, `=` or `+`."""
+    summary: str
+    """What it is, in a line, for `objbench list`."""
+    target: str
+    """"package.module:Name"; imported when it is needed."""
+    label: str = ""
+    """The name in tables, after that of the detector and " + "; `name` if empty."""
+    paper: str = ""
+    """The citation of the publication."""
+    code: str = ""
+    """The location of the authors' code."""
+    licence: str = ""
+    """The licence of that code."""
+    differs: Mapping[str, str] = field(default_factory=dict)
+    """Protocol -> differences from the publication under it; "*": differences under every protocol."""
+    prior_knowledge: str = ""
+    """What the clusterer knows about the data before it is fitted, such as the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +156,11 @@ def objbench_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
 @hookspec
 def objbench_data() -> Iterable[DataSpec]:  # type: ignore[empty-body]
     """Returns the plugin's data sets; `--data NAME` selects them."""
+
+
+@hookspec
+def objbench_clusterers() -> Iterable[ClustererSpec]:  # type: ignore[empty-body]
+    """Returns the plugin's clusterers; `--models DETECTOR+NAME` selects them."""
 
 
 @hookspec
