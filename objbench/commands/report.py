@@ -59,6 +59,11 @@ FORMATS = ["table", "md", "latex", "csv", "json"]
     help="Add for each detector its paper, code and licence, what differs from the paper, and what it knows "
     "beforehand.",
 )
+@click.option(
+    "--more",
+    is_flag=True,
+    help="Add further columns: COCO AP, count error, F1, ACC over all objects, and what other metrics list.",
+)
 @click.option("--to", "target", metavar="FILE", help="Write to this file instead of stdout.")
 @plugin_option
 def report(
@@ -72,6 +77,7 @@ def report(
     data: list[str],
     current: bool,
     long_: bool,
+    more: bool,
     target: str | None,
     plugin_files: tuple[str, ...],
 ) -> None:
@@ -106,7 +112,7 @@ def report(
         from objbench.report.statistics import compare_rows  # torch
 
         comparison = compare_rows(rows, registry, resamples)
-    columns = tables.columns_of(registry, published, results)
+    columns = tables.columns_of(registry, published, results, more)
     table = tables.build(rows, columns, registry, comparison, long_)
     console = console_on(stderr=False) if target is None and sys.stdout.isatty() else None
     writers = {"md": text.markdown, "latex": text.latex, "csv": text.csv, "json": text.as_json}

@@ -31,7 +31,8 @@ class Table:
 
     frame: pd.DataFrame
     """A line a row. For each column `c`: `c` (mean over seeds), `c_std`, `c_n`; where rows were compared
-    `c_low` and `c_high` (95 % interval), `c_best`; where some are published `c_paper`, `c_paper_std`,
+    `c_low` and `c_high` (95 % interval), `c_best`; `c_doubtful`, the seeds whose figure is not meaningful, if the
+    metric says when that is so; where some are published `c_paper`, `c_paper_std`,
     `c_difference`."""
     pairs: pd.DataFrame
     """A line for each pair of rows that were compared: for each column `c` the mean difference `c`, and its
@@ -43,10 +44,14 @@ class Table:
 
 
 def columns_of(
-    registry: Registry, published: Sequence[Published] = (), results: Iterable[CellResult] = ()
+    registry: Registry,
+    published: Sequence[Published] = (),
+    results: Iterable[CellResult] = (),
+    more: bool = False,
 ) -> dict[str, str]:
     """Metric value -> heading: what metrics make columns of, also those that no plugin registers any more but of which
-    these results have figures; and what else was published, in its order."""
+    these results have figures; and what else was published, in its order. more: also what their specs list as `more`,
+    at the end."""
     headings = {value: h for spec in registry.metrics.values() for value, h in spec.columns.items()}
     for result in results:
         for metric, columns in result.provenance.get("metric_columns", {}).items():
@@ -59,7 +64,10 @@ def columns_of(
             if value not in headings:
                 headings[value] = row.headings.get(value, value)
                 order.insert(order.index(following) if following in order else len(order), value)
-    return {value: headings[value] for value in order}
+    further = {v: h for spec in registry.metrics.values() for v, h in spec.more.items()} if more else {}
+    return {value: headings[value] for value in order} | {
+        value: heading for value, heading in further.items() if value not in headings
+    }
 
 
 def build(
@@ -74,6 +82,7 @@ def build(
     import pandas as pd
 
     healthy = {k: v for spec in registry.metrics.values() for k, v in spec.healthy.items()}
+    meaningful = {k: v for spec in registry.metrics.values() for k, v in spec.meaningful.items()}
     printed = any(row.published for row in rows)
     records = []
     for i, row in enumerate(rows):
@@ -82,6 +91,9 @@ def build(
             record["collapsed"] = sum(_has_collapsed(r, healthy) for r in row.done)
         for name, heading in columns.items():
             record |= _spread(name, [r.metrics.get(name, math.nan) for r in row.done])
+            if name in meaningful:
+                other, least = meaningful[name]
+                record[f"{name}_doubtful"] = sum(r.metrics.get(other, math.nan) < least for r in row.done)
             if comparison is not None:
                 low, high = comparison.intervals[i].get(name, (math.nan, math.nan))
                 if "%" in heading:  # Student's t knows no bounds; a share does
@@ -89,7 +101,7 @@ def build(
                 record |= {
                     f"{name}_low": low,
                     f"{name}_high": high,
-                    f"{name}_best": name in comparison.best[i],
+                    f"{name}_best": name in comparison.best[i] and not record.get(f"{name}_doubtful"),
                 }
             if printed:
                 mean, std = (row.published.values if row.published else {}).get(name, (math.nan, None))
@@ -105,6 +117,7 @@ def build(
             pair |= dict(zip((name, f"{name}_low", f"{name}_high"), figures, strict=True))
         pairs.append(pair)
     notes = _notes(rows, records, registry, healthy, comparison)
+    notes += _doubts(records, {name: meaningful[name] for name in columns if name in meaningful}, columns)
     notes += [line for row in rows if long for line in spec_notes(row, registry)]
     notes = list(dict.fromkeys(notes))
     return Table(pd.DataFrame(records), pd.DataFrame(pairs), columns, notes)
@@ -214,6 +227,22 @@ def _notes(
     published = [row.published for row in rows if row.published]
     notes += [f"Paper: {source}." for source in dict.fromkeys(p.source for p in published)]
     return notes + list(dict.fromkeys(p.note for p in published if p.note))
+
+
+def _doubts(
+    records: Sequence[Mapping[str, Any]],
+    meaningful: Mapping[str, tuple[str, float]],
+    columns: Mapping[str, str],
+) -> list[str]:
+    """Which figures stand in brackets, and why."""
+    reasons: dict[tuple[str, float], list[str]] = {}
+    for name, reason in meaningful.items():
+        if any(r.get(f"{name}_doubtful") for r in records):
+            reasons.setdefault(reason, []).append(columns[name])
+    return [
+        f"(In brackets): {', '.join(headings)} of a row with a run whose {other} is under {least:g}; not meaningful."
+        for (other, least), headings in reasons.items()
+    ]
 
 
 def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:

@@ -118,11 +118,12 @@ def _seeds(record: Record) -> str:
 
 
 def _figure(record: Record, column: str, heading: str) -> str:
-    """Mean ± std; with n where some finished seed has no such figure."""
+    """Mean ± std; with n where some finished seed has no such figure; in brackets where it is not meaningful."""
     mean, std, n = (record[column], record[f"{column}_std"], record[f"{column}_n"])
     if not n:
         return ABSENT
     text = _number(mean, heading, 1) + ("" if math.isnan(std) else f" ± {_number(std, heading, 2)}")
+    text = f"({text})" if record.get(f"{column}_doubtful") else text
     return text if n == record["done"] else f"{text} (n={n})"
 
 

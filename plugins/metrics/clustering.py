@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
 
-from objbench.matching import as_numpy, best_truth, contingency, present
+from objbench.matching import Best, Bools, as_numpy, best_truth, contingency, present
 from objbench.metric import NOISE, Detections, GroundTruth, Weights
 
 WORST = {
     "acc": 0.0,
+    "acc_all": 0.0,
     "acc_many_to_one": 0.0,
     "nmi": 0.0,
     "clusters_used": 0.0,
@@ -33,7 +34,10 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
 
     acc: share of correct boxes whose cluster stands for their class, under the best one-to-one assignment
         of clusters to classes (Hungarian method). The stricter figure, and the field's usual one.
-    acc_many_to_one: the same when several clusters may stand for one class: Eq. 16, what the paper calls ACC.
+    acc_all: the same over all true objects: an object without a correct box is wrong. Of several correct boxes on one
+        object, that of the highest score counts (of equal scores, that of the highest IoU).
+        Never above objects_found.
+    acc_many_to_one: as acc, when several clusters may stand for one class: Eq. 16, what the paper calls ACC.
         Never below acc; it grows with the number of clusters, and is 1 when every box is its own cluster.
     nmi: normalised mutual information 2 I(G; P) / (H(G) + H(P)): Eq. 17, the arithmetic mean.
     clusters_used: exp(H(P)), the effective number of clusters; 1 when all correct boxes fell into one.
@@ -61,12 +65,16 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     table, _, clusters = contingency(as_numpy(truth.labels)[hit], as_numpy(stood_by.clusters)[correct])
     boxes = table.sum()
     named = table[:, clusters != NOISE]
-    assigned = named[linear_sum_assignment(named, maximize=True)].sum()
+    one = _one_an_object(stood_by, best, correct)
+    of_objects, _, groups = contingency(
+        as_numpy(truth.labels)[best.truth[one]], as_numpy(stood_by.clusters)[one]
+    )
     of_classes, of_clusters = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
     both = of_classes + of_clusters
     nmi = 2 * (both - _entropy(table.ravel())) / both if both else 0.0
     return {
-        "acc": float(assigned / boxes),
+        "acc": float(_assigned(named) / boxes),
+        "acc_all": float(_assigned(of_objects[:, groups != NOISE]) / len(truth.labels)),
         "acc_many_to_one": float(named.max(axis=0).sum() / boxes),
         "nmi": min(max(nmi, 0.0), 1.0),  # rounding may step outside
         "clusters_used": math.exp(of_clusters),
@@ -93,21 +101,25 @@ def weighted(
     size = len(classes) * len(groups)
     of_image = np.zeros((truth.images, size), dtype=np.int64)  # [images, classes x groups]
     np.add.at(of_image, (image, row * len(groups) + column), 1)
-    found = np.bincount(as_numpy(truth.image)[np.unique(hit)], minlength=truth.images)
+    once = _one_an_object(stood_by, best, correct)[np.flatnonzero(correct)]
+    of_objects = np.zeros_like(of_image)
+    np.add.at(of_objects, (image[once], (row * len(groups) + column)[once]), 1)
+    found = of_objects.sum(1)
 
     def values(weights: Weights) -> dict[str, NDArray[np.float64]]:
         draws = len(weights)
         tables = (weights @ of_image).reshape(draws, len(classes), len(groups))
         boxes = tables.sum((1, 2))
         of_named = tables[:, :, named]
-        assigned = [table[linear_sum_assignment(table, maximize=True)].sum() for table in of_named]
+        one_each = (weights @ of_objects).reshape(draws, len(classes), len(groups))[:, :, named]
         of_classes, of_clusters = _entropies(tables.sum(2)), _entropies(tables.sum(1))
         both = of_classes + of_clusters
         shared = 2 * (both - _entropies(tables.reshape(draws, -1)))
         there = weights @ objects
         per_box = np.maximum(boxes, 1)
         known = {
-            "acc": np.array(assigned) / per_box,
+            "acc": np.array([_assigned(table) for table in of_named]) / per_box,
+            "acc_all": np.array([_assigned(table) for table in one_each]) / np.maximum(there, 1),
             "acc_many_to_one": of_named.max(1, initial=0).sum(1) / per_box,
             "nmi": np.divide(shared, both, out=np.zeros(draws), where=both > 0).clip(0, 1),
             "clusters_used": np.exp(of_clusters),
@@ -118,6 +130,24 @@ def weighted(
         return {name: np.where(there > 0, value, np.nan) for name, value in known.items()}
 
     return values
+
+
+def _one_an_object(stood_by: Detections, best: Best, correct: Bools) -> Bools:
+    """Which boxes [m] represent an object: of the correct ones on it, that of the highest score."""
+    where = np.flatnonzero(correct)
+    assert stood_by.clusters is not None
+    clusters, boxes = as_numpy(stood_by.clusters)[where], as_numpy(stood_by.boxes)[where]
+    # Boxes and clusters last, so that no order of equal ones matters.
+    keys = (clusters, *boxes.T[::-1], -best.iou[where], -as_numpy(stood_by.scores)[where], best.truth[where])
+    ranked = where[np.lexsort(keys)]
+    one = np.zeros(len(correct), dtype=np.bool_)
+    one[ranked[np.diff(best.truth[ranked], prepend=-1) > 0]] = True
+    return one
+
+
+def _assigned(table: NDArray[np.int64]) -> int:
+    """How many of a table [classes, clusters] are right under the best one-to-one assignment."""
+    return int(table[linear_sum_assignment(table, maximize=True)].sum())
 
 
 def _entropies(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -49,6 +49,49 @@ def ap50_weighted(
     return lambda weights: {"ap50": precisions(weights, weights @ objects)}
 
 
+def f1(detections: Detections, truth: GroundTruth) -> dict[str, float]:
+    """Precision, recall and their harmonic mean F1, of the boxes with a score >= PRESENT (0.5), at IoU > 0.5.
+
+    Boxes are matched as in `ap50`: of several boxes on one object, one is a hit and the others are false.
+
+    f1: 2 hits / (boxes + objects).
+    precision: hits / boxes; 0 when there is no box.
+    recall: hits / objects.
+
+    All are NaN when there is no object in any image; 0 when there are objects and no boxes.
+    """
+    objects = len(truth.labels)
+    if not objects:
+        return dict.fromkeys(("f1", "precision", "recall"), math.nan)
+    kept = present(detections)
+    hits, boxes = int(match(kept, best_truth(kept, truth), 0.5).sum()), len(kept.image)
+    return {"f1": 2 * hits / (boxes + objects), "precision": hits / max(boxes, 1), "recall": hits / objects}
+
+
+def f1_weighted(
+    detections: Detections, truth: GroundTruth
+) -> Callable[[Weights], Mapping[str, NDArray[np.float64]]]:
+    """`f1` for many draws of the scenes at once: counts of each scene, weighted."""
+    kept = present(detections)
+    hits = match(kept, best_truth(kept, truth), 0.5)
+    image = as_numpy(kept.image)
+    of_image = np.stack(  # [images, (hits, boxes, objects)]
+        [np.bincount(which, minlength=truth.images) for which in (image[hits], image, as_numpy(truth.image))],
+        axis=1,
+    )
+
+    def values(weights: Weights) -> dict[str, NDArray[np.float64]]:
+        of_draw = weights @ of_image
+        hit, boxes, objects = of_draw.T
+        shares = {"f1": (2 * hit, boxes + objects), "precision": (hit, boxes), "recall": (hit, objects)}
+        return {
+            name: np.where(objects > 0, part / np.maximum(whole, 1), np.nan)
+            for name, (part, whole) in shares.items()
+        }
+
+    return values
+
+
 def count_error(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     """Mean over images of |detections of score >= PRESENT (0.5) - true objects|, in objects an image.
 

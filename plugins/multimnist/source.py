@@ -77,10 +77,14 @@ class MultiMnist(SceneSource):
 
     @classmethod
     def settings(cls, protocol: str) -> dict[str, Any]:
-        """The paper's scene is the default; the others are small, and the same on every machine."""
-        if protocol == "paper":
-            return {}
-        return {"height": 64, "width": 64, "max_digits": 5, "min_distance": 11, "source": "embedded"}
+        """The paper's scenes are the default; the others are smaller.
+
+        `demo` keeps digits apart, and takes the embedded ones, so that it is the same on every machine. `small` follows
+        the paper: digits overlap, and all of MNIST is used where it has been fetched.
+        """
+        smaller: dict[str, Any] = {"height": 64, "width": 64, "max_digits": 5}
+        own = {"demo": {**smaller, "min_distance": 11, "source": "embedded"}, "small": smaller}
+        return own.get(protocol, {})
 
     @classmethod
     def fetch(cls) -> str:

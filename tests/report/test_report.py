@@ -220,6 +220,36 @@ def test_collapsed_runs_are_counted(registry: Registry) -> None:
     assert "Collapsed: 1 of 3 runs (ap outside 0.3..1)." in table.notes
 
 
+def test_figures_that_rest_on_few_objects_stand_in_brackets_and_are_never_the_best(
+    registry: Registry,
+) -> None:
+    registry.metrics["others"] = replace(METRICS["others"], meaningful={"nmi": ("found", 0.5)})
+    few = [replace(r, metrics=r.metrics | {"found": 0.4 + r.seed / 5}) for r in three(0.9, 0.8)]
+    table = build(few, registry)
+    assert lines(table)[0][3] == "(42.5 ± 3.54)"
+    assert table.frame["nmi_doubtful"].tolist() == [1]
+    assert (
+        "(In brackets): NMI (%) of a row with a run whose found is under 0.5; not meaningful." in table.notes
+    )
+    enough = [replace(r, metrics=r.metrics | {"found": 0.5}) for r in three(0.9, 0.8)]
+    table = build(enough, registry)
+    assert lines(table)[0][3] == "42.5 ± 3.54"
+    assert not any("In brackets)" in note for note in table.notes)
+    best = Comparison(100, [{}], [{"ap", "nmi"}], [])
+    assert build(enough, registry, comparison=best).frame["nmi_best"].tolist() == [True]
+    assert build(few, registry, comparison=best).frame["nmi_best"].tolist() == [False]
+
+
+def test_further_columns_are_one_flag_away(registry: Registry) -> None:
+    registry.metrics["counts"] = MetricSpec(
+        "counts", "", "", more={"count_error": "Count error", "ap": "again"}
+    )
+    assert list(tables.columns_of(registry)) == ["ap", "nmi", "nats"]
+    assert tables.columns_of(registry, more=True) == tables.columns_of(registry) | {
+        "count_error": "Count error"
+    }
+
+
 def test_a_run_has_collapsed_when_it_finds_little_or_puts_nearly_all_in_one_cluster() -> None:
     """By the metrics as they are registered; what is at the limit has not, and both at once is one run."""
     figures = [(0.29, 0.5), (0.30, 0.90), (0.99, 0.91), (0.1, 1.0), (0.99, math.nan)]
@@ -670,6 +700,16 @@ def test_the_command_prints_every_format(out: Path) -> None:
     assert len(run("--out", str(out), "--format", "csv")[0].splitlines()) == 3
     rows = json.loads(run("--out", str(out), "--format", "json")[0])["rows"]
     assert [(r["model"], r["done"]) for r in rows] == [("gmair", 2), ("other", 2)]
+
+
+def test_more_columns_are_printed(out: Path) -> None:
+    headings = ["COCO AP (%)", "Count error", "F1 (%)", "ACC of all objects (%)"]
+    plain, more = (
+        run("--out", str(out), "--format", "csv")[0],
+        run("--out", str(out), "--more", "--format", "md")[0],
+    )
+    assert all(heading in more for heading in headings)
+    assert "coco_ap" not in plain
 
 
 def test_intervals_set_the_better_model_in_bold(out: Path) -> None:
