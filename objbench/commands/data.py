@@ -66,9 +66,9 @@ def export(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"--to {folder}: is there already and not an empty folder; choose a new one")
     source = _source(name, protocol_name, seed, options, plugin_files)
+    from objbench.coco import write_truth
     from objbench.report.contact_sheet import as_pictures
     from objbench.scenes import GroundTruth
-    from objbench.score.coco import write_truth
 
     files = [f"images/{i:06}.png" for i in range(n)]
     truths = []

@@ -25,8 +25,8 @@ from objbench.plugins import load_plugins
 if TYPE_CHECKING:
     import torch
 
+    from objbench.coco import Id
     from objbench.scenes import SceneShape
-    from objbench.score.coco import Id
 
 BATCH = 32
 USUAL_NAMES = ("annotations.json", "_annotations.coco.json", "instances_*.json")
@@ -93,16 +93,17 @@ def predict(
 
     import torch
 
-    from objbench.cells.files import Damaged, verify_checksums, write_file
+    from objbench.cells.files import Damaged, verify_checksums
     from objbench.cells.identity import read_cell
     from objbench.cells.store import read_record, read_trained
+    from objbench.coco import INFO, write_detections
     from objbench.commands.devices import find_devices, threads_each
     from objbench.detector import Detections
-    from objbench.score.coco import INFO, write_detections
     from objbench.score.detect import checked, device_of
     from objbench.score.mixture import load_mixture
     from objbench.score.random_state import undisturbed
     from objbench.score.trained import load_detector
+    from objbench.writing import write_file
 
     torch.set_num_threads(threads_each(1))
     key = f"{folder.parent.name}/{folder.name}"
@@ -195,8 +196,8 @@ def listed(folder: Path, file: Path) -> list[Named]:
     and one entry alone have it. Entries of pictures that lie elsewhere are not meant. UsageError when an entry has no
     picture, or a picture no entry: half of a lookup is no answer.
     """
+    from objbench.coco import base_name, read_images
     from objbench.images import SUFFIXES, files_in
-    from objbench.score.coco import base_name, read_images
 
     here = folder.resolve()
     rows = read_images(file)

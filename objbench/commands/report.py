@@ -125,7 +125,7 @@ def report(
 
 def write_to(target: Path, written: str) -> None:
     """Writes a file as a whole. UsageError when that cannot be done."""
-    from objbench.cells.files import write_file
+    from objbench.writing import write_file
 
     try:
         write_file(target, written.encode())

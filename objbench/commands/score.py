@@ -74,10 +74,10 @@ def score(
             raise UsageError(f"--iou {threshold:g} is not above 0 and at most 1")
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
+    from objbench.coco import read_detections, read_truth
     from objbench.detector import PRESENT
     from objbench.matching import coco_figures
     from objbench.score.class_table import class_table
-    from objbench.score.coco import read_detections, read_truth
     from objbench.score.metrics import score_each, to_stderr
 
     there = read_truth(truth, skip_invalid, to_stderr)

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from objbench.cells.files import write_file
 from objbench.cells.store import read_curve, read_trained
 from objbench.detector import NOISE, PRESENT, Detections
 from objbench.matching import as_numpy, best_truth
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.arrays import load_detections, load_tensors, load_truth
+from objbench.writing import write_file
 
 backend = os.environ.pop("MPLBACKEND", None)
 try:  # a notebook's is not always installed here; matplotlib would not import, and figures are only written

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from objbench.cells.files import write_file
 from objbench.cells.result import Event
 from objbench.errors import UsageError
+from objbench.writing import write_file
 
 KINDS = ("csv", "tensorboard")
 CSV, TENSORBOARD = "log.csv", "log.tensorboard"

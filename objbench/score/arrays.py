@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from objbench.cells.files import Damaged, write_file
+from objbench.cells.files import Damaged
 from objbench.detector import Detections
 from objbench.scenes import GroundTruth
+from objbench.writing import write_file
 
 
 def flat(listed: Detections | GroundTruth) -> dict[str, Tensor]:

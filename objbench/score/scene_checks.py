@@ -18,7 +18,7 @@ import click
 import torch
 from torch import Tensor
 
-from objbench.cells.files import canonical, write_file
+from objbench.cells.files import canonical
 from objbench.cells.identity import Cell
 from objbench.cells.result import CellResult
 from objbench.errors import UsageError
@@ -26,6 +26,7 @@ from objbench.guarded import Ask, PluginFailed, ask_here, calling
 from objbench.options import build
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
+from objbench.writing import write_file
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 FIRST = 32

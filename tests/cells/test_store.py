@@ -23,7 +23,6 @@ from objbench.cells.files import (
     Damaged,
     read_json,
     verify_checksums,
-    write_file,
     write_json,
     written_beside,
 )
@@ -43,6 +42,7 @@ from objbench.errors import UsageError
 from objbench.options import build
 from objbench.score.arrays import load_tensors, save_tensors
 from objbench.score.mixture import Mixture
+from objbench.writing import write_file
 from running import objbench
 
 

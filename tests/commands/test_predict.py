@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from objbench.coco import read_detections
 from objbench.errors import UsageError
 from objbench.score.arrays import load_detections
-from objbench.score.coco import read_detections
 from running import TOY, Ran, objbench, run_here, toy_cell
 
 

@@ -23,14 +23,7 @@ from hypothesis import strategies as st
 
 from fuzzing import JUNK, fuzz
 from fuzzing import changed as mutated
-from objbench.commands.score import score
-from objbench.detector import Detections
-from objbench.errors import UsageError
-from objbench.hookspecs import MetricSpec
-from objbench.plugins import Registry, load_plugins, load_target
-from objbench.scenes import GroundTruth
-from objbench.score import metrics as scoring
-from objbench.score.coco import (
+from objbench.coco import (
     mask_box,
     read_detections,
     read_images,
@@ -38,6 +31,13 @@ from objbench.score.coco import (
     write_detections,
     write_truth,
 )
+from objbench.commands.score import score
+from objbench.detector import Detections
+from objbench.errors import UsageError
+from objbench.hookspecs import MetricSpec
+from objbench.plugins import Registry, load_plugins, load_target
+from objbench.scenes import GroundTruth
+from objbench.score import metrics as scoring
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 40}, {"id": 7}],

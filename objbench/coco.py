@@ -28,10 +28,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from objbench.cells.files import write_file
 from objbench.detector import NOISE, PRESENT, Detections
 from objbench.errors import UsageError
 from objbench.scenes import GroundTruth
+from objbench.writing import write_file
 
 Id = int | str
 Floats = NDArray[np.float64]
