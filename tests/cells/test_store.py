@@ -18,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from objbench import writing
 from objbench.cells import files as files_module
 from objbench.cells.files import (
     Damaged,
@@ -293,7 +294,7 @@ def test_our_own_descriptors_are_written_where_they_stand(tmp_path: Path) -> Non
         write_file(Path(f"/dev/fd/{file.fileno()}"), b"now ")
         write_file(Path(f"/proc/self/fd/{file.fileno()}"), b"then")
     assert (tmp_path / "file").read_bytes() == b"before now then"
-    assert files_module._own_descriptor(Path("/dev/stdout")) == 1
+    assert writing._own_descriptor(Path("/dev/stdout")) == 1
 
 
 def test_a_name_as_long_as_a_file_system_allows(tmp_path: Path) -> None:

@@ -537,7 +537,7 @@ def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, d
         assert (there.truth.boxes[:, 2:] > there.truth.boxes[:, :2]).all()
         assert (there.truth.image.diff() >= 0).all()
         values = scoring.score(load_plugins(()), found, there.truth, said.append)
-        assert len(values) == 12
+        assert {"ap50", "acc", "nmi", "count_error", "coco_ap", "ap50_gmair", "f1"} < values.keys()
     assert all("\n" not in line and len(line) < 500 for line in said)
 
 
