@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from objbench.scenes import SceneShape
 
 BATCH = 32
-USUAL_NAMES = ("annotations.json", "_annotations.coco.json", "instances_*.json")
-"""Of annotations files, with .gz or without."""
 
 
 class Named(NamedTuple):
@@ -169,83 +165,25 @@ def predict(
 
 def usual_file(folder: Path) -> Path | None:
     """The annotations file in the folder, or else in the one above. UsageError when one of these has several."""
-    here = folder.resolve()
-    for place in (here, here.parent):
-        found = sorted(
-            {
-                path
-                for pattern in USUAL_NAMES
-                for path in (*place.glob(pattern), *place.glob(f"{pattern}.gz"))
-                if path.is_file()
-            }
-        )
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise UsageError(
-                f"{place} has several annotations files ({names}); choose one with --annotations"
-            )
-        if found:
-            return found[0]
-    return None
+    from objbench.listings import annotations_in
+
+    try:
+        here = folder.resolve()
+        return annotations_in(here) or annotations_in(here.parent)
+    except UsageError as error:
+        raise UsageError(f"{error} with --annotations") from None
 
 
 def listed(folder: Path, file: Path) -> list[Named]:
-    """The pictures in a folder with the ids that a COCO file gives them, in the file's order.
+    """The pictures in a folder with the ids that a COCO file gives them; see `pictures_listed`."""
+    from objbench.coco import read_images
+    from objbench.listings import pictures_listed
 
-    A file name is a path from the file's folder or from `folder`; else its last part counts, where one picture
-    and one entry alone have it. Entries of pictures that lie elsewhere are not meant. UsageError when an entry has no
-    picture, or a picture no entry: half of a lookup is no answer.
-    """
-    from objbench.coco import base_name, read_images
-    from objbench.images import SUFFIXES, files_in
-
-    here = folder.resolve()
     rows = read_images(file)
-    there = files_in(here, SUFFIXES, below=True)
-    by_name: dict[str, list[Path]] = {}
-    for picture in there:
-        by_name.setdefault(picture.name, []).append(picture)
-    names = Counter(base_name(str(row.file_name)) for row in rows)
-    found: dict[Path, Named] = {}
-    missing = []
-    for row in rows:
-        name = str(row.file_name)
-        path, same = _at(name, (file.absolute().parent.resolve(), here)), by_name.get(base_name(name), [])
-        if path is None and len(same) == 1 and names[base_name(name)] == 1:
-            path = same[0]
-        if path is None:
-            missing.append(name)
-        elif path in found:
-            raise UsageError(f"{file}: the ids {found[path].id!r} and {row.id!r} are both of {path}")
-        elif path.is_relative_to(here):
-            if path.suffix.lower() not in SUFFIXES:
-                raise UsageError(f"{file}: {json.dumps(name)} is not a PNG or JPEG file by its name")
-            found[path] = Named(row.id, path)
-    way_out = "--annotations FILE names another file, --no-annotations numbers the pictures"
-    if missing:
-        raise UsageError(
-            f"{file}: {len(missing)} of its {len(rows)} images are not in {folder}, such as "
-            f"{json.dumps(missing[0])}; {way_out}"
-        )
-    if not found:
-        raise UsageError(f"{file}: none of its {len(rows)} images is in {folder}; {way_out}")
-    folders = {path.parent for path in found} | {here}
-    if lost := [path for path in there if path not in found and path.parent in folders]:
-        raise UsageError(
-            f"{file}: does not list {len(lost)} of the pictures in {folder}, such as {lost[0].name}; {way_out}"
-        )
-    return list(found.values())
-
-
-def _at(name: str, places: tuple[Path, ...]) -> Path | None:
-    """The file that a name written on any system leads to from one of these folders."""
-    for place in places:
-        for spelling in (name, name.replace("\\", "/")):
-            with contextlib.suppress(OSError, ValueError):  # a name too long, or with a zero in it
-                path = Path(os.path.normpath(place / spelling))
-                if path.is_file():
-                    return path
-    return None
+    hint = "; --annotations FILE names another file, --no-annotations numbers the pictures"
+    return [
+        Named(rows[i].id, path) for path, i in pictures_listed(folder.resolve(), file, rows, hint).items()
+    ]
 
 
 def numbered(folder: Path) -> list[Named]:

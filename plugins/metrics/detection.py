@@ -93,15 +93,18 @@ def f1_weighted(
 
 
 def count_error(detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    """Mean over images of |detections of score >= PRESENT (0.5) - true objects|, in objects an image.
+    """How many objects are counted, in objects an image: detections of score >= PRESENT (0.5).
 
-    Every image counts, an empty one too. 0 is perfect; NaN when there are no images.
+    count_error: mean over images of |detections - true objects|. Every image counts, an empty one too. 0 is
+        perfect; NaN when there is no object in any image: such scenes usually have no annotations.
+    count: mean over images of the detections; NaN when there are no images.
     """
     if not truth.images:
-        return {"count_error": math.nan}
+        return {"count_error": math.nan, "count": math.nan}
     counted = np.bincount(as_numpy(present(detections).image), minlength=truth.images)
     there = np.bincount(as_numpy(truth.image), minlength=truth.images)
-    return {"count_error": float(np.abs(counted - there).mean())}
+    error = float(np.abs(counted - there).mean()) if len(truth.image) else math.nan
+    return {"count_error": error, "count": float(counted.mean())}
 
 
 def coco_ap(detections: Detections, truth: GroundTruth) -> dict[str, float]:
