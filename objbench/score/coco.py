@@ -243,7 +243,7 @@ class Entries:
     """The annotations or detections of a file, read column by column, and which of them are valid."""
 
     def __init__(self, where: str, entries: list[Any], skip_invalid: bool) -> None:
-        """UsageError unless every entry is an object with keys."""
+        """UsageError unless every entry is a JSON object."""
         self.where, self.entries, self.skip_invalid = where, entries, skip_invalid
         self.sound = np.ones(len(entries), dtype=np.bool_)
         """[n] False where an entry is left out."""
@@ -438,7 +438,7 @@ def _read(path: str | Path) -> Any:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # such as no text, a number of 5,000 digits, 100,000 brackets
+    except (ValueError, RecursionError) as error:  # such as binary data, a number of 5,000 digits
         raise UsageError(f"{path}: not JSON: {error}") from None
     finally:
         if collecting:

@@ -814,7 +814,7 @@ def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_re
     assert json.loads(printed)["rows"][0]["done"] == 1
     assert (
         f"warning: cell {folder.parent.name}/{folder.name} is left out: record.json was edited: its ap50 is "
-        "0.9900, its detections score 0.8100"
+        "0.9900, but its detections give 0.8100"
     ) in complaints
 
 
@@ -845,7 +845,7 @@ def test_a_metric_edited_without_a_new_version_is_reported_as_that(out: Path) ->
         check_figures(load_plugins(), result)
     result.provenance["metric_code"]["ap50"] = "0" * 16
     with pytest.raises(
-        Damaged, match=r"metric 'ap50' as it is now, whose code was changed without a new version"
+        Damaged, match=r"code of the metric 'ap50', which was changed without a new version"
     ):
         check_figures(load_plugins(), result)
 

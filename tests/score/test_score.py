@@ -210,7 +210,7 @@ BAD_TRUTH: list[tuple[Any, str]] = [
     (TRUTH | {"annotations": {}}, "not a COCO annotations file"),
     (TRUTH | {"annotations": []}, "there is no annotation, so nothing to score against"),
     (TRUTH | {"annotations": [TRUTH["annotations"][0] | {"iscrowd": 1}]}, "there is no annotation"),
-    (TRUTH | {"images": [3]}, r"images\[0\] is not an object with keys, but 3"),
+    (TRUTH | {"images": [3]}, r"images\[0\] is not a JSON object, but 3"),
     (changed("images", 1, id=40), r"images\[1\]: id 40 occurs twice"),
     (changed("images", 1, id=7.05), r"images\[1\]: id 7.05 is neither an integer nor a text"),
     (
@@ -255,7 +255,7 @@ BAD_TRUTH: list[tuple[Any, str]] = [
         changed("annotations", 1, bbox=..., segmentation={"size": [4, 4], "counts": [16]}),
         r"annotations\[1\]: bbox \[0.0, 0.0, 0.0, 0.0\] is of zero or negative size",
     ),
-    (b"\x1f\x8b\x08 and no more", "begins as a gzip file, but cannot be unpacked"),
+    (b"\x1f\x8b\x08 and no more", "starts like a gzip file, but cannot be decompressed"),
     (changed("images", 0, file_name=3), r"images\[0\]: file_name 3 is not a text"),
     (changed("annotations", 1, bbox=[3e38, 2, 3e38, 1]), r"annotations\[1\]: bbox .* is out of range"),
     (changed("annotations", 1, bbox=[0, 0, 10**39, 1]), r"annotations\[1\]: bbox .* is not four finite"),
@@ -269,7 +269,7 @@ BAD_FOUND: list[tuple[Any, str]] = [
     ("", "not JSON"),
     (TRUTH, "not a COCO results list, .* an annotations file is what --truth takes"),
     ("null", "not a COCO results list"),
-    ([FOUND[0], [1, 2]], r"detections\[1\] is not an object with keys, but \[1, 2\]"),
+    ([FOUND[0], [1, 2]], r"detections\[1\] is not a JSON object, but \[1, 2\]"),
     *(
         ([FOUND[0], {k: v for k, v in FOUND[1].items() if k != key}], rf"detections\[1\] has no '{key}'")
         for key in FOUND[0]
@@ -281,7 +281,7 @@ BAD_FOUND: list[tuple[Any, str]] = [
             ("score", math.inf, "Infinity is not a finite number"),
             ("score", "0.5", '"0.5" is not a finite number'),
             ("score", True, "true is not a finite number"),
-            ("score", 1.5, r"1.5 is not in 0\.\.1; .* give --present"),
+            ("score", 1.5, r"1.5 is not in 0\.\.1; .* use --present"),
             ("score", -0.1, r"-0.1 is not in 0\.\.1"),
             ("bbox", [1, 2, 3, 0], ".*0] is of zero or negative size"),
             ("bbox", [1, 2, -3, 3], ".* is of zero or negative size"),
