@@ -382,5 +382,5 @@ def test_check_refuses_it_too(typed: list[str]) -> None:
     ran = objbench("check", "refused", *typed)
     assert ran.code == 1
     assert (
-        "came:     refused.table: the type of an option cannot be dict[str, int]; it can be bool, " in ran.out
+        "got:      refused.table: the type of an option cannot be dict[str, int]; it can be bool, " in ran.out
     )

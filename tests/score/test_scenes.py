@@ -315,4 +315,4 @@ def test_the_data_commands_say_what_is_wrong_and_write_nothing(
 def test_the_kit_uses_the_same_check(strange):
     ran = objbench("check", "strange", "--plugin", str(strange))
     assert ran.code == 1
-    assert "came:     strange: test scene 0: 256 of 256 pixels are NaN or infinite" in ran.out
+    assert "got:      strange: test scene 0: 256 of 256 pixels are NaN or infinite" in ran.out
