@@ -1,4 +1,4 @@
-"""`objbench predict`: what a trained detector finds in a user's own pictures, as a COCO file."""
+"""`objbench predict`: runs a trained detector on a user's own pictures, and writes a COCO file."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ if TYPE_CHECKING:
 
 BATCH = 32
 USUAL_NAMES = ("annotations.json", "_annotations.coco.json", "instances_*.json")
-"""Of annotations files, with .gz or without."""
+"""Names of annotations files; each may also end with .gz."""
 
 
 class Named(NamedTuple):
-    """One picture's file, and the id that its detections carry."""
+    """A picture's file, and the image_id of its detections."""
 
     id: Id
     path: Path
 
 
 @click.command()
-@click.option("--cell", required=True, metavar="CELL", help="The beginning of its name, or its directory.")
+@click.option("--cell", required=True, metavar="CELL", help="The beginning of its key, or its directory.")
 @click.option("--images", required=True, metavar="DIR", help="PNG and JPEG pictures.")
 @click.option("--to", "target", required=True, metavar="FILE", help="The COCO results list.")
 @click.option(
     "--annotations",
     metavar="FILE",
-    help="COCO file whose images have the ids. Without it: annotations.json, _annotations.coco.json or "
-    "instances_*.json in DIR or in the folder above.",
+    help="COCO file with the image ids. Default: annotations.json, _annotations.coco.json or instances_*.json in DIR "
+    "or in its parent folder.",
 )
-@click.option("--no-annotations", is_flag=True, help="Number the pictures, whatever annotations there are.")
+@click.option("--no-annotations", is_flag=True, help="Number the pictures; do not use an annotations file.")
 @click.option(
     "--background",
     default="black",
     show_default=True,
     metavar="COLOUR",
-    help="Behind transparent pixels: #rrggbb, or a name.",
+    help="Colour behind transparent pixels: #rrggbb, or a name.",
 )
 @out_option
 @plugin_option
@@ -70,23 +70,23 @@ def predict(
     out: str,
     plugin_files: tuple[str, ...],
 ) -> None:
-    """Write what a trained detector finds in pictures, as a COCO results list.
+    """Run a trained detector on pictures, and write its detections as a COCO results list.
 
-    Pictures must be of the size that the cell was trained on. image_id is the id that the annotations file gives
-    to a picture, looked up by its path and then by its name alone where only one has it. Pictures that are not in
-    the file, or not in the folder, are an error. Where there is no annotations file, pictures are numbered from 1
-    by name, and FILE.images.json says which is which.
+    Pictures must have the image size that the cell was trained on. image_id is the id of the picture in the annotations
+    file: it is found by the picture's path, or by its file name if this is unique. It is an error if a picture is not
+    in the file, or an image of the file not in the folder. Without an annotations file, pictures are numbered from 1
+    in the order of their names, and FILE.images.json lists the numbers.
     """
     from objbench.images import colour, turned_line
 
     if annotations and no_annotations:
-        raise UsageError("--annotations and --no-annotations contradict each other; give one of them")
+        raise UsageError("--annotations and --no-annotations contradict each other; use only one of them")
     behind = colour(background)
     folder = find_cell(cell, out)
     if not Path(images).is_dir():
         raise UsageError(f"--images {images}: there is no such folder")
     if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
-        raise UsageError(f"--to {target}: must be a file in a folder that is there")
+        raise UsageError(f"--to {target}: must be a file in an existing folder")
     listing = None if no_annotations else Path(annotations) if annotations else usual_file(Path(images))
     pictures = numbered(Path(images)) if listing is None else listed(Path(images), listing)
     registry = load_plugins(plugin_files)
@@ -122,7 +122,7 @@ def predict(
     except Damaged as error:
         raise UsageError(f"cell {key}: {error}; run it again") from None
     if detector.oracle:
-        raise UsageError(f"cell {key} is of an oracle, which must be given the true boxes")
+        raise UsageError(f"cell {key} is a cell of an oracle, which needs the true boxes")
     if detector.shape.channels not in (1, 3):
         raise UsageError(
             f"cell {key} was trained on images of {detector.shape.channels} channels; pictures have 1 or 3"
@@ -161,13 +161,13 @@ def predict(
     if turned:
         click.echo(turned_line(turned), err=True)
     if listing is None:
-        click.echo(f"which picture has which image_id: {beside}", err=True)
+        click.echo(f"the image_id of each picture: {beside}", err=True)
     elif not annotations:
-        click.echo(f"image_id is as in {listing}", err=True)
+        click.echo(f"image_id is the id in {listing}", err=True)
 
 
 def usual_file(folder: Path) -> Path | None:
-    """The annotations file in the folder, or else in the one above. UsageError when one of these has several."""
+    """The annotations file in the folder, or else in its parent, or None. UsageError when there are several."""
     here = folder.resolve()
     for place in (here, here.parent):
         found = sorted(
@@ -189,11 +189,11 @@ def usual_file(folder: Path) -> Path | None:
 
 
 def listed(folder: Path, file: Path) -> list[Named]:
-    """The pictures in a folder with the ids that a COCO file gives them, in the file's order.
+    """The pictures in a folder with their ids in a COCO file, in the file's order.
 
-    A file name is a path from the file's folder or from `folder`; else its last part counts, where one picture
-    and one entry alone have it. Entries of pictures that lie elsewhere are not meant. UsageError when an entry has no
-    picture, or a picture no entry: half of a lookup is no answer.
+    A file name in the COCO file is a path relative to that file or to `folder`; else its last part is used, if it is
+    unique among the pictures and entries. Entries of pictures in other folders are left out. UsageError when an entry
+    has no picture, or a picture no entry.
     """
     from objbench.images import SUFFIXES, files_in
     from objbench.score.coco import base_name, read_images
@@ -215,7 +215,7 @@ def listed(folder: Path, file: Path) -> list[Named]:
         if path is None:
             missing.append(name)
         elif path in found:
-            raise UsageError(f"{file}: the ids {found[path].id!r} and {row.id!r} are both of {path}")
+            raise UsageError(f"{file}: the ids {found[path].id!r} and {row.id!r} both belong to {path}")
         elif path.is_relative_to(here):
             if path.suffix.lower() not in SUFFIXES:
                 raise UsageError(f"{file}: {json.dumps(name)} is not a PNG or JPEG file by its name")
@@ -237,7 +237,7 @@ def listed(folder: Path, file: Path) -> list[Named]:
 
 
 def _at(name: str, places: tuple[Path, ...]) -> Path | None:
-    """The file that a name written on any system leads to from one of these folders."""
+    """The existing file with this relative path in one of these folders; \\ may also be the separator."""
     for place in places:
         for spelling in (name, name.replace("\\", "/")):
             with contextlib.suppress(OSError, ValueError):  # a name too long, or with a zero in it
@@ -248,7 +248,7 @@ def _at(name: str, places: tuple[Path, ...]) -> Path | None:
 
 
 def numbered(folder: Path) -> list[Named]:
-    """The pictures in a folder by name, numbered from 1. UsageError when there are none."""
+    """The pictures in a folder, numbered from 1 in the order of their names. UsageError when there are none."""
     from objbench.images import SUFFIXES, files_in
 
     paths = files_in(folder, SUFFIXES)
@@ -260,7 +260,7 @@ def numbered(folder: Path) -> list[Named]:
 def read(path: Path, shape: SceneShape, behind: tuple[int, int, int]) -> tuple[torch.Tensor, bool]:
     """A picture as [channels, height, width] float32 in 0..1, and whether it was turned.
 
-    UsageError unless it has that size, and no colours where one channel is wanted.
+    UsageError unless it has this size, and is grey if the shape has one channel.
     """
     import torch
 

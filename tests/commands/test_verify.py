@@ -57,7 +57,7 @@ def test_a_plugin_that_is_gone_is_named_with_its_package_and_the_cell(tmp_path: 
     run_here(tmp_path, cell)
     said = (
         f"cell {cell.key}: no plugin registers the data set 'squares' any more; the file toy_plugin.py had "
-        "registered it; give it with --plugin"
+        "registered it; name it with --plugin"
     )
     ran = objbench("verify", str(tmp_path), "--cell", cell.key[:6])
     assert (ran.code, ran.err) == (2, f"objbench: {said}\n")
@@ -72,7 +72,7 @@ def test_a_plugin_that_is_gone_is_named_with_its_package_and_the_cell(tmp_path: 
     assert "the package nice-pack 1.2 had registered it; install it again" in ran.err
     write_json(training, read_json(training) | {"about": {}})
     ran = objbench("verify", str(tmp_path), "--cell", cell.key[:6])
-    assert "which package had registered it is not recorded" in ran.err
+    assert "the package that had registered it is not recorded" in ran.err
 
 
 def test_other_code_is_said_before_it_trains(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_other_code_is_said_before_it_trains(tmp_path: Path) -> None:
     ran = subprocess.run([*command, "--plugin", str(file)], capture_output=True, text=True)
     first = ran.stderr.splitlines()[0]
     key = cell.training.key
-    assert first.startswith(f"warning: training {key} was run with other code than there is now: ")
+    assert first.startswith(f"warning: training {key} was run with other code than the installed code: ")
     assert "toy_plugin.py changed since" in first
 
 

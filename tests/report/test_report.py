@@ -844,9 +844,7 @@ def test_a_metric_edited_without_a_new_version_is_reported_as_that(out: Path) ->
     with pytest.raises(Damaged, match=r"record\.json was edited: its ap50 is 0\.9900"):
         check_figures(load_plugins(), result)
     result.provenance["metric_code"]["ap50"] = "0" * 16
-    with pytest.raises(
-        Damaged, match=r"code of the metric 'ap50', which was changed without a new version"
-    ):
+    with pytest.raises(Damaged, match=r"code of the metric 'ap50', which was changed without a new version"):
         check_figures(load_plugins(), result)
 
 

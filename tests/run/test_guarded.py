@@ -184,7 +184,7 @@ def test_rescore_says_which_metric_failed_and_why(done: tuple[Path, dict[str, st
     ran = command(*words, **environment)
     assert ran.code == 1
     assert f"metric 'moody' failed: {ENDS[how]}" in ran.err
-    assert "mood: no figure any more" in ran.out
+    assert "mood: no longer has a value" in ran.out
     assert _mood(out) is None
     (result,), _ = Store(out).results()
     assert "ap50" in result.metrics, "the others are computed"

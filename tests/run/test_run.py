@@ -309,7 +309,7 @@ def test_show_draws_a_finished_cell(out: Path) -> None:
     ("words", "said"),
     [
         (["--models", "tyo"], "no model named 'tyo'; did you mean 'toy'?"),
-        (["--models", ","], "names nothing"),
+        (["--models", ","], "contains no name"),
         (["--data", "sqares"], "no data set named 'sqares'; did you mean 'squares'?"),
         (["--protocol", "dem"], "no protocol named 'dem'; did you mean 'demo'?"),
         (["-o", "toy.lrr=1"], "no toy option named 'lrr'; did you mean 'lr'?"),

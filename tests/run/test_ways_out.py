@@ -98,7 +98,7 @@ def test_rm_asks_where_somebody_is_and_refuses_elsewhere(out: Path) -> None:
     ran = rm(out, key)
     assert ran.code == 2
     assert "1 cell, " in ran.err
-    assert "say --yes where nobody can be asked" in ran.err
+    assert "use --yes when there is no terminal to ask on" in ran.err
     assert Store(out).verify(key) is not None
 
 
@@ -120,5 +120,5 @@ def test_rm_of_damaged_cells_and_of_unknown_ones(out: Path) -> None:
     assert not Store(out).folder(key).exists()
     assert "no cell in " in rm(out, "zzz", "--yes").err
     several = rm(out, keys("toy-plain", "toy-plain.steps=5").partition("/")[0], "--yes")
-    assert (several.code, "begins 2 cells" in several.err) == (2, True)
+    assert (several.code, "is the beginning of 2 cells" in several.err) == (2, True)
     assert rm(out, "", "--yes").code == 2
