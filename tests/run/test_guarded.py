@@ -270,5 +270,5 @@ def test_the_planner_names_what_ended_it() -> None:
         assert planner.count_devices() >= 0
         assert planner._process is not None
         os.killpg(planner._process.pid, signal.SIGKILL)
-        with pytest.raises(Exception, match="the process that asks plugins failed: its process was killed"):
+        with pytest.raises(Exception, match="the process that calls plugins failed: its process was killed"):
             planner.count_devices()

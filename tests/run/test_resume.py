@@ -262,6 +262,6 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_cell_run_again(
     ran = run(tmp_path, "toy", *words)
     assert ran.code == 0
     assert f"{name} was cut short" in ran.err
-    assert f"set aside as {cell.training.key}.broken-1" in ran.err
+    assert f"renamed to {cell.training.key}.broken-1" in ran.err
     assert (tmp_path / "cells" / f"{cell.training.key}.broken-1" / name).exists()
     assert read_record(of_cell)[0].status == "done"

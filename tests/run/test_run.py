@@ -244,7 +244,7 @@ def test_a_file_system_without_locks_is_said_once(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("fcntl.flock", no_locks)
     ran = run(tmp_path, "toy-fit", "--seeds", "2")
     assert ran.code == 0
-    assert ran.err.count("has no locks: run nothing else there until this ends") == 1
+    assert ran.err.count("has no locks: run no other objbench there until this one ends") == 1
 
 
 # How a cell may end, in this process

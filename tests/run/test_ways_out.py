@@ -61,7 +61,7 @@ def test_force_trains_anew_and_loses_nothing(out: Path) -> None:
     ran = run(out, "toy-fit", "--seeds", "1-1", "--force")
     assert ran.code == 0
     aside = folder.parent.with_name(f"{folder.parent.name}.old-1")
-    assert f"what was there is set aside as {aside}" in ran.err
+    assert f"the old training was renamed to {aside}" in ran.err
     after = read_record(folder)[0]
     assert after.status == "done"
     assert after.provenance["wall_seconds"] != before.provenance["wall_seconds"], "another training"
@@ -74,7 +74,7 @@ def test_force_trains_anew_and_loses_nothing(out: Path) -> None:
 def test_force_says_what_else_went_aside(out: Path) -> None:
     ran = run(out, "toy-plain", "-o", "toy-plain.steps=5", "--force")
     assert ran.code == 0
-    assert "what was there, with its 2 cells is set aside" in ran.err.replace("cells,", "cells")
+    assert "the old training with its 2 cells was renamed to" in ran.err
 
 
 def test_rm_removes_a_cell_and_with_the_last_its_training(out: Path) -> None:
