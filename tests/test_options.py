@@ -331,6 +331,7 @@ def typed(tmp_path: Path) -> Iterator[list[str]]:
     sys.modules.pop("typed", None)
 
 
+@pytest.mark.slow
 def test_a_cell_gets_the_values_that_the_user_wrote(typed: list[str], tmp_path: Path) -> None:
     words = [
         "run",

@@ -189,6 +189,7 @@ def test_our_models_say_what_they_are(name: str) -> None:
         assert words in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_metrics_of_one_name_are_left_out_of_figures_and_said(tmp_path: Path) -> None:
     out = tmp_path / "runs"

@@ -123,6 +123,7 @@ def test_first_party_plugins_pass_the_kit(subject, check) -> None:
     assert finding.outcome != "failed", str(finding)
 
 
+@pytest.mark.slow
 def test_a_package_that_imports_torch_to_register_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BROKEN))
     registry = load_plugins()

@@ -695,6 +695,7 @@ def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
     assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
 
 
+@pytest.mark.slow
 def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
     folder = folder_of(out, "gmair", 0)
     result, _ = read_record(folder)
@@ -952,6 +953,7 @@ def test_a_stdout_that_cannot_be_written_is_one_line_and_exit_code_74(
     assert (ran.returncode, ran.stderr) == (74, f"objbench: cannot write the output: {says}\n")
 
 
+@pytest.mark.slow
 def test_nowhere_to_print_is_no_traceback_and_no_other_code(out: Path) -> None:
     for to in (">&- 2>&-", ">/dev/full 2>/dev/full"):
         assert shell(f"objbench report --out {out} {to}").returncode == 74
@@ -970,6 +972,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_a_report_goes_to_stdout_by_its_path(out: Path) -> None:
     said = run("--out", str(out), "--format", "md")[0]
     target = out / "appended.md"

@@ -18,6 +18,8 @@ from objbench.cells.store import Store
 from objbench.run.planning import Planner
 from running import TOY, Ran
 
+pytestmark = pytest.mark.slow  # almost all of it runs objbench in other processes
+
 GUESTS = str((Path(__file__).parents[1] / "guests.py").resolve())
 ENDS = {
     "quits": "it called sys.exit(3) (guests.py, line ",

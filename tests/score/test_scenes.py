@@ -276,6 +276,7 @@ def test_scenes_that_cannot_be_made_are_a_failed_cell_and_nothing_is_written(str
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_scenes_of_another_seed_are_checked_by_their_own_cell(strange, tmp_path):
     ran = objbench(
         "run", "--models", "nothing", "--data", "strange", "--plugin", str(strange), "--seeds", "2",

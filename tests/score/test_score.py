@@ -780,6 +780,7 @@ def test_a_metric_from_a_file(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert result.exit_code == 1
 
 
+@pytest.mark.slow
 def test_from_the_shell(files: tuple[Path, Path]) -> None:
     """Values on stdout and 0; for a bad file one line on stderr and 2."""
     command = [
