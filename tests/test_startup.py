@@ -67,6 +67,7 @@ def test_facts_and_the_runner_and_tables_are_imported_without_torch() -> None:
     assert ran.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "allowed"),
     [

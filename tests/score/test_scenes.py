@@ -237,6 +237,7 @@ def options(**changed: Any) -> list[str]:
     return [word for name, value in changed.items() for word in ("-o", f"strange.{name}={value}")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--plan"]])
 @pytest.mark.parametrize(
     ("changed", "message"),
