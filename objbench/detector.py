@@ -47,7 +47,7 @@ class Detections:
     boxes: Tensor
     """`[m, 4]` float32 or float64, xyxy in pixels, inside the image and of positive size."""
     scores: Tensor
-    """`[m]` float32 or float64 in 0..1; at least PRESENT where the detector stands by it."""
+    """`[m]` float32 or float64 in 0..1; at least PRESENT for detections that count as present."""
     clusters: Tensor | None = None
     """`[m]` int64, from 0, or NOISE (-1); None when the detector does not cluster."""
     what: Tensor | None = None

@@ -59,7 +59,7 @@ def pictures_listed(folder: Path, file: Path, rows: Sequence[ListedImage], hint:
         if path is None:
             missing.append(name)
         elif path in found:
-            raise UsageError(f"{file}: the ids {rows[found[path]].id!r} and {row.id!r} are both of {path}")
+            raise UsageError(f"{file}: the ids {rows[found[path]].id!r} and {row.id!r} both belong to {path}")
         elif path.is_relative_to(folder):
             if path.suffix.lower() not in SUFFIXES:
                 raise UsageError(f"{file}: {json.dumps(name)} is not a PNG or JPEG file by its name")

@@ -1,4 +1,4 @@
-"""`objbench predict`: what a trained detector finds in a user's own pictures, as a COCO file."""
+"""`objbench predict`: runs a trained detector on a user's own pictures, and writes a COCO file."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ BATCH = 32
 
 
 class Named(NamedTuple):
-    """One picture's file, and the id that its detections carry."""
+    """A picture's file, and the image_id of its detections."""
 
     id: Id
     path: Path
 
 
 @click.command()
-@click.option("--cell", required=True, metavar="CELL", help="The beginning of its name, or its directory.")
+@click.option("--cell", required=True, metavar="CELL", help="The beginning of its key, or its directory.")
 @click.option("--images", required=True, metavar="DIR", help="PNG and JPEG pictures.")
 @click.option("--to", "target", required=True, metavar="FILE", help="The COCO results list.")
 @click.option(
     "--annotations",
     metavar="FILE",
-    help="COCO file whose images have the ids. Without it: annotations.json, _annotations.coco.json or "
-    "instances_*.json in DIR or in the folder above.",
+    help="COCO file with the image ids. Default: annotations.json, _annotations.coco.json or instances_*.json in DIR "
+    "or in its parent folder.",
 )
-@click.option("--no-annotations", is_flag=True, help="Number the pictures, whatever annotations there are.")
+@click.option("--no-annotations", is_flag=True, help="Number the pictures; do not use an annotations file.")
 @click.option(
     "--background",
     default="black",
     show_default=True,
     metavar="COLOUR",
-    help="Behind transparent pixels: #rrggbb, or a name.",
+    help="Colour behind transparent pixels: #rrggbb, or a name.",
 )
 @out_option
 @plugin_option
@@ -66,23 +66,23 @@ def predict(
     out: str,
     plugin_files: tuple[str, ...],
 ) -> None:
-    """Write what a trained detector finds in pictures, as a COCO results list.
+    """Run a trained detector on pictures, and write its detections as a COCO results list.
 
-    Pictures must be of the size that the cell was trained on. image_id is the id that the annotations file gives
-    to a picture, looked up by its path and then by its name alone where only one has it. Pictures that are not in
-    the file, or not in the folder, are an error. Where there is no annotations file, pictures are numbered from 1
-    by name, and FILE.images.json says which is which.
+    Pictures must have the image size that the cell was trained on. image_id is the id of the picture in the annotations
+    file: it is found by the picture's path, or by its file name if this is unique. It is an error if a picture is not
+    in the file, or an image of the file not in the folder. Without an annotations file, pictures are numbered from 1
+    in the order of their names, and FILE.images.json lists the numbers.
     """
     from objbench.images import colour, turned_line
 
     if annotations and no_annotations:
-        raise UsageError("--annotations and --no-annotations contradict each other; give one of them")
+        raise UsageError("--annotations and --no-annotations contradict each other; use only one of them")
     behind = colour(background)
     folder = find_cell(cell, out)
     if not Path(images).is_dir():
         raise UsageError(f"--images {images}: there is no such folder")
     if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
-        raise UsageError(f"--to {target}: must be a file in a folder that is there")
+        raise UsageError(f"--to {target}: must be a file in an existing folder")
     listing = None if no_annotations else Path(annotations) if annotations else usual_file(Path(images))
     pictures = numbered(Path(images)) if listing is None else listed(Path(images), listing)
     registry = load_plugins(plugin_files)
@@ -119,7 +119,7 @@ def predict(
     except Damaged as error:
         raise UsageError(f"cell {key}: {error}; run it again") from None
     if detector.oracle:
-        raise UsageError(f"cell {key} is of an oracle, which must be given the true boxes")
+        raise UsageError(f"cell {key} is a cell of an oracle, which needs the true boxes")
     if detector.shape.channels not in (1, 3):
         raise UsageError(
             f"cell {key} was trained on images of {detector.shape.channels} channels; pictures have 1 or 3"
@@ -158,9 +158,9 @@ def predict(
     if turned:
         click.echo(turned_line(turned), err=True)
     if listing is None:
-        click.echo(f"which picture has which image_id: {beside}", err=True)
+        click.echo(f"the image_id of each picture: {beside}", err=True)
     elif not annotations:
-        click.echo(f"image_id is as in {listing}", err=True)
+        click.echo(f"image_id is the id in {listing}", err=True)
 
 
 def usual_file(folder: Path) -> Path | None:
@@ -187,7 +187,7 @@ def listed(folder: Path, file: Path) -> list[Named]:
 
 
 def numbered(folder: Path) -> list[Named]:
-    """The pictures in a folder by name, numbered from 1. UsageError when there are none."""
+    """The pictures in a folder, numbered from 1 in the order of their names. UsageError when there are none."""
     from objbench.images import SUFFIXES, files_in
 
     paths = files_in(folder, SUFFIXES)
@@ -199,7 +199,7 @@ def numbered(folder: Path) -> list[Named]:
 def read(path: Path, shape: SceneShape, behind: tuple[int, int, int]) -> tuple[torch.Tensor, bool]:
     """A picture as [channels, height, width] float32 in 0..1, and whether it was turned.
 
-    UsageError unless it has that size, and no colours where one channel is wanted.
+    UsageError unless it has this size, and is grey if the shape has one channel.
     """
     import torch
 

@@ -5,7 +5,7 @@ from objbench import MetricSpec, hookimpl
 
 @hookimpl
 def objbench_metrics() -> list[MetricSpec]:
-    """Localisation, clustering and counting; the first two are the columns of the paper's Table 2."""
+    """Metrics of localisation, clustering and counting; the first two give the columns of the paper's Table 2."""
     return [
         MetricSpec(
             name="ap50",

@@ -422,6 +422,7 @@ def test_trimming_is_an_option():
 # Learning, and bad input
 
 
+@pytest.mark.slow
 def test_a_few_steps_on_one_batch_lower_the_reconstruction_term():
     start = {"presence_bias": 2, "colour_bias": -2, "size_prior": 0.6, "anchor": 40, "where_frozen_steps": 0}
     m = model(lr=1e-2, hidden=32, encoder_widths="64", **start)
