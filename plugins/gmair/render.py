@@ -42,14 +42,10 @@ def render(
     Overlap, [n, height, width]: at each pixel what all objects show less what the strongest shows; a mean of channels.
     """
     shown, importance = weights(presence, depth, alpha)
-    layers = [colour * shown * importance, importance]
-    if with_overlap:
-        layers.append((colour * shown).mean(2, keepdim=True))
     painter = Painter(boxes, colour.shape[-1], *size)
-    canvas = painter.paint(torch.cat(layers, 2))  # [n, channels + 1 or + 2, height, width]
-    channels = colour.shape[2]
-    image = (canvas[:, :channels] / (canvas[:, channels : channels + 1] + 1e-9)).clamp(0, 1)
-    return image, canvas[:, -1] - painter.strongest(layers[-1][:, :, 0]) if with_overlap else None
+    canvas = painter.paint(torch.cat([colour * shown * importance, importance], 2))
+    image = (canvas[:, :-1] / (canvas[:, -1:] + 1e-9)).clamp(0, 1)
+    return image, painter.overlap((colour * shown).mean(2)) if with_overlap else None
 
 
 def render_published(
