@@ -91,7 +91,7 @@ class _Strongest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, glimpses: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
-        n, k, g, _ = glimpses.shape
+        n, k = glimpses.shape[:2]
         pixels = along_y.shape[2] * along_x.shape[2]
         at_once = n if glimpses.is_cuda else max(1, CANVASES // (k * pixels))
         sums, winners = [], []

@@ -70,10 +70,10 @@ def window(low: Tensor, high: Tensor, g: int, pixels: int, largest: float) -> tu
 
 
 class _Sums(torch.autograd.Function):
-    """[n, channels + 1, height, width]: the sums over objects of colour x shown x (importance + EPS), and of importance;
-    and the overlap [n], zeros where not asked for.
+    """The sums over objects of colour x shown x (importance + EPS) and of importance, [n, channels + 1, height, width];
+    and the overlap, [n], zeros where not asked for.
 
-    Takes layers [n, k, g, channels + 2, g] (colour, shown, importance), weights and first pixels as `window` makes them.
+    Takes layers [n, k, g, channels + 2, g] (colour, shown, importance), weights and first pixels as from `window`.
     """
 
     @staticmethod
