@@ -94,6 +94,7 @@ class Gmair(Detector):
     Config = GmairConfig
     config: GmairConfig
     capturable = True
+    fast_products = True
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
