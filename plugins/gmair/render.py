@@ -25,7 +25,7 @@ MIN_IMPORTANCE = 1e-4
 def weights(presence: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """`shown` and `importance`, [n, k, 1, g, g] each, of presence and depth [n, k] and alpha [n, k, 1, g, g]."""
     shown = alpha * presence[:, :, None, None, None]
-    importance = shown * 4 * torch.sigmoid(depth.clamp(-10, 10))[:, :, None, None, None]
+    importance = shown * (4 * torch.sigmoid(depth.clamp(-10, 10)))[:, :, None, None, None]
     return shown, importance.clamp(min=MIN_IMPORTANCE)
 
 
