@@ -1,6 +1,7 @@
 """Glimpses: cropped out of images, painted onto canvases.
 
-Both resample bilinearly, pixel centres at half-integers (`align_corners=False`), with zeros outside unless asked otherwise.
+Both resample bilinearly, pixel centres at half-integers (`align_corners=False`), with zeros outside unless asked
+otherwise.
 
 Painting never makes a canvas for each object. Along one axis, bilinear resampling is a product with a matrix of hat
 functions, so an object's canvas is A_y G A_x^T, and the sum of all of an image's objects is one matrix product over
