@@ -160,9 +160,10 @@ def _built(case: Case) -> tuple[Any, Any, int]:
     options = dict(case.options)
     if case.plain and case.model == "gmair":
         from objbench.spatial.reference import crop_plain
+        from objbench_plugins.gmair.reference import render_plain
 
         gmair.crop = crop_plain
-        options["renderer"] = "published"
+        gmair.render_published = render_plain
     elif case.plain and case.model == "spair":
         from objbench_plugins.spair.reference import PlainSpair
 

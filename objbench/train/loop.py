@@ -22,6 +22,7 @@ from objbench.train import checkpoint
 from objbench.train.batches import Ahead, batch_indices
 from objbench.train.captured import CapturedSteps, CudaGraph
 from objbench.train.machine import device_name, peak_memory_mb
+from objbench.train.products import ONEDNN, choose, onednn
 from objbench.train.steps import InitialGroup, Losses, Steps, check_finite
 
 READ_S = 0.5
@@ -88,7 +89,9 @@ def train(
     milestones = detector.milestones()
     detector.train()
     with execution_for(detector, optimizers, initial, images_of, at.step) as run:
-        at.machine = f"{device_name(device)} with {torch.get_num_threads()} threads{run.take.how}"
+        machine = f"{device_name(device)} with {torch.get_num_threads()} threads{run.take.how}"
+        by_onednn = choose(machine, at.machine, detector.fast_products and device.type == "cpu")
+        at.machine = machine + (ONEDNN if by_onednn else "")
         while at.step < config.steps:
             if at.step in milestones:
                 began = time.perf_counter()
@@ -99,7 +102,8 @@ def train(
                 first = True
             began = time.perf_counter()
             images = run.images_of(at.step)
-            recent.append(run.take(images, at.step))
+            with onednn(by_onednn):
+                recent.append(run.take(images, at.step))
             if first:
                 pace.leave_out(time.perf_counter() - began, steps=1)
                 first = False
