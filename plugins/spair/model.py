@@ -6,9 +6,9 @@ encoder, its decoder and renderer, its prior. Where the original code and the Py
 disagree, this follows the original: the reconstruction term is averaged over the batch, the prior expects small boxes
 (`size_prior`), the presence KL takes the probability without sampling noise (`presence_kl`) and gradients are clipped.
 
-Two things differ from both. For detection, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own, so
-that like is compared with like. And the renderer multiplies colour, alpha and importance before it interpolates, not
-after: this is fast.
+Three things differ from both. For detection, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own, so
+that like is compared with like. The renderer multiplies colour, alpha and importance before it interpolates, not after:
+this is fast. And no noise is added to gradients, as the original does in its first thousands of steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from objbench.detector import PRESENT, Detections, Detector
 from objbench.errors import UsageError
-from objbench.latents import bernoulli_kl, binary_cross_entropy, normal_kl
+from objbench.latents import bernoulli_kl, normal_kl
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
 from objbench.spatial import clamp_boxes, crop, in_parts, paint, take_cells, top_cells, trim_boxes
@@ -30,21 +30,15 @@ from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
 
 COLOUR_SCALE = 2.0
-"""What the decoder's colour outputs are multiplied by before the sigmoid; as in the original."""
+"""What the decoder's colour outputs are multiplied by before the sigmoid; the original's value."""
 ALPHA_SCALE = 0.1
 """As COLOUR_SCALE, of its alpha outputs: so alpha changes slowly, from a start at sigmoid(ALPHA_BIAS)."""
 ALPHA_BIAS = 5.0
-"""Added to scaled alpha outputs: glimpses start opaque; as in the original."""
+"""Added to scaled alpha outputs: glimpses start opaque; the original's value."""
 MIN_IMPORTANCE = 0.01
 """An absent object keeps this importance, so that its presence still has a gradient and it can come back."""
 PAINTED_VALUES = 2**21
 """On a CPU a batch is rendered in parts that need no more values than this at a time, so that they fit its cache."""
-MIN_EXPECTED = 1e-6
-"""The rendered image is clamped to MIN_EXPECTED..1 - MIN_EXPECTED before the cross entropy, as in the original.
-
-So a bright pixel that no box covers costs 14 nats. Without the clamp it would cost 100, the limit of torch's cross
-entropy; such pixels give boxes no gradient, and their cost would hide all other changes of the loss.
-"""
 CENTRE_RANGE = (-0.5, 1.5)
 """Where a box's centre may lie, in cells from the cell's corner: up to half a cell outside it."""
 
@@ -167,7 +161,6 @@ class Spair(Detector):
         cells = self.infer(images, self.noise(images), now.where_frozen)
         presence, logit = cells.presence[..., 0], cells.presence_logit[..., 0]  # [n, cells]
         image = self.render(self.chosen(cells, now.gated))  # [n, channels, h, w]
-        image = image.clamp(MIN_EXPECTED, 1 - MIN_EXPECTED)
 
         # Prior of presence: each cell given the cells before it, [n, cells]
         prior = losses.count_prior(presence.detach().round(), self.annealed(step)["log_p"]).to(logit.dtype)
@@ -175,7 +168,7 @@ class Spair(Detector):
         where_prior_mean, where_prior_std = self.where_prior  # [4]
 
         # [n, channels, h, w]
-        recon = binary_cross_entropy(image, images)
+        recon = losses.floored_cross_entropy(image, images, c.pixel_floor)
         # [n, cells]
         kl_pres = bernoulli_kl(logit_in_kl, prior.log(), torch.log1p(-prior), exact_tail=True)
         kl_where = normal_kl(cells.where_mean, cells.where_std, where_prior_mean, where_prior_std).sum(2)
@@ -377,5 +370,5 @@ class Spair(Detector):
 
 
 def deviation(raw: Tensor) -> Tensor:
-    """A standard deviation in 0..2 from a network's output, as in the original."""
+    """A standard deviation in 0..2 from a network's output; the original's function."""
     return 2 * torch.sigmoid(raw.clamp(-10, 10))
