@@ -6,15 +6,16 @@ encoder, its decoder and renderer, its prior. Where the original code and the Py
 disagree, this follows the original: the reconstruction term is averaged over the batch, the prior expects small boxes
 (`size_prior`), the presence KL takes the probability without sampling noise (`presence_kl`) and gradients are clipped.
 
-Three things differ from both. For detection, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own, so
-that like is compared with like. The renderer multiplies colour, alpha and importance before it interpolates, not after:
-this is fast. And no noise is added to gradients, as the original does in its first thousands of steps.
+Three things differ from both. For detection, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own,
+so that like is compared with like. The renderer multiplies colour, alpha and importance before it interpolates, not
+after: this is fast. And no noise is added to gradients, as the original does in its first thousands of steps.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from objbench.latents import bernoulli_kl, normal_kl
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
 from objbench.spatial import clamp_boxes, crop, in_parts, paint, take_cells, top_cells, trim_boxes
-from objbench_plugins.spair import losses, networks
+from objbench_plugins.spair import front, losses, networks
 from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
 
@@ -103,6 +104,8 @@ class Spair(Detector):
     Config = SpairConfig
     config: SpairConfig
     capturable = True
+    by_hand: ClassVar[bool] = True
+    """Training steps on a CPU take the fronts of `front.py`; False: those that torch differentiates."""
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
@@ -136,12 +139,12 @@ class Spair(Detector):
             torch.randn(context_size)
         )  # the context of cells outside the grid, before sigmoids
 
-        front = wavefront(self.rows, self.columns)
-        self.sizes = front.sizes
+        fronts = wavefront(self.rows, self.columns)
+        self.sizes = fronts.sizes
         at = torch.arange(self.cells)
-        self.register_buffer("order", front.order, persistent=False)
-        self.register_buffer("place", front.place, persistent=False)
-        self.register_buffer("neighbours", torch.cat(front.neighbours), persistent=False)
+        self.register_buffer("order", fronts.order, persistent=False)
+        self.register_buffer("place", fronts.place, persistent=False)
+        self.register_buffer("neighbours", torch.cat(fronts.neighbours), persistent=False)
         corners = torch.stack([at % self.columns, at // self.columns], -1)
         self.register_buffer("corners", corners.float(), persistent=False)
         size = math.log(c.size_prior / (1 - c.size_prior))
@@ -237,14 +240,52 @@ class Spair(Detector):
             parts = [part.index_select(1, self.order).split(self.sizes, 1) for part in noise]
             noises = [Noise(*of_front) for of_front in zip(*parts, strict=True)]
         border = self.border_context().expand(n, 1, -1)
+        if self.by_hand and noise is not None and not where_frozen and images.device.type == "cpu":
+            return self.infer_by_hand(
+                images, features, corners, neighbours, cast(list[Noise], noises), border
+            )
         done: list[GridCells] = []
         for i in range(len(self.sizes)):
-            known = torch.cat([border, *(front.context for front in done[-LOOKBACK:])], 1)
+            known = torch.cat([border, *(earlier.context for earlier in done[-LOOKBACK:])], 1)
             context = known.index_select(1, neighbours[i]).reshape(n, self.sizes[i], -1)
             done.append(self.infer_cells(images, features[i], context, corners[i], noises[i], where_frozen))
         return GridCells(
             *(torch.cat(parts, 1).index_select(1, self.place) for parts in zip(*done, strict=True))
         )
+
+    def infer_by_hand(
+        self,
+        images: Tensor,
+        features: Sequence[Tensor],  # of each front, as all below
+        corners: Sequence[Tensor],
+        neighbours: Sequence[Tensor],
+        noises: Sequence[Noise],
+        border: Tensor,  # [n, 1, 4 + A + 2]
+    ) -> GridCells:
+        """As the loop over `infer_cells`, by a function of autograd for each front: see `front.py`."""
+        layers = front.Layers(
+            from_context=front.Layer(self.from_context),
+            box=two_layers(self.box_net),
+            what=tuple(front.Layer(layer) for layer in self.what_encoder if isinstance(layer, nn.Linear)),
+            depth_from_attributes=front.Layer(self.depth_from_attributes),
+            depth=two_layers(self.depth_net),
+            presence_from_attributes=front.Layer(self.presence_from_attributes),
+            presence=two_layers(self.presence_net),
+        )
+        parameters = front.Parameters.apply(layers, *layers.parameters)  # type: ignore[no-untyped-call]
+        cells: list[Tensor] = []
+        contexts: list[Tensor] = []
+        for i, size in enumerate(self.sizes):
+            known = torch.cat([border, *contexts[-LOOKBACK:]], 1)
+            context = known.index_select(1, neighbours[i]).reshape(len(images), size, -1)
+            of_front, context = front.Front.apply(  # type: ignore[no-untyped-call]
+                parameters, features[i], context, images, corners[i], noises[i], layers, self.config, CENTRE_RANGE
+            )  # fmt: skip
+            cells.append(of_front)
+            contexts.append(context)
+        fields = torch.cat(cells, 1).index_select(1, self.place)
+        context = torch.cat(contexts, 1).index_select(1, self.place)
+        return GridCells(*fields.split(front.cell_widths(self.config.what_dim), -1), context)
 
     def cell_features(self, images: Tensor) -> Tensor:
         """The backbone's part of the first layers of box, depth and presence network: [n, cells, 3 hidden]."""
@@ -372,3 +413,9 @@ class Spair(Detector):
 def deviation(raw: Tensor) -> Tensor:
     """A standard deviation in 0..2 from a network's output; the original's function."""
     return 2 * torch.sigmoid(raw.clamp(-10, 10))
+
+
+def two_layers(net: nn.Sequential) -> tuple[front.Layer, front.Layer]:
+    """The linear layers of a perceptron with one hidden layer."""
+    first, second = (layer for layer in net if isinstance(layer, nn.Linear))
+    return front.Layer(first), front.Layer(second)
