@@ -516,8 +516,9 @@ def test_a_store_that_is_written_and_removed_from_is_read_meanwhile(store: Store
         thread.join()
 
 
-@pytest.mark.parametrize("words", [["run", "--models", "gmair", "--data", "multimnist", "--out"], ["report", "--out"],
-                                   ["rescore"], ["rm", "x", "--yes", "--out"]], ids=lambda w: w[0])  # fmt: skip
+@pytest.mark.parametrize("words", [
+    pytest.param(["run", "--models", "gmair", "--data", "multimnist", "--out"], marks=pytest.mark.slow),
+    ["report", "--out"], ["rescore"], ["rm", "x", "--yes", "--out"]], ids=lambda w: w[0])  # fmt: skip
 @pytest.mark.parametrize("path", ["x" * 300, "y/" * 3000])
 def test_a_path_that_is_too_long_is_one_line(words: list[str], path: str) -> None:
     ran = objbench(*words, path)
