@@ -51,10 +51,10 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         ) from None
     if recorded.status != "done":
         raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; there is nothing to verify")
-    require_plugins(registry, old.key, old.training)
+    require_plugins(registry, old)
     new = as_it_is_now(registry, old)
     check_data_of(registry, [new])
-    warn_of_changed_code(registry, old.key, old.training)  # before it trains for minutes
+    warn_of_changed_code(registry, old)  # before it trains for minutes
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(to or scratch)
         if to and Path(to).resolve() == Path(directory).resolve():
