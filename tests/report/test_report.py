@@ -280,7 +280,7 @@ def test_an_option_that_is_not_the_protocols_own_is_named_alone_and_in_every_for
     gmm = {"name": "gmm", "config": {"components": 3}}
     table = table_of(registry, known(0, {"steps": 200, "layers": [8]}, {"size": 32}, gmm), paper=paper)
     written = FORMATS[form](table)
-    for option in ("steps=200", "layers=8", "size=32", "gmm.components=3"):
+    for option in ("steps=200", "layers=8", "size=32", "gmm.clusters=3"):
         assert option in written
     for own in ("lr=", "gmm.seed"):
         assert own not in written
