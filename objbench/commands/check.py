@@ -24,8 +24,8 @@ from objbench.plugins import load_plugins
 def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tuple[str, ...]) -> None:
     """Check that a plugin keeps its contract, before the first long run.
 
-    NAME is a model, data set or metric; FILE a plugin in one file, PACKAGE an installed one: all that they
-    register is checked. Models are tried on simple scenes, with their `demo` settings. Exit code 0: all
+    NAME is a model, data set, metric or clusterer; FILE a plugin in one file, PACKAGE an installed one: all that they
+    register is checked. Models and clusterers are tried on simple scenes, with their `demo` settings. Exit code 0: all
     passed, 1: something failed.
     """
     overrides = parse_overrides(options)

@@ -39,7 +39,7 @@ class Check:
 
 
 class Subject(Protocol):
-    """One registered model, data set or metric under examination."""
+    """One registered model, data set, metric or clusterer under examination."""
 
     kind: str
     name: str
