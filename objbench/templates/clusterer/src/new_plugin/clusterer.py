@@ -50,7 +50,7 @@ class NewPlugin(Clusterer):
         centres.copy_(pixels[torch.randperm(len(pixels))[: self.config.clusters]])
         for _ in range(self.config.rounds):
             nearest = self.assign(objects)
-            for c in nearest.unique():
+            for c in set(nearest.tolist()):
                 centres[c] = pixels[nearest == c].mean(0)
 
     def assign(self, objects: Objects) -> Tensor:
