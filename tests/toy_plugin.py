@@ -273,7 +273,7 @@ class Shades(Clusterer):
             case "forget":
                 self.secret = 1.0
             case "grow":
-                self.low = self.low.repeat(3)
+                self.register_buffer("more", torch.ones(3))
             case "generators":
                 torch.manual_seed(1)
                 torch.set_num_threads(2)

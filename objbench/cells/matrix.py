@@ -71,9 +71,9 @@ def entries(registry: Registry, words: Iterable[str]) -> list[Entry]:
                 f"--models {word}: a detector takes one clusterer; write {both} for several rows"
             )
         spec = registry.model(model)
-        entry = Entry(model, clusterer or (OWN if spec.clusters else USUAL))
-        if entry.clusterer != OWN:
-            registry.clusterer(entry.clusterer)
+        if clusterer or not spec.clusters:
+            clusterer = registry.clusterer(clusterer or USUAL).name
+        entry = Entry(model, clusterer or OWN)
         if entry in found:
             words_ = " and ".join(f"'{w}'" for w in dict.fromkeys((found[entry], word)))
             raise UsageError(f"--models names the same thing twice, as {words_}; name it once")
