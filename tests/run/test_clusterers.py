@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,12 +139,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture
+def mine(store: Path, tmp_path: Path) -> Path:
+    """A copy of the store, to add cells to."""
+    return Path(shutil.copytree(store, tmp_path / "mine"))
+
+
 def folder_of(store: Path, model: str, *options: str) -> Path:
-    return (
-        Store(store).folder(toy_cell(model, "toy.steps=40", *options).key)
-        if model.startswith("toy+")
-        else (Store(store).folder(toy_cell(model, "toy-plain.steps=40", *options).key))
-    )
+    """Where a cell lies: "toy+shades", with these options of its clusterer."""
+    return Store(store).folder(toy_cell(model, f"{model.partition('+')[0]}.steps=40", *options).key)
 
 
 def test_all_clusterers_of_a_training_share_it(store: Path) -> None:
@@ -165,10 +169,10 @@ def test_changing_an_option_of_a_clusterer_runs_it_alone(store: Path) -> None:
     assert plan[1].endswith("toy+shades-by-label on squares, seed 0: done")
 
 
-def test_a_clusterer_replaces_the_clusters_of_the_detector(store: Path) -> None:
+def test_a_clusterer_replaces_the_clusters_of_the_detector(mine: Path) -> None:
     cell = toy_cell("toy+shades", "toy.steps=40", "shades.clusters=5")
-    assert run_here(store, cell).status == "done"
-    folder = Store(store).folder(cell.key)
+    assert run_here(mine, cell).status == "done"
+    folder = Store(mine).folder(cell.key)
     clusters = load_tensors(folder / "clusters.safetensors")["clusters"]
     assert torch.equal(load_detections(folder).clusters, clusters)
     own = load_found(folder.parent).clusters
@@ -184,17 +188,18 @@ def test_a_clusterer_replaces_the_clusters_of_the_detector(store: Path) -> None:
 
 
 def test_the_table_names_clusterers_and_says_what_they_replace(store: Path) -> None:
-    ran = objbench("report", "--plugin", TOY, "--out", str(store), "--long")
-    rows = [line.split("  ")[0] for line in ran.out.splitlines()[3:9]]
-    assert rows == [
+    ran = objbench("report", "--plugin", TOY, "--out", str(store), "--long", "--format", "json")
+    table = json.loads(ran.out)
+    assert [row["model_label"] for row in table["rows"]] == [
         "toy",
-        "toy + Shades",
+        "toy + Shades [shades.clusters=2]",
         "toy + shades-by-label (oracle)",
         "toy-plain + GMM",
-        "toy-plain + Shades",
+        "toy-plain + Shades [shades.clusters=2]",
         "toy-plain + shades-by-label (oracle)",
-    ] or rows[1].startswith("toy + Shades"), ran.out
-    notes = " ".join(ran.out.split())
+    ]
+    assert [row["clusters"] for row in table["rows"]] == [None, 2, 10, 10, 2, 10]
+    notes = " ".join(table["notes"])
     assert "toy + Shades: replaces toy's own clusters." in notes
     assert "toy-plain + Shades: replaces" not in notes
     assert "its clusterer was fitted with the true labels" in notes
@@ -293,20 +298,18 @@ def test_removing_a_cell_keeps_its_training(tmp_path: Path) -> None:
         (["shades.trouble=grow"], "the saved state of 'shades' does not fit the plugin"),
     ],
 )
-def test_a_clusterer_that_goes_wrong_fails_its_cell_alone(
-    options: list[str], says: str, store: Path, tmp_path: Path
-) -> None:
+def test_a_clusterer_that_goes_wrong_fails_its_cell_alone(options: list[str], says: str, mine: Path) -> None:
     cell = toy_cell("toy+shades", "toy.steps=40", *options)
-    result = run_here(store, cell)
+    result = run_here(mine, cell)
     assert result.status == "failed"
     assert says in result.error
     assert "\n" not in result.error
-    assert read_trained(Store(store).folder(cell.training.key)).position.step == 40
-    assert not (Store(store).folder(cell.key) / "clusters.safetensors").exists()
+    assert read_trained(Store(mine).folder(cell.training.key)).position.step == 40
+    assert not (Store(mine).folder(cell.key) / "clusters.safetensors").exists()
 
 
-def test_memory_that_runs_out_is_said(store: Path) -> None:
-    result = run_here(store, toy_cell("toy+shades", "toy.steps=40", "shades.trouble=allocate"))
+def test_memory_that_runs_out_is_said(mine: Path) -> None:
+    result = run_here(mine, toy_cell("toy+shades", "toy.steps=40", "shades.trouble=allocate"))
     assert result.status == "out of memory"
 
 
@@ -325,15 +328,15 @@ def test_what_latents_that_are_missing_are_said_before_training(tmp_path: Path) 
     assert not (Store(tmp_path).folder(cell.training.key) / "trained.json").exists()
 
 
-def test_what_latents_that_are_missing_are_said_of_a_finished_training(store: Path) -> None:
-    result = run_here(store, toy_cell("toy+gmm", "toy.steps=40"))
+def test_what_latents_that_are_missing_are_said_of_a_finished_training(mine: Path) -> None:
+    result = run_here(mine, toy_cell("toy+gmm", "toy.steps=40"))
     assert "'gmm' clusters what-latents, and 'toy' gives none; choose a clusterer" in result.error
 
 
-def test_a_clusterer_whose_code_changed_since_it_was_planned_does_not_run(store: Path) -> None:
+def test_a_clusterer_whose_code_changed_since_it_was_planned_does_not_run(mine: Path) -> None:
     cell = toy_cell("toy+shades", "toy.steps=40", "shades.clusters=7")
     old = Cell(cell.training, cell.clusterer | {"code": "0" * 16}, cell.about)
-    result = run_here(store, old)
+    result = run_here(mine, old)
     assert "the source of 'shades' changed since this run was planned" in result.error
 
 
@@ -366,7 +369,7 @@ def test_force_runs_a_training_once_for_all_its_clusterers(tmp_path: Path) -> No
     assert len(list(tmp_path.glob("cells/*.old-*"))) == 1
 
 
-def test_cells_of_an_earlier_version_are_refused_in_one_line(store: Path, tmp_path: Path) -> None:
+def test_cells_of_an_earlier_version_are_refused_in_one_line(mine: Path, tmp_path: Path) -> None:
     """The mixture had other options then, and its state other tensors."""
     now = toy_cell("toy-plain", "toy-plain.steps=40")
     config = {
@@ -381,22 +384,22 @@ def test_cells_of_an_earlier_version_are_refused_in_one_line(store: Path, tmp_pa
     from objbench.cells.identity import write_cell
     from objbench.cells.store import write_record
 
-    folder = Store(store).folder(then.key)
+    folder = Store(mine).folder(then.key)
     folder.mkdir()
     write_cell(folder, then)
-    record, _ = read_record(Store(store).folder(now.key))
+    record, _ = read_record(Store(mine).folder(now.key))
     old = then.result("done", metrics=record.metrics, provenance=dict(record.provenance))
     write_record(folder, old)
     (tmp_path / "images").mkdir()
-    ran = refused(store, then, tmp_path)
+    ran = refused(mine, then, tmp_path)
     assert "run it again" in ran.err
-    ran = objbench("report", "--plugin", TOY, "--out", str(store))
+    ran = objbench("report", "--plugin", TOY, "--out", str(mine))
     assert ran.code == 0
     assert "gmm.components=10" in ran.out
-    ran = objbench("verify", str(store), "--cell", then.key, "--plugin", TOY)
+    ran = objbench("verify", str(mine), "--cell", then.key, "--plugin", TOY)
     assert ran.code == 2
     assert "was clustered by another version of 'gmm'" in ran.err
-    assert objbench("rm", then.key, "--out", str(store), "--yes").code == 0
+    assert objbench("rm", then.key, "--out", str(mine), "--yes").code == 0
 
 
 def refused(store: Path, cell: Cell, folder: Path) -> Ran:
