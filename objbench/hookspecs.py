@@ -123,6 +123,11 @@ class MetricSpec:
 
     Higher must be better. A heading with "%" shows fractions as percent.
     """
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Value -> column heading: further values, which `report --more` shows after the columns. Lower may be better."""
+    meaningful: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Column -> (another of the metric's values, its least): below that, tables print the column's figure in round
+    brackets and say that it is not meaningful."""
     healthy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Value -> (lowest, highest) of a successful run; a run outside this range is counted as collapsed."""
     weighted: str = ""

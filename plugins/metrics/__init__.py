@@ -5,7 +5,7 @@ from objbench import MetricSpec, hookimpl
 
 @hookimpl
 def objbench_metrics() -> list[MetricSpec]:
-    """Localisation, clustering and counting; the first two are the columns of the paper's Table 2."""
+    """Metrics of localisation, clustering and counting; the first two give the columns of the paper's Table 2."""
     return [
         MetricSpec(
             name="ap50",
@@ -20,20 +20,32 @@ def objbench_metrics() -> list[MetricSpec]:
             summary="clusters against classes over correct boxes: ACC (one-to-one, many-to-one), NMI, usage",
             target="objbench_plugins.metrics.clustering:clustering",
             weighted="objbench_plugins.metrics.clustering:weighted",
-            version=2,
+            version=3,
             columns={"acc": "ACC (%)", "nmi": "NMI (%)"},
+            more={"acc_all": "ACC of all objects (%)", "acc_many_to_one": "ACC many to one (%)"},
+            meaningful={"acc": ("objects_found", 0.5), "nmi": ("objects_found", 0.5)},
             healthy={"largest_cluster": (0.0, 0.9)},
         ),
         MetricSpec(
             name="count_error",
-            summary="mean absolute error of the number of objects an image, counting scores >= 0.5",
+            summary="number of objects an image, counting scores >= 0.5, and its mean absolute error",
             target="objbench_plugins.metrics.detection:count_error",
+            version=2,
+            more={"count_error": "Count error", "count": "Count"},
         ),
         MetricSpec(
             name="coco_ap",
             summary="COCO's AP at IoU .50:.05:.95, AP at .75 and AR; class-agnostic, of all boxes, crowds left out",
             target="objbench_plugins.metrics.detection:coco_ap",
             version=2,
+            more={"coco_ap": "COCO AP (%)"},
+        ),
+        MetricSpec(
+            name="f1",
+            summary="precision, recall and F1 of the boxes with scores >= 0.5, at IoU > 0.5",
+            target="objbench_plugins.metrics.detection:f1",
+            weighted="objbench_plugins.metrics.detection:f1_weighted",
+            more={"f1": "F1 (%)"},
         ),
         MetricSpec(
             name="ap50_gmair",

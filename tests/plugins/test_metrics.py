@@ -31,10 +31,10 @@ from objbench.metric import Detections, GroundTruth
 from objbench.plugins import load_target
 from objbench_plugins.metrics import objbench_metrics
 from objbench_plugins.metrics.clustering import clustering
-from objbench_plugins.metrics.detection import ap50, ap50_gmair, coco_ap, count_error
+from objbench_plugins.metrics.detection import ap50, ap50_gmair, coco_ap, count_error, f1
 
 SEEDS = st.integers(0, 2**32 - 1)
-METRICS = (ap50, clustering, count_error, ap50_gmair, coco_ap)
+METRICS = (ap50, clustering, count_error, ap50_gmair, coco_ap, f1)
 
 
 def scene(*boxes: tuple[float, ...], labels: list[int] | None = None) -> GroundTruth:
@@ -177,22 +177,32 @@ def loop_ap50_gmair(detections: Detections, truth: GroundTruth) -> float:
 
 
 def loop_clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    pairs, objects = [], set()
-    for (iou, j), score, cluster in zip(
-        loop_best(detections, truth), detections.scores.tolist(), detections.clusters.tolist(), strict=True
+    pairs, objects = [], {}
+    for (iou, j), score, box, cluster in zip(
+        loop_best(detections, truth),
+        detections.scores.tolist(),
+        detections.boxes.tolist(),
+        detections.clusters.tolist(),
+        strict=True,
     ):
         if score >= 0.5 and iou > 0.5:
             pairs.append((int(truth.labels[j]), cluster))
-            objects.add(j)
+            claim = (-score, -iou, box, cluster)
+            objects[j] = min(claim, objects.get(j, claim))
+    represented = [(int(truth.labels[j]), claim[-1]) for j, claim in objects.items()]
     clusters = [p for _, p in pairs]
-    one_to_one = max(  # every way to name the clusters 0..3 after the classes 0..3
-        sum(names[cluster] == label for label, cluster in pairs) for names in itertools.permutations(range(4))
-    )
+
+    def one_to_one(pairs: list[tuple[int, int]]) -> int:
+        """Of every way to name the clusters 0..3 after the classes 0..3, the best."""
+        ways = itertools.permutations(range(4))
+        return max(sum(names[cluster] == label for label, cluster in pairs) for names in ways)
+
     majorities = [max(pairs.count((label, c)) for label in range(4)) for c in set(clusters)]
     shares = [clusters.count(c) / len(pairs) for c in set(clusters)]
     trivial = len(set(pairs)) == 1
     return {
-        "acc": one_to_one / len(pairs),
+        "acc": one_to_one(pairs) / len(pairs),
+        "acc_all": one_to_one(represented) / len(truth.labels),
         "acc_many_to_one": sum(majorities) / len(pairs),
         "nmi": 0.0 if trivial else normalized_mutual_info_score([g for g, _ in pairs], clusters),
         "clusters_used": math.exp(-sum(s * math.log(s) for s in shares)),
@@ -228,7 +238,10 @@ def test_equal_to_plain_loops(seed: int) -> None:
         abs(int(((detections.image == i) & (detections.scores >= 0.5)).sum()) - int((truth.image == i).sum()))
         for i in range(truth.images)
     ]
-    assert count_error(detections, truth)["count_error"] == pytest.approx(np.mean(counts))
+    expected_error = np.mean(counts) if len(truth.labels) else math.nan
+    counted = count_error(detections, truth)
+    assert counted["count_error"] == pytest.approx(expected_error, nan_ok=True)
+    assert counted["count"] == pytest.approx(int((detections.scores >= 0.5).sum()) / truth.images)
     if any(iou > 0.5 and s >= 0.5 for (iou, _), s in zip(expected, detections.scores.tolist(), strict=True)):
         assert clustering(detections, truth) == pytest.approx(loop_clustering(detections, truth), abs=1e-9)
 
@@ -262,7 +275,7 @@ def test_no_order_matters(seed: int) -> None:
 @given(SEEDS)
 def test_ranges_and_bounds(seed: int) -> None:
     values = everything(*crowded(seed))
-    for name in values.keys() - {"count_error", "clusters_used"}:
+    for name in values.keys() - {"count_error", "count", "clusters_used"}:
         assert math.isnan(values[name]) or 0 <= values[name] <= 1, name
     if not math.isnan(values["acc"]):
         assert values["acc"] <= values["acc_many_to_one"]
@@ -334,7 +347,7 @@ def test_nothing_found_cannot_look_good() -> None:
 def test_undefined_without_objects() -> None:
     empty = found([(0.0, 0.0, 4.0, 4.0)], [0.9])
     values = everything(empty, scene())
-    assert values.pop("count_error") == 1
+    assert values.pop("count") == 1
     assert all(map(math.isnan, values.values()))
     no_images = Detections(0, torch.zeros(0).long(), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
     assert all(map(math.isnan, everything(no_images, GroundTruth.of([], [])).values()))
@@ -436,6 +449,32 @@ def test_clustering_by_hand() -> None:
     assert split["acc"] == pytest.approx(3 / 6)
     assert split["acc_many_to_one"] == 1
     assert split["clusters_used"] == pytest.approx(6)
+
+
+def test_acc_of_all_objects_counts_what_is_missed() -> None:
+    """Four objects, three found, one of them twice: the box of the higher score speaks for it."""
+    boxes = [
+        (0.0, 0.0, 10.0, 10.0),
+        (20.0, 0.0, 30.0, 10.0),
+        (40.0, 0.0, 50.0, 10.0),
+        (60.0, 0.0, 70.0, 10.0),
+    ]
+    truth = scene(*boxes, labels=[0, 0, 1, 1])
+    seen = [boxes[0], boxes[1], boxes[2], (40.0, 0.0, 50.0, 11.0)]
+    for scores, right in (([0.9, 0.9, 0.8, 0.7], 3), ([0.9, 0.9, 0.7, 0.8], 2)):
+        values = clustering(found(seen, scores, [3, 3, 5, 3]), truth)
+        assert values["acc_all"] == right / 4
+        assert values["objects_found"] == 3 / 4
+        assert values["acc"] == 3 / 4
+
+
+def test_f1_by_hand() -> None:
+    """Three objects; one found, one found twice, one missed, a box on nothing, and one that does not count."""
+    boxes = [(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0)]
+    seen = [boxes[0], boxes[1], (20.0, 0.0, 30.0, 11.0), (60.0, 0.0, 70.0, 10.0), boxes[2]]
+    values = f1(found(seen, [0.9, 0.9, 0.8, 0.5, 0.49]), scene(*boxes))
+    assert values == pytest.approx({"precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7})
+    assert f1(found([], []), scene(*boxes)) == {"f1": 0.0, "precision": 0.0, "recall": 0.0}
 
 
 def test_which_boxes_are_clustered() -> None:

@@ -578,10 +578,14 @@ def test_room_is_counted_exactly():
         make(height=64, width=64, min_distance=12, max_digits=26)
 
 
-def test_only_the_paper_protocol_needs_more_than_is_embedded():
+def test_settings_of_the_protocols():
+    """demo is the same everywhere; in small digits overlap as in the paper, and MNIST is used where it is fetched."""
     assert MultiMnist.settings("paper") == {}
-    for protocol in ("demo", "small"):
-        assert MultiMnist.settings(protocol)["source"] == "embedded"
+    assert MultiMnist.settings("demo")["source"] == "embedded"
+    assert MultiMnistConfig(**MultiMnist.settings("demo")).min_distance == 11
+    small = MultiMnistConfig(**MultiMnist.settings("small"))
+    assert (small.height, small.width, small.max_digits, small.min_distance) == (64, 64, 5, 0)
+    assert small.source == "auto"
 
 
 # The published HDF5 file
@@ -809,6 +813,7 @@ def test_a_pixel_that_is_not_a_number_is_found_wherever_it_is_and_its_row_named(
         check_source("multimnist", make(hdf5=path))
 
 
+@pytest.mark.slow
 def test_a_wrong_file_of_scenes_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = change_hdf5(

@@ -225,6 +225,36 @@ def test_collapsed_runs_are_counted(registry: Registry) -> None:
     assert "Collapsed: 1 of 3 runs (ap outside 0.3..1)." in table.notes
 
 
+def test_figures_that_rest_on_few_objects_stand_in_brackets_and_are_never_the_best(
+    registry: Registry,
+) -> None:
+    registry.metrics["others"] = replace(METRICS["others"], meaningful={"nmi": ("found", 0.5)})
+    few = [replace(r, metrics=r.metrics | {"found": 0.4 + r.seed / 5}) for r in three(0.9, 0.8)]
+    table = build(few, registry)
+    assert lines(table)[0][3] == "(42.5 ± 3.54)"
+    assert table.frame["nmi_doubtful"].tolist() == [1]
+    assert (
+        "(In brackets): NMI (%) of a row with a run whose found is under 0.5; not meaningful." in table.notes
+    )
+    enough = [replace(r, metrics=r.metrics | {"found": 0.5}) for r in three(0.9, 0.8)]
+    table = build(enough, registry)
+    assert lines(table)[0][3] == "42.5 ± 3.54"
+    assert not any("In brackets)" in note for note in table.notes)
+    best = Comparison(100, [{}], [{"ap", "nmi"}], [])
+    assert build(enough, registry, comparison=best).frame["nmi_best"].tolist() == [True]
+    assert build(few, registry, comparison=best).frame["nmi_best"].tolist() == [False]
+
+
+def test_further_columns_are_one_flag_away(registry: Registry) -> None:
+    registry.metrics["counts"] = MetricSpec(
+        "counts", "", "", more={"count_error": "Count error", "ap": "again"}
+    )
+    assert list(tables.columns_of(registry)) == ["ap", "nmi", "nats"]
+    assert tables.columns_of(registry, more=True) == tables.columns_of(registry) | {
+        "count_error": "Count error"
+    }
+
+
 def test_a_run_has_collapsed_when_it_finds_little_or_puts_nearly_all_in_one_cluster() -> None:
     """By the metrics as they are registered; what is at the limit has not, and both at once is one run."""
     figures = [(0.29, 0.5), (0.30, 0.90), (0.99, 0.91), (0.1, 1.0), (0.99, math.nan)]
@@ -677,6 +707,16 @@ def test_the_command_prints_every_format(out: Path) -> None:
     assert [(r["model"], r["done"]) for r in rows] == [("gmair", 2), ("other", 2)]
 
 
+def test_more_columns_are_printed(out: Path) -> None:
+    headings = ["COCO AP (%)", "Count error", "F1 (%)", "ACC of all objects (%)"]
+    plain, more = (
+        run("--out", str(out), "--format", "csv")[0],
+        run("--out", str(out), "--more", "--format", "md")[0],
+    )
+    assert all(heading in more for heading in headings)
+    assert "coco_ap" not in plain
+
+
 def test_intervals_set_the_better_model_in_bold(out: Path) -> None:
     printed, progress = run("--out", str(out), "--format", "json", "--intervals", "--resamples", "100")
     table = json.loads(printed)
@@ -700,6 +740,7 @@ def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
     assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
 
 
+@pytest.mark.slow
 def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
     folder = folder_of(out, "gmair", 0)
     result, _ = read_record(folder)
@@ -819,7 +860,7 @@ def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_re
     assert json.loads(printed)["rows"][0]["done"] == 1
     assert (
         f"warning: cell {folder.parent.name}/{folder.name} is left out: record.json was edited: its ap50 is "
-        "0.9900, its detections score 0.8100"
+        "0.9900, but its detections give 0.8100"
     ) in complaints
 
 
@@ -849,9 +890,7 @@ def test_a_metric_edited_without_a_new_version_is_reported_as_that(out: Path) ->
     with pytest.raises(Damaged, match=r"record\.json was edited: its ap50 is 0\.9900"):
         check_figures(load_plugins(), result)
     result.provenance["metric_code"]["ap50"] = "0" * 16
-    with pytest.raises(
-        Damaged, match=r"metric 'ap50' as it is now, whose code was changed without a new version"
-    ):
+    with pytest.raises(Damaged, match=r"code of the metric 'ap50', which was changed without a new version"):
         check_figures(load_plugins(), result)
 
 
@@ -959,6 +998,7 @@ def test_a_stdout_that_cannot_be_written_is_one_line_and_exit_code_74(
     assert (ran.returncode, ran.stderr) == (74, f"objbench: cannot write the output: {says}\n")
 
 
+@pytest.mark.slow
 def test_nowhere_to_print_is_no_traceback_and_no_other_code(out: Path) -> None:
     for to in (">&- 2>&-", ">/dev/full 2>/dev/full"):
         assert shell(f"objbench report --out {out} {to}").returncode == 74
@@ -977,6 +1017,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_a_report_goes_to_stdout_by_its_path(out: Path) -> None:
     said = run("--out", str(out), "--format", "md")[0]
     target = out / "appended.md"
