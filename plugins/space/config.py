@@ -106,6 +106,10 @@ class SpaceConfig(DetectorConfig):
         0.2, "cut boxes to glimpse pixels at least this bright, as GMAIR does; 0 does not cut", low=0
     )
 
+    trim_hidden: bool = option(
+        False, "cut boxes also to where the object, not one in front of it or beside it, makes the picture"
+    )
+
     def __post_init__(self) -> None:
         if self.cell_size not in (8, 16, 32):
             raise ValueError(f"cell_size={self.cell_size} is not 8, 16 or 32")
