@@ -36,7 +36,7 @@ def objbench_models() -> list[ModelSpec]:
                     "at first; the backbone's layers and padding are those of the port."
                 ),
                 "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,200 steps (1,700 on fruit) {small}",
-                "small": f"Scenes of 64x64 with 1 to 5 digits; 6,000 steps {small}",
+                "small": f"Scenes of 64x64 with 1 to 5 digits; 9,000 steps {small}",
                 "paper": (
                     "Settings are those of the original code, but what-latents of 256 (originally 50) and an "
                     "anchor of 72 (48), as GMAIR's comparison says (its Appendix B.1). That comparison ran "

@@ -84,6 +84,7 @@ class SpairConfig(DetectorConfig):
 SMALL: dict[str, Any] = {
     "batch_size": 32,
     "lr": 1e-3,
+    "lr_end": 0.1,
     "what_dim": 32,
     "anchor": 36.0,
     "glimpse": 16,
@@ -113,7 +114,6 @@ FRUITS: dict[str, Any] = {
     # Eight images hold 120 objects, and a step of 8 costs half of a step of 32.
     "batch_size": 8,
     "warmup_images": 0,
-    "lr_end": 0.1,
     # Large fruits were covered with several small boxes, and twice as many objects detected as there are (AP 0.29 after
     # 1,000 steps). A lower weight of pixels, and objects that cost 23 nats each, mended that (AP 0.51; counts 1.5 off).
     "recon": 2.0,
@@ -126,7 +126,7 @@ FRUIT_DATA = ("fruit2d", "fruit2d-sim")
 
 SETTINGS: Settings = {
     ("demo", "*"): {**SMALL, "steps": 1_200},
-    ("small", "*"): {**SMALL, "steps": 6_000},
+    ("small", "*"): {**SMALL, "steps": 9_000},
     # The official Fruit2D has up to 36 objects too.
     **{("demo", data): {**FRUITS, "steps": 1_700} for data in FRUIT_DATA},
     **{("small", data): FRUITS for data in FRUIT_DATA},

@@ -411,7 +411,7 @@ class Spair(Detector):
 
 
 def deviation(raw: Tensor) -> Tensor:
-    """A standard deviation in 0..2 from a network's output; the original's function."""
+    """A standard deviation in 0..2 from a network's output; the port's function."""
     return 2 * torch.sigmoid(raw.clamp(-10, 10))
 
 
