@@ -11,7 +11,8 @@ def objbench_models() -> list[ModelSpec]:
         "narrow backbone; what-latents of 32; a foreground learning rate of 3e-4 (4e-4 on fruit), falling to "
         "a tenth; priors, temperature and biases of its own, so that cells start present and with sides from "
         "the prior; a prior of scale that does not fall on digits, and has five times the published deviation "
-        "on fruit; boxes of digits are cut at a brightness of 0.4; gated cells; no boundary loss on fruit."
+        "on fruit; boxes of digits are cut at a brightness of 0.4, those of fruits to where the fruit itself makes "
+        "the picture (trim_hidden); gated cells; no boundary loss on fruit."
     )
     return [
         ModelSpec(

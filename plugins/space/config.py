@@ -181,6 +181,8 @@ FRUITS: dict[str, Any] = {
     "scale_end": -2.0,
     "scale_std": 0.5,
     "trim": 0.2,
+    # A box also shows the fruits that touch its own, and cut to what is bright it kept them: 13 px a side, true 10.
+    "trim_hidden": True,
     # Twice as many objects were detected as there are: so pixels count a third, and an object costs up to 23 nats.
     "fg_sigma": 0.25,
     "bg_sigma": 0.25,
