@@ -14,7 +14,8 @@ out.
 
 Not published are ways to be fast which change no value (`compose.py`, `BroadcastDecoder`); detection by the mode of
 every latent, where the published evaluation samples where; boxes cut to their bright part (`trim`), as GMAIR cuts its
-own, and if asked for to where the object makes the picture (`trim_hidden`); and options that start cells elsewhere than at zero, which the published defaults do not use.
+own, and if asked for to where the object makes the picture (`trim_hidden`); and options that start cells elsewhere
+than at zero, which the published defaults do not use.
 """
 
 from __future__ import annotations
