@@ -180,7 +180,7 @@ FRUITS: dict[str, Any] = {
     # The published means, which fall, with a larger deviation: objects of one image have many sizes.
     "scale_end": -2.0,
     "scale_std": 0.5,
-    "trim": 0.2,
+    "trim": 0.3,
     # A box also shows the fruits that touch its own, and cut to what is bright it kept them: 13 px a side, true 10.
     "trim_hidden": True,
     # Twice as many objects were detected as there are: so pixels count a third, and an object costs up to 23 nats.

@@ -11,7 +11,8 @@ def objbench_models() -> list[ModelSpec]:
         "layers of 256; no training wheels; a count prior that falls faster, and further on fruit; a "
         "learning rate of 1e-3, falling to a tenth; a reconstruction coefficient of 3 (2 on fruit) and a "
         "floor of 1e-6 under a pixel's probability; size priors of N(0, 1) on logits, as GMAIR; biases that "
-        "make cells start present and dark; gated cells; on fruit cells of 8 pixels."
+        "make cells start present and dark; gated cells; on fruit cells of 8 pixels, "
+        "and boxes cut to where the fruit itself makes the picture (trim_hidden)."
     )
     return [
         ModelSpec(
