@@ -73,6 +73,7 @@ def test_a_data_set_and_a_metric_are_ten_lines_each() -> None:
         assert not [line for line in lines if len(line) > 115]
 
 
+@pytest.mark.slow
 def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path) -> None:
     ran = objbench(
         "run", "--plugin", str(blobs), "--models", "blobs", "--data", "multimnist", "--out", str(tmp_path / "runs"),
@@ -85,11 +86,13 @@ def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path)
     assert row["metrics"]["nmi"] > 0.1
 
 
+@pytest.mark.slow
 def test_the_twenty_lines_pass_the_kit(blobs: Path) -> None:
     ran = objbench("check", str(blobs), "-o", "blobs.lr=0.003")
     assert ran.code == 0, ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["options", "fitted", "one-square", "boxes"])
 def test_the_other_plugins_of_the_guide_pass_the_kit(name: str, grown: Path) -> None:
     ran = objbench("check", name, "--plugin", str(grown))

@@ -189,6 +189,7 @@ def test_our_models_say_what_they_are(name: str) -> None:
         assert words in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_metrics_of_one_name_are_left_out_of_figures_and_said(tmp_path: Path) -> None:
     out = tmp_path / "runs"
@@ -443,6 +444,7 @@ def test_a_file_may_not_take_a_name_that_is_taken(tmp_path: Path) -> None:
     sys.modules.pop("takes_a_name")
 
 
+@pytest.mark.slow
 def test_a_model_whose_class_does_not_load_is_reported_in_one_line() -> None:
     ran = objbench("run", "--models", "prints", "--data", "squares", "--plugin", str(BROKEN / "prints.py"),
                    "--plugin", str(Path(__file__).with_name("toy_plugin.py")), "--plan")  # fmt: skip

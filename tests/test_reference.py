@@ -103,6 +103,7 @@ needs_mkdocs = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_the_site_builds_and_holds_every_public_name(tmp_path: Path) -> None:
     ran = build(ROOT / "mkdocs.yml", tmp_path)
@@ -122,6 +123,7 @@ def test_the_site_builds_and_holds_every_public_name(tmp_path: Path) -> None:
     assert "height, width: of the canvas in pixels" in page
 
 
+@pytest.mark.slow
 @needs_mkdocs
 @pytest.mark.parametrize(
     "line", ["[gone](gone.md)", "[no heading](plugins.md#no-such-heading)", "::: objbench.gone"]

@@ -26,10 +26,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from objbench.cells.files import write_file
 from objbench.cells.overrides import parse_overrides
 from objbench.cells.sweeps import split
 from objbench.errors import UsageError, unknown
+from objbench.writing import write_file
 
 OPTIONS = "options"
 """The table of plugins' options."""

@@ -1,4 +1,4 @@
-"""`objbench show`: the pictures of a finished cell."""
+"""`objbench show`: draws the pictures of a finished cell."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from objbench.plugins import load_plugins
 @out_option
 @plugin_option
 def show(cell: str, out: str, plugin_files: tuple[str, ...]) -> None:
-    """Write the pictures of a finished cell, and say where.
+    """Draw the pictures of a finished cell, and print their paths.
 
-    CELL is the beginning of its key, or its directory. Drawn is what was recorded: neither the detector's plugin nor
-    its weights are needed.
+    CELL is the beginning of its key, or its directory. The pictures are drawn from the cell's files; neither the
+    detector's plugin nor its weights are needed.
     """
     folder = find_cell(cell, out)
     registry = load_plugins(plugin_files)

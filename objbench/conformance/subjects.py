@@ -1,4 +1,4 @@
-"""From what a user names to the plugins it means."""
+"""Finds the plugins that a name, file or package stands for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ OF_MODELS = [*models.CHECKS, *training.CHECKS, *detections.CHECKS, *devices.CHEC
 
 
 def find_subjects(registry: Registry, what: str, overrides: Overrides | None = None) -> list[Subject]:
-    """What `what` means: a model, data set or metric, else all that a plugin file or a package registers.
+    """The model, data set or metric named `what`; else everything that the plugin file or package `what` registers.
 
-    The file must be among those that the registry was loaded with. UsageError when it means nothing, or a
-    plugin that did not load.
+    The registry must have been loaded with the file. UsageError when nothing is found, or the plugin did not load.
     """
     overrides = overrides or {}
     path = str(Path(what).resolve())

@@ -42,8 +42,9 @@ class Results:
         rows = [_cell_row(r, self._cells[r.cell], row_of[r.cell]) for r in self._results]
         frame = pd.DataFrame(rows).sort_values("row", kind="stable", ignore_index=True)
         place = {"model": 1, "data": 2, "clusterer": 3, "package": 4}
-        names = map(str, frame)
-        return frame[sorted(names, key=lambda n: place[n.partition(".")[0]] if "." in n else 0)]
+        names = [str(name) for name in frame]
+        in_order = sorted(names, key=lambda n: place[n.partition(".")[0]] if "." in n else 0)
+        return frame[in_order]
 
     @functools.cached_property
     def objects(self) -> pd.DataFrame:

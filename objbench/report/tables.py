@@ -1,6 +1,6 @@
-"""The paper's Table 2 from finished cells, as numbers: who is in a row, and what the row says.
+"""The table of finished cells, as numbers, in the form of the paper's Table 2.
 
-A row is every seed of one (protocol, data, model, configuration). `objbench.report.text` writes it down.
+A row contains all seeds of one (protocol, data, model, configuration). `objbench.report.text` writes it as text.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as numbers, and what to say of them."""
+    """Rows as numbers, with notes."""
 
     frame: pd.DataFrame
-    """A line a row. For each column `c`: `c` (mean over seeds), `c_std`, `c_n`; where rows were compared
-    `c_low` and `c_high` (95 % interval), `c_best`; `c_doubtful`, the seeds whose figure is not meaningful, if the
-    metric says when that is so; where some are published `c_paper`, `c_paper_std`,
+    """One line per row. For each column `c`: `c` (mean over seeds), `c_std`, `c_n`; if rows were compared, also
+    `c_low` and `c_high` (95 % interval) and `c_best`; if the metric's spec says when `c` is meaningful, also
+    `c_doubtful` (seeds for which it is not); if there are published figures, also `c_paper`, `c_paper_std`,
     `c_difference`."""
     pairs: pd.DataFrame
-    """A line for each pair of rows that were compared: for each column `c` the mean difference `c`, and its
-    95 % interval `c_low`, `c_high`."""
+    """One line per pair of compared rows: for each column `c` the mean difference `c` and its 95 % interval
+    `c_low`, `c_high`."""
     columns: Mapping[str, str]
-    """Metric value -> heading. Where the heading says "%", fractions are written as percent."""
+    """Metric value -> heading. If the heading contains "%", fractions are written as percent."""
     notes: Sequence[str]
-    """What a reader must know, one line each."""
+    """Notes for readers, one line each."""
 
 
 def columns_of(
@@ -49,16 +49,17 @@ def columns_of(
     results: Iterable[CellResult] = (),
     more: bool = False,
 ) -> dict[str, str]:
-    """Metric value -> heading: what metrics make columns of, also those that no plugin registers any more but of which
-    these results have figures; and what else was published, in its order. more: also what their specs list as `more`,
-    at the end."""
+    """Metric value -> heading: the columns of all registered metrics, and of metrics that are no longer registered but
+    have figures in these results; then other published values, in the order of their publication.
+
+    more: also the values that the metrics' specs list as `more`, at the end."""
     headings = {value: h for spec in registry.metrics.values() for value, h in spec.columns.items()}
     for result in results:
         for metric, columns in result.provenance.get("metric_columns", {}).items():
             if registry.is_gone("metric", metric):
                 headings |= {value: h for value, h in columns.items() if value not in headings}
     order = list(headings)
-    for row in sorted(published, key=lambda p: -len(p.values)):  # the fullest row knows the order best
+    for row in sorted(published, key=lambda p: -len(p.values)):  # the row with most values gives the order
         values = list(row.values)
         for value, following in zip(values, [*values[1:], None], strict=True):
             if value not in headings:
@@ -77,8 +78,8 @@ def build(
     comparison: Comparison | None = None,
     long: bool = False,
 ) -> Table:
-    """The table of `rows_of`. comparison: what `statistics.compare` says of these very rows. long: whether notes say of
-    each model what its spec does: paper, code, differences, what it knows beforehand."""
+    """The table of the rows from `rows_of`. comparison: the result of `statistics.compare` for the same rows.
+    long: add notes with each model's spec: paper, code, differences, prior knowledge."""
     import pandas as pd
 
     healthy = {k: v for spec in registry.metrics.values() for k, v in spec.healthy.items()}
@@ -96,7 +97,7 @@ def build(
                 record[f"{name}_doubtful"] = sum(r.metrics.get(other, math.nan) < least for r in row.done)
             if comparison is not None:
                 low, high = comparison.intervals[i].get(name, (math.nan, math.nan))
-                if "%" in heading:  # Student's t knows no bounds; a share does
+                if "%" in heading:  # Student's t distribution has no bounds, but a share is in 0..1
                     low, high = max(low, 0.0), min(high, 1.0)
                 record |= {
                     f"{name}_low": low,
@@ -124,7 +125,7 @@ def build(
 
 
 def _words(row: Row, registry: Registry) -> dict[str, Any]:
-    """What a row is, and how its seeds ended."""
+    """The texts of a row: model, data, options, and how its seeds ended."""
     p = row.published
     quoted = {"paper": p.source if p else "", "paper_data_label": (p.data_label or p.data) if p else ""}
     if p and not row.results:
@@ -176,9 +177,9 @@ def _with_options(label: str, options: Sequence[str]) -> str:
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample standard deviation (n - 1) over the seeds that have the figure; NaN where too few.
+    """Mean and sample standard deviation (n - 1) over the seeds that have this value; NaN when there are too few.
 
-    A value that is not finite is none.
+    Values that are not finite are left out.
     """
     known = [v for v in values if math.isfinite(v)]
     return {
@@ -189,7 +190,7 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _has_collapsed(result: CellResult, healthy: Mapping[str, tuple[float, float]]) -> bool:
-    """Whether a figure lies outside what a sound run gives; one that is not defined says nothing."""
+    """True if a value is outside its healthy range; undefined values are left out."""
     known = {k: result.metrics[k] for k in healthy if not math.isnan(result.metrics.get(k, math.nan))}
     return any(not healthy[k][0] <= v <= healthy[k][1] for k, v in known.items())
 
@@ -246,7 +247,7 @@ def _doubts(
 
 
 def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
-    """What brackets mean, what is not of today, and what is gone."""
+    """Notes on brackets, on cells run with other code, and on plugins that are no longer registered."""
     ours, notes = [row for row in rows if row.results], []
     if any(row.options or row.data_options for row in ours):
         notes.append(
@@ -277,7 +278,7 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
 
 
 def spec_notes(row: Row, registry: Registry) -> list[str]:
-    """What the spec of a row's model says, a line each; a line that nothing is said where that is so."""
+    """The spec of a row's model, one line per field; one line says so if the spec has none of these fields."""
     if not row.results:
         return []
     words = words_of(row, registry)["model"]
@@ -291,7 +292,7 @@ def spec_notes(row: Row, registry: Registry) -> list[str]:
 
 
 def _mixed(row: Row, record: Mapping[str, Any]) -> str:
-    """A note on a row whose finished cells were run by different versions or on different devices; else ""."""
+    """A note if the finished cells of a row were run with different versions or on different devices; else ""."""
     found: dict[str, set[str]] = {"objbench": set(), "torch": set(), "device": set()}
     for result in row.done:
         known = result.provenance

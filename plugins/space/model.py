@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from objbench.detector import MIN_SCORE, PRESENT, Detections, Detector, other_parameters
 from objbench.errors import UsageError
-from objbench.latents import bernoulli_kl, normal_kl, normal_sample, positive, relaxed_bernoulli
+from objbench.latents import bernoulli_kl, normal_kl, normal_sample, relaxed_bernoulli
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
 from objbench.spatial import (
@@ -212,7 +212,7 @@ class Space(Detector):
         """What is switched on or off at this step."""
         c, when = self.config, step / self.config.steps
         return Phase(
-            warmup=c.gate_cells > 0 and when < c.gate_from and c.warmup_images > 0,
+            warmup=when < c.gate_from and c.warmup_images > 0,
             gated=0 < c.gate_cells < self.cells and when >= c.gate_from,
             fixed_alpha=when < c.fixed_alpha_until,
             boundary=c.boundary > 0 and c.boundary_from <= when < c.boundary_until,
@@ -265,11 +265,11 @@ class Space(Detector):
         return GridCells(
             presence_logit=PRESENCE_LIMIT * torch.tanh(presence[..., 0] + self.config.presence_bias),
             depth_mean=depth_mean[..., 0],
-            depth_std=positive(depth_std[..., 0]),
+            depth_std=losses.deviation(depth_std[..., 0]),
             scale_mean=scale_mean,
-            scale_std=positive(scale_std),
+            scale_std=losses.deviation(scale_std),
             shift_mean=shift_mean,
-            shift_std=positive(shift_std),
+            shift_std=losses.deviation(shift_std),
         )
 
     def infer_objects(
@@ -309,7 +309,7 @@ class Space(Detector):
         glimpses: [m, channels, g, g]. Decoded, logits [m, channels + 1, g, g], is the mean without `sample`.
         """
         mean, std = networks.run(self.what_encoder, glimpses, self.config.precision).chunk(2, -1)
-        std = positive(std)
+        std = losses.deviation(std)
         what = normal_sample(mean, std, sample)
         return mean, std, networks.run(self.decoder, what, self.config.precision)
 

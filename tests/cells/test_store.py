@@ -18,12 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from objbench import writing
 from objbench.cells import files as files_module
 from objbench.cells.files import (
     Damaged,
     read_json,
     verify_checksums,
-    write_file,
     write_json,
     written_beside,
 )
@@ -43,6 +43,7 @@ from objbench.errors import UsageError
 from objbench.options import build
 from objbench.score.arrays import load_tensors, save_tensors
 from objbench.score.mixture import Mixture
+from objbench.writing import write_file
 from running import objbench
 
 
@@ -293,7 +294,7 @@ def test_our_own_descriptors_are_written_where_they_stand(tmp_path: Path) -> Non
         write_file(Path(f"/dev/fd/{file.fileno()}"), b"now ")
         write_file(Path(f"/proc/self/fd/{file.fileno()}"), b"then")
     assert (tmp_path / "file").read_bytes() == b"before now then"
-    assert files_module._own_descriptor(Path("/dev/stdout")) == 1
+    assert writing._own_descriptor(Path("/dev/stdout")) == 1
 
 
 def test_a_name_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
@@ -515,8 +516,9 @@ def test_a_store_that_is_written_and_removed_from_is_read_meanwhile(store: Store
         thread.join()
 
 
-@pytest.mark.parametrize("words", [["run", "--models", "gmair", "--data", "multimnist", "--out"], ["report", "--out"],
-                                   ["rescore"], ["rm", "x", "--yes", "--out"]], ids=lambda w: w[0])  # fmt: skip
+@pytest.mark.parametrize("words", [
+    pytest.param(["run", "--models", "gmair", "--data", "multimnist", "--out"], marks=pytest.mark.slow),
+    ["report", "--out"], ["rescore"], ["rm", "x", "--yes", "--out"]], ids=lambda w: w[0])  # fmt: skip
 @pytest.mark.parametrize("path", ["x" * 300, "y/" * 3000])
 def test_a_path_that_is_too_long_is_one_line(words: list[str], path: str) -> None:
     ran = objbench(*words, path)

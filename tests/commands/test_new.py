@@ -49,6 +49,7 @@ def run_in(python: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[s
     return subprocess.run([python, "-c", code, *words], capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_it_writes_registers_and_passes_the_kit(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

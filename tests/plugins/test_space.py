@@ -336,6 +336,9 @@ def test_phases_begin_and_end_at_their_share_of_the_steps():
     assert [step for step, phase in phases.items() if phase.boundary] == [30, 31, 49]
     never = small_space(warmup_images=0, gate_cells=0, boundary=0.0, fixed_alpha_until=0.0)
     assert not any(any(never.phase(step)) for step in (0, 10, 50, 99))
+    ungated = small_space(warmup_images=1, gate_cells=0, gate_from=0.1)  # as GMAIR and SPAIR
+    assert [step for step in (0, 9, 10, 99) if ungated.phase(step).warmup] == [0, 9]
+    assert not any(ungated.phase(step).gated for step in (0, 9, 10, 99))
 
 
 def test_before_gating_a_step_uses_the_first_images_of_the_batch():
@@ -512,33 +515,51 @@ def test_settings_are_of_known_options(protocol, data):
     assert config.cell_size == 8
 
 
-@pytest.mark.parametrize(
-    ("ours", "torchs", "size"),
-    [
-        (lambda: networks.ConvTransposeNoOverlap(6, 8, 2), nn.ConvTranspose2d(6, 8, 2, 2), (3, 6, 4, 5)),
-        (
-            lambda: networks.ConvTransposeNoOverlap(6, 8, (4, 2)),
-            nn.ConvTranspose2d(6, 8, (4, 2), (4, 2)),
-            (3, 6, 1, 1),
-        ),
-        (lambda: networks.FullSizeConv(6, 8, 4), nn.Conv2d(6, 8, 4), (3, 6, 4, 4)),
-    ],
-    ids=["tiles", "oblong tiles", "whole"],
-)
-def test_layers_as_products_equal_torchs(ours, torchs, size):
-    """Values and gradients, with a nonlinearity in place after them."""
-    layer = ours()
-    layer.load_state_dict(torchs.state_dict())
+def gradients_of(net, size):
+    """Values and gradients, with a nonlinearity in place after the layer."""
+    x = torch.linspace(-1, 1, math.prod(size)).view(size).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    y = F.celu(net(x), inplace=True)
+    y.square().sum().backward()
+    return [y, x.grad, net.weight.grad, net.bias.grad]
 
-    def run(net):
-        x = torch.linspace(-1, 1, math.prod(size)).view(size).contiguous(memory_format=torch.channels_last)
-        x.requires_grad_()
-        y = F.celu(net(x), inplace=True)
-        y.square().sum().backward()
-        return [y, x.grad, net.weight.grad, net.bias.grad]
 
-    for found, expected in zip(run(layer), run(torchs), strict=True):
+def test_a_convolution_as_a_product_equals_torchs():
+    ours, torchs = networks.FullSizeConv(6, 8, 4), nn.Conv2d(6, 8, 4)
+    ours.load_state_dict(torchs.state_dict())
+    size = (3, 6, 4, 4)
+    for found, expected in zip(gradients_of(ours, size), gradients_of(torchs, size), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sub_pixel_convolution_is_a_convolution_and_pixel_shuffle():
+    """Its weights are those of the convolution, in the order of pixels of the tile, then channels."""
+    ours, conv = networks.SubPixelConv(6, 8, 2), nn.Conv2d(6, 8 * 4, 1)
+    order = torch.arange(32).view(8, 4).T.flatten()
+    with torch.no_grad():
+        ours.weight.copy_(conv.weight[order, :, 0, 0])
+        ours.bias.copy_(conv.bias[order])
+    size = (3, 6, 4, 5)
+
+    class Published(nn.Module):
+        weight, bias = property(lambda self: conv.weight), property(lambda self: conv.bias)
+
+        def forward(self, x):
+            return F.pixel_shuffle(conv(x), 2)
+
+    y, x, weight, bias = gradients_of(Published(), size)
+    expected = [y, x, weight[order, :, 0, 0], bias[order]]
+    for found, exact in zip(gradients_of(ours, size), expected, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sub_pixel_convolution_can_make_oblong_tiles():
+    ours, deconvolution = networks.SubPixelConv(6, 8, (4, 2)), nn.ConvTranspose2d(6, 8, (4, 2), (4, 2))
+    with torch.no_grad():
+        ours.weight.copy_(deconvolution.weight.permute(2, 3, 1, 0).reshape(-1, 6))
+        ours.bias.copy_(deconvolution.bias.repeat(8))
+    x = torch.rand(3, 6, 1, 1)
+    torch.testing.assert_close(ours(x), deconvolution(x))
 
 
 def test_norm_of_half_precision_is_worked_out_in_single():

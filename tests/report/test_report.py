@@ -735,6 +735,7 @@ def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
     assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
 
 
+@pytest.mark.slow
 def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
     folder = folder_of(out, "gmair", 0)
     result, _ = read_record(folder)
@@ -854,7 +855,7 @@ def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_re
     assert json.loads(printed)["rows"][0]["done"] == 1
     assert (
         f"warning: cell {folder.parent.name}/{folder.name} is left out: record.json was edited: its ap50 is "
-        "0.9900, its detections score 0.8100"
+        "0.9900, but its detections give 0.8100"
     ) in complaints
 
 
@@ -884,9 +885,7 @@ def test_a_metric_edited_without_a_new_version_is_reported_as_that(out: Path) ->
     with pytest.raises(Damaged, match=r"record\.json was edited: its ap50 is 0\.9900"):
         check_figures(load_plugins(), result)
     result.provenance["metric_code"]["ap50"] = "0" * 16
-    with pytest.raises(
-        Damaged, match=r"metric 'ap50' as it is now, whose code was changed without a new version"
-    ):
+    with pytest.raises(Damaged, match=r"code of the metric 'ap50', which was changed without a new version"):
         check_figures(load_plugins(), result)
 
 
@@ -994,6 +993,7 @@ def test_a_stdout_that_cannot_be_written_is_one_line_and_exit_code_74(
     assert (ran.returncode, ran.stderr) == (74, f"objbench: cannot write the output: {says}\n")
 
 
+@pytest.mark.slow
 def test_nowhere_to_print_is_no_traceback_and_no_other_code(out: Path) -> None:
     for to in (">&- 2>&-", ">/dev/full 2>/dev/full"):
         assert shell(f"objbench report --out {out} {to}").returncode == 74
@@ -1012,6 +1012,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_a_report_goes_to_stdout_by_its_path(out: Path) -> None:
     said = run("--out", str(out), "--format", "md")[0]
     target = out / "appended.md"
