@@ -12,6 +12,7 @@ import click
 from objbench import __version__
 from objbench.commands.catalog import info, list_, plugins
 from objbench.commands.check import check
+from objbench.commands.compare import compare
 from objbench.commands.data import data
 from objbench.commands.merge import merge
 from objbench.commands.new import new
@@ -41,6 +42,7 @@ COMMANDS = [
     rescore,
     merge,
     rm,
+    compare,
 ]
 UNWRITABLE, CLOSED = 74, 141
 """Exit codes: stdout could not be written (EX_IOERR); the reader of our output closed it (128 + SIGPIPE)."""
