@@ -40,12 +40,14 @@ CELLS = [
     "files",
     "identity",
     "matrix",
+    "merge",
     "overrides",
     "pace",
     "plan",
     "protocols",
     "result",
     "store",
+    "sweeps",
 ]
 LIGHT = [f"objbench.cells.{name}" for name in CELLS]
 LIGHT += ["objbench.run.runner", "objbench.run.link", "objbench.run.local"]

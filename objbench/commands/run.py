@@ -17,6 +17,7 @@ from objbench.cells.matrix import entries
 from objbench.cells.overrides import parse_overrides
 from objbench.cells.protocols import PROTOCOLS, protocol
 from objbench.commands.devices import find_devices, threads_each
+from objbench.commands.matrix_file import from_matrix_file, save
 from objbench.commands.shared import (
     as_typed,
     json_option,
@@ -125,6 +126,7 @@ def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
 )
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would run, why, and how long; run nothing.")
 @json_option
+@from_matrix_file
 def run(
     models: list[str],
     data: list[str],
@@ -145,6 +147,9 @@ def run(
     as_json: bool,
 ) -> None:
     """Train and score models on data sets.
+
+    FILE.toml holds options of this command under their names (benchmarks/ has examples); options on the command line
+    take precedence. An option of a plugin with several values, such as -o gmair.recon=4,8,16, makes a row of each.
 
     What is done already is not run again; what was interrupted goes on from its checkpoint. Exit code 0: all
     done, 1: some cell failed, or its plugins could not say what it is, 2: wrong usage, 74: stdout could not be
@@ -175,6 +180,7 @@ def run(
             registry.data_spec(name)
         devices = find_devices(device, planner.count_devices)
         cells, failures = planner.matrix(models, data, seeds, scale.name, overrides)
+        save(options)
         for failure in failures:
             click.echo(f"{named(failure)}: failed: {failure.error}", err=True)
         if plan_only:
