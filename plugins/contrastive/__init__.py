@@ -22,8 +22,8 @@ def objbench_clusterers() -> list[ClustererSpec]:
             differs={"*": "There is no publication of the whole."},
             prior_knowledge=(
                 "The number of clusters; that an object stays the same when it is turned by .3 rad, scaled by a fifth, "
-                "sheared, shifted a little, or has a neighbour. Settings were chosen on training scenes of digits, whose "
-                "labels were looked at to choose."
+                "sheared, shifted a little, or has a neighbour. Settings were chosen on scenes of digits by looking "
+                "at their labels."
             ),
         ),
         ClustererSpec(

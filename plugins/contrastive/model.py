@@ -19,7 +19,7 @@ from objbench_plugins.manifold.embedding import Clustering, cluster
 
 def network(channels: int, size: int, features: int) -> nn.Sequential:
     """Glimpses [n, channels, size, size] to [n, features]."""
-    side = -(-(-(-size // 2)) // 2)
+    side = (size + 3) // 4  # after two strides of 2
     layers: list[nn.Module] = []
     for before, after, stride in ((channels, 32, 1), (32, 64, 2), (64, 128, 2)):
         layers += [nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.ReLU()]
