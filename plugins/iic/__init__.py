@@ -1,0 +1,35 @@
+"""IIC: invariant information clustering (Ji et al. 2019)."""
+
+from objbench import ClustererSpec, hookimpl
+
+
+@hookimpl
+def objbench_clusterers() -> list[ClustererSpec]:
+    """The first row of the paper's Table 2."""
+    return [
+        ClustererSpec(
+            name="iic",
+            label="IIC",
+            summary="Invariant information clustering (Ji et al. 2019)",
+            target="objbench_plugins.iic.model:Iic",
+            paper=(
+                "X. Ji, J. F. Henriques, A. Vedaldi: Invariant Information Clustering for Unsupervised Image "
+                "Classification and Segmentation, ICCV 2019"
+            ),
+            code="https://github.com/xu-ji/IIC",
+            licence="MIT",
+            differs={
+                "*": (
+                    "One of a pair is the glimpse as it is, the other is turned and cropped; crops are in proportion to "
+                    "the glimpse; the two heads alternate by step, originally by epoch; one pair of an object in a "
+                    "batch. An object is assigned by the main sub-head of lowest loss."
+                ),
+                "small": "Half the width, batches of 350 and 2,400 steps, originally 3,200 epochs; a learning rate of 1e-3.",
+                "demo": "Half the width, batches of 350 and 800 steps, originally 3,200 epochs; a learning rate of 1e-3.",
+            },
+            prior_knowledge=(
+                "The number of clusters, that clusters are of equal size, and that an object stays the same when it is "
+                "turned by 25 degrees or cropped."
+            ),
+        )
+    ]

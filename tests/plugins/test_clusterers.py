@@ -1,0 +1,208 @@
+"""The first-party clusterers of glimpses, on objects that are easy to tell apart."""
+
+import importlib
+
+import pytest
+import torch
+
+from objbench.clusterer import Objects, ObjectShape
+from objbench.errors import UsageError
+from objbench.options import build
+from objbench_plugins.contrastive.losses import balance, between_views, nt_xent, to_target
+from objbench_plugins.glimpses.views import Views, batches, steps_of
+
+KINDS = {
+    "kmeans": ("kmeans.model:KMeans", {"starts": 3}),
+    "manifold": ("manifold.model:Manifold", {"most": 200}),
+    "contrastive": ("contrastive.model:Contrastive", {"epochs": 5, "round_epochs": 5, "batch_size": 24}),
+    "ceiling": ("contrastive.model:Ceiling", {"epochs": 8, "batch_size": 24}),
+}
+WITHOUT_UMAP = {"manifold", "contrastive"}  # as many dimensions as keep the embedding out: see `embed`
+CLUSTERS, SIZE = 3, 12
+
+
+def some(n=96, channels=1, seed=0, clusters=CLUSTERS):
+    """Objects of three shapes: a bar, a block, a frame; the third is rare. With noise, so that all differ."""
+    gen = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 8
+    labels = torch.where(labels < 4, 0, torch.where(labels < 7, 1, 2))[torch.randperm(n, generator=gen)]
+    shapes = torch.zeros(3, channels, SIZE, SIZE)
+    shapes[0, :, 5:7, 1:11] = 1
+    shapes[1, :, 2:10, 2:10] = 0.8
+    shapes[2, :, 1:11, 1:11] = 1
+    shapes[2, :, 3:9, 3:9] = 0
+    noise = 0.1 * torch.rand(n, channels, SIZE, SIZE, generator=gen)
+    glimpses = (shapes[labels] + noise).clamp(0, 1)
+    return Objects(glimpses, torch.ones(n), labels=labels)
+
+
+def made(name, channels=1, **options):
+    where, own = KINDS[name]
+    module, kind = where.split(":")
+    cls = getattr(importlib.import_module(f"objbench_plugins.{module}"), kind)
+    if name in WITHOUT_UMAP:
+        own = {"dimensions": 40, "embeddings": 2, **own}
+    config = build(cls.Config, name, {"clusters": CLUSTERS, "glimpse": SIZE}, own, options)
+    assert cls.cut(config).size == SIZE
+    return cls(config, ObjectShape(channels, SIZE, 0))
+
+
+def fitted(name, objects, channels=1, seed=3, **options):
+    torch.manual_seed(seed)
+    clusterer = made(name, channels, **options).train()
+    given = objects if clusterer.oracle else Objects(objects.glimpses, objects.scores)
+    with torch.enable_grad():
+        clusterer.fit(given)
+    return clusterer.eval()
+
+
+def accuracy(found, labels):
+    from scipy.optimize import linear_sum_assignment
+
+    together = torch.zeros(CLUSTERS, CLUSTERS)
+    together.index_put_((found, labels), torch.ones(len(labels)), accumulate=True)
+    return float(together[linear_sum_assignment(-together)].sum() / len(labels))
+
+
+@pytest.fixture(scope="module", params=[(name, channels) for name in KINDS for channels in (1, 3)])
+def case(request):
+    name, channels = request.param
+    objects = some(channels=channels)
+    return name, channels, objects, fitted(name, objects, channels)
+
+
+@torch.no_grad()
+def test_new_objects_come_into_their_clusters(case):
+    _, channels, _, clusterer = case
+    new = some(64, channels, seed=1)
+    found = clusterer.assign(new)
+    assert found.dtype == torch.int64
+    assert accuracy(found, new.labels) > 0.95
+    assert not clusterer.warnings()
+
+
+@torch.no_grad()
+def test_its_state_is_all_it_needs(case):
+    name, channels, objects, clusterer = case
+    other = made(name, channels).eval()
+    other.load_state_dict(clusterer.state_dict())
+    assert torch.equal(other.assign(objects), clusterer.assign(objects))
+
+
+@torch.no_grad()
+def test_an_object_is_assigned_alone(case):
+    _, channels, _, clusterer = case
+    new = some(40, channels, seed=2)
+    found = clusterer.assign(new)
+    order = torch.randperm(40)
+    assert torch.equal(clusterer.assign(new[order]), found[order])
+    assert torch.equal(torch.cat([clusterer.assign(new[i : i + 1]) for i in range(40)]), found)
+    assert clusterer.assign(new[:0]).shape == (0,)
+    damaged = Objects(torch.full_like(new.glimpses[:1], torch.nan), new.scores[:1])
+    assert 0 <= int(clusterer.assign(damaged)) < CLUSTERS
+    assert damaged.glimpses.isnan().all()  # its input is left as it was
+
+
+@torch.no_grad()
+def test_the_same_seed_gives_the_same_with_one_thread_and_two(case):
+    name, channels, objects, clusterer = case
+    found = clusterer.assign(objects)
+    again = fitted(name, objects, channels)
+    for key, value in clusterer.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(clusterer.assign(objects), found)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("number", [0, 1, 2, "duplicates"])
+def test_fewer_objects_than_clusters_are_all_in_cluster_0(name, number):
+    few = some(1)[torch.zeros(50, dtype=torch.int64)] if number == "duplicates" else some(2)[:number]
+    clusterer = fitted(name, few)
+    (warning,) = clusterer.warnings()
+    assert "cluster 0" in warning
+    with torch.no_grad():
+        assert not clusterer.assign(some(20)).any()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_as_many_objects_as_clusters_and_many_copies_can_be_fitted(name):
+    three = some()
+    first = torch.stack([(three.labels == label).nonzero()[0, 0] for label in range(3)])
+    for index in (first, first.repeat(30)):
+        clusterer = fitted(name, three[index])
+        with torch.no_grad():
+            assert (clusterer.assign(three) < CLUSTERS).all()
+
+
+def test_only_the_oracle_looks_at_labels():
+    objects = some()
+    with pytest.raises(UsageError, match="none"):
+        made("ceiling").fit(Objects(objects.glimpses, objects.scores))
+    wrong = Objects(objects.glimpses, objects.scores, labels=(objects.labels + 1) % 3)
+    assert not torch.equal(
+        fitted("ceiling", wrong).assign(objects), fitted("ceiling", objects).assign(objects)
+    )
+    assert [name for name in KINDS if made(name).oracle] == ["ceiling"]
+
+
+def test_the_ceiling_leaves_out_what_has_no_class():
+    objects = some()
+    labels = torch.where(objects.labels == 2, -1, objects.labels)
+    clusterer = fitted("ceiling", Objects(objects.glimpses, objects.scores, labels=labels))
+    with torch.no_grad():
+        assert not (clusterer.assign(objects) == 2).any()
+
+
+def test_nt_xent_by_hand():
+    """Two objects, two views each, along the axes: like pairs are at 1, others at 0."""
+    z = torch.tensor([[2.0, 0], [0, 3.0], [1.0, 0], [0, 1.0]])
+    e = torch.exp(torch.tensor(1 / 0.5))
+    torch.testing.assert_close(nt_xent(z, 0.5), -(e / (e + 2)).log())
+
+
+def test_terms_of_self_training_by_hand():
+    one, two = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    shares = torch.tensor([[1.0, 0.0]])
+    expected = -(torch.tensor([0.9, 0.1]) @ (one + two)[0]) / 2  # smoothing .2 of two clusters
+    torch.testing.assert_close(to_target(one, two, shares, 0.2), expected)
+    kl = (one.exp() * (one - two)).sum() + (two.exp() * (two - one)).sum()
+    torch.testing.assert_close(between_views(one, two), kl / 2)
+    torch.testing.assert_close(
+        balance(one, two, torch.tensor([0.7, 0.3])), torch.tensor(0.0), atol=1e-6, rtol=0
+    )
+    assert balance(one, one, torch.tensor([0.97, 0.03])) > 0.5  # 31 : 1: equal clusters are not wanted
+
+
+def test_views_keep_the_range_and_the_size_and_no_change_changes_nothing():
+    glimpses = some(8, 3).glimpses
+    view = Views()(glimpses)
+    assert view.shape == glimpses.shape
+    assert view.min() >= 0
+    assert view.max() <= 1
+    assert not torch.allclose(view, glimpses)
+    torch.testing.assert_close(Views(0, 0, 0, 0, 0)(glimpses), glimpses, atol=1e-5, rtol=0)
+
+
+def test_batches_hold_each_object_once_an_epoch():
+    epoch = torch.cat(list(batches(10, 5, 2)))
+    assert sorted(epoch.tolist()) == list(range(10))
+    assert len(list(batches(3, 256, 7))) == 7
+    assert steps_of(1000, 256, 12) == 36
+    assert steps_of(3, 256, 0.1) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["manifold", "contrastive"])
+def test_with_the_neighbour_embedding(name):
+    objects, new = some(300), some(100, seed=1)
+    clusterer = fitted(name, objects, dimensions=5, embeddings=2)
+    with torch.no_grad():
+        assert accuracy(clusterer.assign(new), new.labels) > 0.95
+    again = fitted(name, objects, dimensions=5, embeddings=2)
+    for key, value in clusterer.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
