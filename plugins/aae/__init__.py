@@ -21,7 +21,7 @@ def objbench_clusterers() -> list[ClustererSpec]:
             differs={
                 "*": (
                     "Widths, optimiser (Adam) and the noise on what discriminators see are those of the implementation "
-                    "that was read; losses of discriminators as in non-saturating GANs. The rows of GMAIR's Table 2 are "
+                    "read; losses of discriminators as in non-saturating GANs. The rows of GMAIR's Table 2 are "
                     "aae.clusters=16 and 30, counted with many clusters to a class."
                 ),
                 "small": "Widths of 500, not 1,000; glimpses of 16; 12,000 steps at a learning rate of 1e-3.",

@@ -24,7 +24,13 @@ class ContrastiveConfig(GlimpseConfig):
     temperature: float = option(0.3, "temperature of NT-Xent", above=0)
 
     # Clusters of features
-    raw: bool = option(True, "also cluster raw glimpses, and start with what agrees better with itself")
+    sure: float = option(
+        0.95,
+        "where clusterings of the features agree less than this, raw glimpses are clustered too, and what agrees better "
+        "with itself is taken; 0 never does",
+        low=0,
+        high=1,
+    )
     neighbours: int = option(10, "neighbours of the embedding", low=2)
     dimensions: int = option(10, "dimensions of the embedding", low=1)
     embeddings: int = option(3, "embeddings, whose clusterings are joined", low=1)
@@ -42,6 +48,7 @@ class ContrastiveConfig(GlimpseConfig):
 
 
 SETTINGS: Settings = {
+    ("demo", "*"): {"embeddings": 2},
 }  # fmt: skip
 
 

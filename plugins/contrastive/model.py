@@ -73,7 +73,8 @@ class Contrastive(GlimpseClusterer):
     1. A network learns features that are alike for two views of an object and unlike for two objects (NT-Xent,
        Chen et al. 2020).
     2. The features are clustered by a neighbour embedding and a mixture (N2D, McConville et al. 2019), several
-       times. Raw glimpses are too, and the one whose clusterings agree better is taken: no label is needed.
+       times. Where the results do not agree, raw glimpses are clustered too, and the one of the two whose
+       clusterings agree better is taken: no label is needed.
     3. The network learns these clusters from views (self-labelling, as in SCAN, Van Gansbeke et al. 2020); its
        features are clustered again for the next round, unless they agree less.
 
@@ -100,7 +101,7 @@ class Contrastive(GlimpseClusterer):
         glimpses = glimpses[sample(len(glimpses), self.config.most).to(glimpses.device)]
         self.contrast(glimpses)
         best = self.clustering("contrastive", self.features(glimpses))
-        if self.config.raw:
+        if best.agreement < self.config.sure:
             raw = self.clustering("raw", glimpses.flatten(1).cpu().numpy())
             best = raw if raw.agreement > best.agreement else best
         for round_ in range(self.config.rounds):

@@ -17,15 +17,15 @@ from objbench_plugins.glimpses.views import batches
 
 @dataclass(frozen=True)
 class GmvaeConfig(GlimpseConfig):
-    """Defaults are the paper's; K, the number of components, is `clusters`."""
+    """Defaults are those of the authors' code; K, the number of components, is `clusters`."""
 
     glimpse: int = option(28, "side in pixels of a glimpse", low=4, high=128)
     width: int = option(500, "units of each hidden layer", low=1)
     x: int = option(200, "dimension of x, the mixture's space", low=1)
     w: int = option(150, "dimension of w, from which the mixture's components are made", low=1)
     samples: int = option(1, "Monte Carlo samples M of x and w", low=1)
-    batch_size: int = option(100, "objects a step", low=2)
-    steps: int = option(300_000, "steps: 500 epochs of 60,000 digits", low=1)
+    batch_size: int = option(50, "objects a step", low=2)
+    steps: int = option(120_000, "steps: 100 epochs of 60,000 digits", low=1)
     lr: float = option(1e-4, "Adam's learning rate", above=0)
     free_bits: float = option(
         0.0, "lowest value, in nats, of the z term that is minimised (section 3.2.2)", low=0
@@ -33,8 +33,24 @@ class GmvaeConfig(GlimpseConfig):
 
 
 SETTINGS: Settings = {
-    ("small", "*"): {"width": 300, "x": 64, "w": 32, "steps": 12_000, "lr": 1e-3, "glimpse": 16},
-    ("demo", "*"): {"width": 300, "x": 64, "w": 32, "steps": 3_000, "lr": 1e-3, "glimpse": 16},
+    ("small", "*"): {
+        "width": 300,
+        "x": 64,
+        "w": 32,
+        "steps": 8_000,
+        "lr": 1e-3,
+        "glimpse": 16,
+        "batch_size": 100,
+    },
+    ("demo", "*"): {
+        "width": 300,
+        "x": 64,
+        "w": 32,
+        "steps": 3_000,
+        "lr": 1e-3,
+        "glimpse": 16,
+        "batch_size": 100,
+    },
     ("*", "mnist"): {"margin": -0.15},
 }
 

@@ -35,8 +35,8 @@ class IicConfig(GlimpseConfig):
 
 
 SETTINGS: Settings = {
-    ("small", "*"): {"width": 32, "batch_size": 350, "steps": 2_400, "lr": 1e-3, "glimpse": 16},
-    ("demo", "*"): {"width": 32, "batch_size": 350, "steps": 800, "lr": 1e-3, "glimpse": 16},
+    ("small", "*"): {"width": 16, "batch_size": 250, "steps": 3_000, "lr": 1e-3, "glimpse": 16},
+    ("demo", "*"): {"width": 16, "batch_size": 250, "steps": 800, "lr": 1e-3, "glimpse": 16},
     ("*", "mnist"): {"margin": -0.15},
 }
 
