@@ -24,9 +24,9 @@ from objbench.plugins import load_plugins
 def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tuple[str, ...]) -> None:
     """Check that a plugin keeps its contract, before the first long run.
 
-    NAME is a model, data set or metric. FILE is a plugin file and PACKAGE an installed package: everything that it
-    registers is checked. Models are tested on simple scenes, with their `demo` settings. Exit code 0: all checks
-    passed; 1: a check failed.
+    NAME is a model, data set, metric or clusterer; FILE a plugin in one file, PACKAGE an installed one: all that they
+    register is checked. Models and clusterers are tried on simple scenes, with their `demo` settings. Exit code 0: all
+    passed, 1: something failed.
     """
     overrides = parse_overrides(options)
     if what.endswith(".py") or Path(what).is_file():

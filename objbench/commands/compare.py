@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,7 +68,11 @@ def compare(
     warn_of_clashes(registry)
     from objbench.report.compare import duel, paragraph
 
-    sides = [side_of(word, out, registry, plugin_files) for word in (first, second)]
+    @functools.cache
+    def read(store: str, only: str = "") -> list[Row]:
+        return rows_in(store, registry, plugin_files, only)
+
+    sides = [side_of(word, out, read) for word in (first, second)]
     duels = []
     faults = []
     for a, b in pairs_of(*sides):
@@ -84,10 +90,13 @@ def compare(
     click.echo("\n\n".join(paragraph(d) for d in duels))
 
 
-def side_of(word: str, out: str, registry: Registry, plugin_files: tuple[str, ...]) -> Side:
-    """The rows that a word of the command line means. UsageError where it means none."""
+def side_of(word: str, out: str, read: Callable[..., list[Row]]) -> Side:
+    """The rows that a word of the command line means. UsageError where it means none.
+
+    read: gives the rows of a directory, or of one of its cells by key.
+    """
     if (Path(word) / "cells").is_dir():
-        return Side(word, rows_in(word, registry, plugin_files), True)
+        return Side(word, read(word), True)
     if (
         (Path(word) / "cell.json").is_file()
         or (Path(word) / "training.json").is_file()
@@ -95,14 +104,14 @@ def side_of(word: str, out: str, registry: Registry, plugin_files: tuple[str, ..
     ):
         folder = find_cell(word, out)
         store = str(folder.parent.parent.parent)
-        rows = rows_in(store, registry, plugin_files, f"{folder.parent.name}/{folder.name}")
+        rows = read(store, f"{folder.parent.name}/{folder.name}")
         return Side(word, rows, False)
     named = ROW.fullmatch(word)
     if named is None or Path(word).exists():
         raise UsageError(
             f"'{word}' is no cell, no directory of cells, and not the name of a row such as gmair@multimnist"
         )
-    rows = rows_in(out, registry, plugin_files)
+    rows = read(out)
     model, data = named["model"].strip(), (named["data"] or "").strip()
     names = {name for row in rows for name in names_of(row)}
     if model not in names:
@@ -145,7 +154,7 @@ def pairs_of(first: Side, second: Side) -> list[tuple[Row, Row]]:
     """Rows of the same data and protocol that are to be compared. UsageError where there are none, or too many."""
     pairs = []
     for row in first.rows:
-        others = [r for r in second.rows if (r.protocol, r.data) == (row.protocol, row.data) and r is not row]
+        others = [r for r in second.rows if (r.protocol, r.data) == (row.protocol, row.data)]
         if first.store and second.store:
             others = [r for r in others if names_of(r)[-1] == names_of(row)[-1]]
             exact = [r for r in others if (r.options, r.data_options) == (row.options, row.data_options)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,13 +91,14 @@ def predict(
     import torch
 
     from objbench.cells.files import Damaged, verify_checksums
-    from objbench.cells.identity import read_cell
+    from objbench.cells.identity import OWN, read_cell
     from objbench.cells.store import read_record, read_trained
+    from objbench.clusterer import ObjectShape
     from objbench.coco import INFO, write_detections
     from objbench.commands.devices import find_devices, threads_each
     from objbench.detector import Detections
     from objbench.score.detect import checked, device_of
-    from objbench.score.mixture import load_mixture
+    from objbench.score.fitted import load_fitted
     from objbench.score.random_state import undisturbed
     from objbench.score.trained import load_detector
     from objbench.writing import write_file
@@ -109,13 +111,18 @@ def predict(
             raise UsageError(f"cell {key} is not done but {result.status}; run it first")
         verify_checksums(folder, files)
         cell_ = read_cell(folder)
-        require_plugins(registry, key, cell_.training, ["model"])  # the data is not needed
-        warn_of_changed_code(registry, key, cell_.training)
+        require_plugins(registry, cell_, ["model", "clusterer"])  # the data is not needed
+        warn_of_changed_code(registry, cell_)
         verify_checksums(folder.parent, read_trained(folder.parent).files)
         who = f"'{cell_.training.identity['model']}'"
         with calling(who, "its constructor"):
             detector = load_detector(registry, folder.parent, find_devices("auto")[0])
-        mixture = load_mixture(folder, cell_)
+        fitted = None
+        if cell_.clusterer["name"] != OWN:
+            shape = result.provenance.get("object_shape")
+            if shape is None:
+                raise UsageError(f"cell {key} was clustered by an earlier version of objbench; run it again")
+            fitted = load_fitted(registry, folder, cell_, ObjectShape(*shape))
     except Damaged as error:
         raise UsageError(f"cell {key}: {error}; run it again") from None
     if detector.oracle:
@@ -134,9 +141,9 @@ def predict(
             with calling(who, "its detect"):
                 seen = detector.detect(batch.to(device_of(detector))).to("cpu")
             found.append(checked(seen, len(batch)))
+            if fitted is not None:
+                found[-1] = replace(found[-1], clusters=fitted.clusters(found[-1], batch))
     detections = Detections.concatenate(found)
-    if mixture is not None:
-        detections = mixture.apply(detections)
     beside = Path(f"{target}.images.json")
     try:
         if listing is None:

@@ -49,7 +49,11 @@ FRAMES = ["rows", "cells", "objects"]
 )
 @click.option("--protocol", "protocol_name", metavar="|".join(PROTOCOLS), help="Only cells of this protocol.")
 @click.option(
-    "--models", multiple=True, callback=names, metavar="NAME[,NAME]", help="Only cells of these detectors."
+    "--models",
+    multiple=True,
+    callback=names,
+    metavar="NAME[+CLUSTERER][,...]",
+    help="Only cells of these detectors, with any clusterer or with that one.",
 )
 @click.option(
     "--data", multiple=True, callback=names, metavar="NAME[,NAME]", help="Only cells of these data sets."
@@ -61,7 +65,8 @@ FRAMES = ["rows", "cells", "objects"]
     "--long",
     "long_",
     is_flag=True,
-    help="Add notes on each detector: its paper, code and licence, differences from the paper, and prior knowledge.",
+    help="Add for each detector and clusterer its paper, code and licence, what differs from the paper, and what it "
+    "knows beforehand; and the time that clusterers took.",
 )
 @click.option(
     "--more",

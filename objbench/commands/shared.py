@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from objbench.cells.about import KINDS, is_registered, package_words
-from objbench.cells.identity import Training
-from objbench.cells.matrix import changes_of_code
+from objbench.cells.identity import OWN, Cell, cell_name
+from objbench.cells.matrix import changes_of_code, clusterer_changed
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store
 from objbench.errors import UsageError
@@ -83,8 +83,8 @@ def names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> lis
 
 
 def named(result: CellResult) -> str:
-    """The name of a cell in messages."""
-    return f"{result.model} on {result.data}, seed {result.seed}"
+    """How messages call a cell."""
+    return cell_name(result.model, result.clusterer, result.data, result.seed)
 
 
 def find_cells(cells: tuple[str, ...], store: Store) -> list[str]:
@@ -127,24 +127,38 @@ def find_cell(cell: str, out: str) -> Path:
     raise UsageError(f"no cell in {out} begins with '{cell}' (cells: {', '.join(keys) or 'none'})")
 
 
-def require_plugins(registry: Registry, cell: str, training: Training, kinds: Iterable[str] = KINDS) -> None:
-    """UsageError when a plugin of a training is no longer registered, or registered twice.
+PARTS = {**KINDS, "clusterer": "clusterer"}
+"""The parts of a cell that plugins register -> what `Registry.owners` calls their kind."""
 
-    The error names the cell and the package that had registered the plugin. kinds: "model" or "data", or both.
+
+def require_plugins(registry: Registry, cell: Cell, parts: Iterable[str] = PARTS) -> None:
+    """UsageError, which names the cell and who had registered it, when a plugin of it is gone or claimed twice.
+
+    parts: some of PARTS.
     """
-    for kind in kinds:
-        name = training.identity[kind]
-        if registry.is_gone(KINDS[kind], name):
-            raise UsageError(f"cell {cell}: {gone(registry, training, kind)}")
+    find = {"model": registry.model, "data": registry.data_spec, "clusterer": registry.clusterer}
+    for part in parts:
+        name = name_of(cell, part)
+        if not name:
+            continue
+        if registry.is_gone(PARTS[part], name):
+            raise UsageError(f"cell {cell.key}: {gone(registry, cell, part)}")
         try:
-            registry.model(name) if kind == "model" else registry.data_spec(name)
+            find[part](name)
         except UsageError as error:
-            raise UsageError(f"cell {cell}: {error}") from None
+            raise UsageError(f"cell {cell.key}: {error}") from None
 
 
-def gone(registry: Registry, training: Training, kind: str) -> str:
-    """A message that no plugin registers the model or data of a training: which package had, and what to do."""
-    plugin = training.about.get(kind, {}).get("plugin", {})
+def name_of(cell: Cell, part: str) -> str:
+    """The name of one of PARTS; "" of the clusterer where the detector clusters."""
+    name: str = cell.clusterer["name"] if part == "clusterer" else cell.training.identity[part]
+    return "" if part == "clusterer" and name == OWN else name
+
+
+def gone(registry: Registry, cell: Cell, part: str) -> str:
+    """That no plugin registers the model, the data or the clusterer of a cell, who had, and what to do."""
+    told = cell.about if part == "clusterer" else cell.training.about.get(part, {})
+    plugin = told.get("plugin", {})
     if source := package_words(plugin):
         todo = "name it with --plugin" if "file" in plugin else "install it again"
         came = f"{source} had registered it; {todo}"
@@ -154,15 +168,26 @@ def gone(registry: Registry, training: Training, kind: str) -> str:
         )
     broken = sum(bool(plugin.error) for plugin in registry.plugins)
     hint = f" ({broken} did not load; `objbench plugins` shows why)" if broken else ""
-    return f"no plugin registers the {KINDS[kind]} '{training.identity[kind]}' any more; {came}{hint}"
+    return f"no plugin registers the {PARTS[part]} '{name_of(cell, part)}' any more; {came}{hint}"
 
 
-def warn_of_changed_code(registry: Registry, cell: str, training: Training) -> None:
-    """Prints a line on stderr with the changed files if the code of a training has changed since it ran, and a line for
-    each of its plugins that is no longer registered."""
-    missing = [kind for kind in KINDS if registry.is_gone(KINDS[kind], training.identity[kind])]
-    for kind in missing:
-        click.echo(f"warning: cell {cell}: {gone(registry, training, kind)}", err=True)
+def warn_of_changed_code(registry: Registry, cell: Cell) -> None:
+    """A line on stderr if a training's code is not what it was when it ran, with the files that changed; one if that of
+    its clusterer is not; and one for each plugin of the cell that is gone."""
+    training = cell.training
+    named = {part: name for part in PARTS if (name := name_of(cell, part))}
+    missing = [part for part, name in named.items() if registry.is_gone(PARTS[part], name)]
+    for part in missing:
+        click.echo(f"warning: cell {cell.key}: {gone(registry, cell, part)}", err=True)
+    if (
+        "clusterer" in named
+        and is_registered(registry, "clusterer", named["clusterer"])
+        and clusterer_changed(registry, cell)
+    ):
+        click.echo(
+            f"warning: cell {cell.key} was clustered with other code of '{named['clusterer']}' than there is now",
+            err=True,
+        )
     if all(is_registered(registry, kind, training.identity[kind]) for kind in KINDS) and (
         changed := changes_of_code(registry, training)
     ):

@@ -49,10 +49,10 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         raise UsageError(f"cell {folder.parent.name}/{folder.name}: {error}; it cannot be verified") from None
     if recorded.status != "done":
         raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; it cannot be verified")
-    require_plugins(registry, old.key, old.training)
+    require_plugins(registry, old)
     new = as_it_is_now(registry, old)
     check_data_of(registry, [new])
-    warn_of_changed_code(registry, old.key, old.training)  # before the long training
+    warn_of_changed_code(registry, old)  # before the long training
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(to or scratch)
         if to and Path(to).resolve() == Path(directory).resolve():

@@ -39,7 +39,7 @@ class Check:
 
 
 class Subject(Protocol):
-    """A registered model, data set or metric that is checked."""
+    """One registered model, data set, metric or clusterer under examination."""
 
     kind: str
     name: str

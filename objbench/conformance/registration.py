@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from objbench.cells.code import code_of, foreign
+from objbench.cells.code import clusterer_code_of, code_of, foreign
 from objbench.conformance.kit import DoesNotApply, Wrong
-from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec
+from objbench.hookspecs import ClustererSpec, DataSpec, MetricSpec, ModelSpec
 from objbench.plugins import Registry
 
 HEAVY = ["torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn"]
@@ -28,11 +28,15 @@ CODE = "the code that its figures depend on can be found: the files of its own p
 
 def code(registry: Registry, kind: str, name: str) -> str:
     """Lists how many files are part of the key, and the imported packages that are not."""
-    table: dict[str, dict[str, ModelSpec | DataSpec | MetricSpec]] = {
-        "model": {**registry.models}, "data set": {**registry.data}, "metric": {**registry.metrics}
-    }  # fmt: skip
+    table: dict[str, dict[str, ModelSpec | DataSpec | MetricSpec | ClustererSpec]] = {
+        "model": {**registry.models},
+        "data set": {**registry.data},
+        "metric": {**registry.metrics},
+        "clusterer": {**registry.clusterers},
+    }
     target = table[kind][name].target
-    files, others = code_of(target), foreign(target)
+    files = clusterer_code_of(target) if kind == "clusterer" else code_of(target)
+    others = foreign(target)
     return f"{len(files)} files in the key" + (
         f"; imported but not in it: {', '.join(others)}" if others else ""
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from objbench.cells.files import Damaged, verify_checksums
-from objbench.cells.identity import Cell, read_cell
+from objbench.cells.identity import Cell, read_cell, with_clusterer
 from objbench.cells.matrix import is_current
 from objbench.cells.result import CellResult
 from objbench.cells.store import read_record, read_trained, update_record
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from objbench.cells.store import Store
 
 
-IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config"]
-"""The parts of the identity that a record repeats."""
+IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config", "clusterer"]
+"""What a record repeats of the identity."""
 
 
 def cell_of(result: CellResult) -> Cell:
@@ -43,7 +43,7 @@ def cell_of(result: CellResult) -> Cell:
     by_cell = cell.result(result.status)
     for name in IDENTITY:
         says, is_ = getattr(result, name), getattr(by_cell, name)
-        if says != is_:
+        if says != is_ and not (name == "clusterer" and not says):  # earlier versions did not record it
             raise Damaged(f"record.json was edited: its {name} is {says}, the cell's {is_}")
     verify_checksums(folder, read_record(folder)[1])
     if result.status == "done":
@@ -80,13 +80,18 @@ def check_figures(registry: Registry, result: CellResult) -> None:
             )
 
 
+def _named(result: CellResult) -> str:
+    """The model with its clusterer, as `--models` has it."""
+    return with_clusterer(result.model, result.clusterer)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Which cells a report includes; by default all."""
 
     protocol: str | None = None
     models: Sequence[str] = ()
-    """Empty means all; the same for `data`."""
+    """Each a model, with any clusterer, or MODEL+CLUSTERER. Empty: any; so is `data`."""
     data: Sequence[str] = ()
     current: bool = False
     """Only cells of the installed code and data; see `is_current`."""
@@ -95,7 +100,7 @@ class Wanted:
         """True if a cell is wanted, without a check of `current`."""
         return (
             self.protocol in (None, result.protocol)
-            and (not self.models or result.model in self.models)
+            and (not self.models or bool({result.model, _named(result)} & set(self.models)))
             and (not self.data or result.data in self.data)
         )
 
@@ -148,14 +153,14 @@ def read_cells(
         results.append(result)
         cells[result.cell] = cell
     for kind, names, known in (
-        ("model", wanted.models, {r.model for r in found}),
+        ("model", wanted.models, {name for r in found for name in (r.model, _named(r))}),
         ("data set", wanted.data, {r.data for r in found}),
     ):
         warnings += [f"no cell in {store.out} is of the {kind} '{n}'" for n in names if n not in known]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if not results:
-        kinds = Counter(f"{r.model} on {r.data} ({r.protocol}" for r in found)
+        kinds = Counter(f"{_named(r)} on {r.data} ({r.protocol}" for r in found)
         there = ", ".join(f"{kind}, {n})" for kind, n in sorted(kinds.items()))
         what = f"there are: {there}" if there else f"run some with `{hint}`"
         raise UsageError(f"no cells{wanted} in {store.out}; {what}")

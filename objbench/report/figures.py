@@ -23,8 +23,9 @@ def draw_curves(folder: Path, metrics: Mapping[str, str]) -> None:
     metrics: metric value -> the title of its panel.
     """
     runs: dict[str, dict[str, list[Sequence[dict[str, Any]]]]] = defaultdict(lambda: defaultdict(list))
-    for result in Store(folder).results()[0]:
-        if points := read_curve(Path(result.path).parent):
+    trainings = {Path(result.path).parent: result for result in Store(folder).results()[0]}
+    for training, result in trainings.items():  # its cells share its curve
+        if points := read_curve(training):
             runs[result.data][result.model].append(points)
     if not runs:
         return

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from objbench.cells.about import KINDS, package_words
+from objbench.cells.identity import OWN
+from objbench.cells.matrix import USUAL
 from objbench.cells.result import CellResult
 from objbench.hookspecs import SAID, Published
 from objbench.plugins import Registry
@@ -128,10 +130,12 @@ def _words(row: Row, registry: Registry) -> dict[str, Any]:
     """The texts of a row: model, data, options, and how its seeds ended."""
     p = row.published
     quoted = {"paper": p.source if p else "", "paper_data_label": (p.data_label or p.data) if p else ""}
+    words: dict[str, Any]
     if p and not row.results:
         words = {"protocol": "", "data": p.data, "data_label": p.data_label or p.data, "data_options": ""}
         words |= {"stand_in_for": "", "model": p.model, "model_label": f"{p.model_label or p.model} (paper)"}
-        words |= {"model_options": "", "other_code": ""}
+        words |= {"model_options": "", "other_code": "", "clusterer": "", "clusters": None}
+        words |= {"clusterer_seconds": math.nan}
     else:
         words = {"protocol": row.protocol, **_data_words(row, registry), **_model_words(row, registry)}
     ended = Counter("not run" if r.status == "new" else r.status for r in row.results if r.status != "done")
@@ -159,17 +163,30 @@ def _data_words(row: Row, registry: Registry) -> dict[str, Any]:
 
 
 def _model_words(row: Row, registry: Registry) -> dict[str, Any]:
-    words = words_of(row, registry)["model"]
-    mixture = not words.get("clusters", True) if row.mixture is None else row.mixture
-    label = words.get("label") or row.model
-    label += " + GMM" if mixture else ""
-    label += " (oracle)" if row.oracle else ""
+    label = name_of(row, registry) + (" (oracle)" if row.oracle or row.oracle_clusterer else "")
+    seconds = [r.clusterer_seconds for r in row.done if r.clusterer_seconds]
     return {
         "model": row.model,
+        "clusterer": row.clusterer,
+        "clusters": row.clusters,
+        "clusterer_seconds": statistics.fmean(seconds) if seconds else math.nan,
         "model_label": _with_options(label, row.options),
         "model_options": ", ".join(row.options),
         "other_code": ", ".join(row.other_code),
     }
+
+
+def name_of(row: Row, registry: Registry) -> str:
+    """A row's model and clusterer by their labels: "SPACE + GMM"."""
+    words = words_of(row, registry)
+    clusterer = row.clusterer
+    if not clusterer and not words["model"].get("clusters", True):  # the cells do not say
+        clusterer = USUAL
+    label = str(words["model"].get("label") or row.model)
+    if clusterer in ("", OWN):
+        return label
+    spec = registry.clusterers.get(clusterer)
+    return f"{label} + {(spec.label if spec else words['clusterer'].get('label')) or clusterer}"
 
 
 def _with_options(label: str, options: Sequence[str]) -> str:
@@ -212,6 +229,7 @@ def _notes(
         notes.append(f"{name} stands in for {imitated}: a figure on it is not a figure on {imitated}.")
     if any(r["oracle"] for r in ours):
         notes.append("Oracle: was given the true boxes; a bound to compare with, not a detector.")
+    notes += _clusterer_notes(rows, registry)
     notes += [line for row, r in zip(rows, records, strict=True) if (line := _mixed(row, r))]
     notes += _provenance_notes(rows, registry)
     if healthy and any(r["done"] for r in ours):
@@ -228,6 +246,33 @@ def _notes(
     published = [row.published for row in rows if row.published]
     notes += [f"Paper: {source}." for source in dict.fromkeys(p.source for p in published)]
     return notes + list(dict.fromkeys(p.note for p in published if p.note))
+
+
+def _clusterer_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
+    """How many clusters there can be, whose clusters were replaced, and which clusterers were given labels."""
+    notes = []
+    ours = [row for row in rows if row.results]
+    for data in dict.fromkeys(row.data for row in ours):
+        mine = [row for row in ours if row.data == data and row.clusters is not None]
+        if not mine:
+            continue
+        label = words_of(mine[0], registry)["data"].get("label") or data
+        by_number: dict[int | None, list[str]] = {}
+        for row in mine:
+            by_number.setdefault(row.clusters, []).append(name_of(row, registry))
+        parts = [f"{n} ({', '.join(dict.fromkeys(names))})" for n, names in by_number.items()]
+        numbers = str(mine[0].clusters) if len(by_number) == 1 else "; ".join(parts)
+        notes.append(f"Clusters on {label}: {numbers}.")
+    for row in ours:
+        if row.replaces:
+            own = words_of(row, registry)["model"].get("label") or row.model
+            notes.append(f"{name_of(row, registry)}: replaces {own}'s own clusters.")
+    if any(row.oracle_clusterer for row in ours):
+        names = dict.fromkeys(name_of(row, registry) for row in ours if row.oracle_clusterer)
+        notes.append(
+            f"Oracle ({', '.join(names)}): its clusterer was fitted with the true labels; a bound to compare with."
+        )
+    return list(dict.fromkeys(notes))
 
 
 def _doubts(
@@ -255,11 +300,12 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
         )
     if other := dict.fromkeys(text for row in ours for text in row.other_code):
         notes.append(f"Run with other code than is installed now: {', '.join(other)}.")
-    for part, kind in KINDS.items():
+    for part, kind in {**KINDS, "clusterer": "clusterer"}.items():
         for row in ours:
             name = getattr(row, part)
-            if registry.is_gone(kind, name):
-                source = package_words(row.about.get(part, {}).get("plugin", {}))
+            if name not in ("", OWN) and registry.is_gone(kind, name):
+                told = row.about.get(name if part == "clusterer" else part, {})
+                source = package_words(told.get("plugin", {}))
                 came = f"{source} did" if source else "which package did is not recorded"
                 notes.append(f"No plugin registers the {kind} {name} any more; {came}.")
     for metric in dict.fromkeys(
@@ -278,17 +324,25 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
 
 
 def spec_notes(row: Row, registry: Registry) -> list[str]:
-    """The spec of a row's model, one line per field; one line says so if the spec has none of these fields."""
+    """What the specs of a row's model and clusterer say, a line each, or a line that nothing is said; and the time that
+    the clusterer took."""
     if not row.results:
         return []
-    words = words_of(row, registry)["model"]
-    name = words.get("label") or row.model
-    lines = []
-    for part, title in SAID.items():
-        under = f" under {row.protocol}" if part == "differs" else ""
-        if words.get(part):
-            lines.append(f"{name}, {title}{under}: {words[part]}")
-    return lines or [f"{name}: its plugin does not say of what paper it is, or what differs from it."]
+    words, lines = words_of(row, registry), []
+    names = {"model": row.model} | ({} if row.clusterer in ("", OWN) else {"clusterer": row.clusterer})
+    for kind, name in names.items():
+        label, said = words[kind].get("label") or name, []
+        for part, title in SAID.items():
+            under = f" under {row.protocol}" if part == "differs" else ""
+            if words[kind].get(part):
+                said.append(f"{label}, {title}{under}: {words[kind][part]}")
+        lines += said or [f"{label}: its plugin does not say of what paper it is, or what differs from it."]
+    seconds = [r.clusterer_seconds for r in row.done if r.clusterer_seconds]
+    if seconds:
+        lines.append(
+            f"{name_of(row, registry)} on {row.data}: the clusterer took {statistics.fmean(seconds):.1f} s a seed."
+        )
+    return lines
 
 
 def _mixed(row: Row, record: Mapping[str, Any]) -> str:

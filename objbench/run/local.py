@@ -60,6 +60,7 @@ class LocalJob:
         """
         self.cells, self.slot = cells, slot
         self.started = time.monotonic()
+        """When what it does now began: the training, or one of its cells. Each may take the time limit."""
         self.timed_out = False
         self._lock_fd = lock
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK)

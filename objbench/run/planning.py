@@ -81,7 +81,7 @@ class Planner:
         planned = self._ask(
             "plan_matrix", models=models, data=data, seeds=seeds, protocol_name=protocol, overrides=overrides
         )
-        cells = [Cell(Training(**cell["training"]), cell["clusterer"]) for cell in planned["cells"]]
+        cells = [Cell(Training(**c["training"]), c["clusterer"], c["about"]) for c in planned["cells"]]
         return cells, [CellResult(**failure) for failure in planned["failures"]]
 
     def count_devices(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -41,11 +42,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def where_from(registry: Registry, model: str, data: str) -> dict[str, dict[str, Any]]:
-    """The origin of the plugins of a model and a data set, as `plugin_of` gives it; for a file, or a package installed
-    in editable mode, also its `git_state` as `git`."""
+def where_from(registry: Registry, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Kind -> where the plugin of that name is from: see `plugin_of`; with `git` (as `git_state`) where that is an
+    editable checkout, or a file in one. names: kind, as in `Registry.owners`, -> name."""
     found: dict[str, dict[str, Any]] = {}
-    for kind, name in (("model", model), ("data set", data)):
+    for kind, name in names.items():
         plugin: dict[str, Any] = dict(plugin_of(registry, kind, name))
         git = None
         if "file" in plugin:

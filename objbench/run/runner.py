@@ -57,6 +57,10 @@ class Runner:
         self._unlocked = False
         self._deadline = 0.0
         self._waited_for: set[str] = set()
+        self._renewed: set[str] = set()
+        """Trainings that were set aside as `force` says: once each."""
+        self._again: list[list[Cell]] = []
+        """Cells whose process ended because of another cell of their training."""
 
     def run(self, cells: list[Cell]) -> dict[str, CellResult]:
         """Runs the cells and returns their results by key. If it was interrupted, `stop_requests` is above 0.
@@ -69,7 +73,9 @@ class Runner:
         waiting = deque(jobs.values())
         with self._signals():
             try:
-                while waiting or self.jobs:
+                while waiting or self.jobs or self._again:
+                    waiting.extend(self._again)
+                    self._again.clear()
                     if self.stop_requests or self.fatal:
                         waiting.clear()
                         self._stop_all()
@@ -115,6 +121,8 @@ class Runner:
         ended = job.ended()  # checked first: if it has ended, all its events are in the pipe
         for event in job.events():
             self.fatal = self.fatal or event.get("disk_full", "")
+            if "cell" in event:
+                job.started = time.monotonic()
             self.observer.update(job.cells[0], event)
         if ended:
             self._end(job)
@@ -166,11 +174,12 @@ class Runner:
         """The cells of a locked training that are not done. Folders that are damaged are renamed."""
         left = []
         training = cells[0].training.key
-        if self.force and self.store.folder(training).exists():
+        if self.force and training not in self._renewed and self.store.folder(training).exists():
             others = [key for key in self.store.cell_keys() if key.startswith(f"{training}/")]
             aside = self.store.set_aside(training, "old")
             what = f" with its {len(others)} cells" if len(others) > 1 else ""
             self.observer.say(f"{cells[0].name}: the old training{what} was renamed to {aside}")
+        self._renewed.add(training)
         self._set_aside_if_damaged(cells[0], training)
         for cell in cells:
             known = self._set_aside_if_damaged(cell, cell.key)
@@ -203,21 +212,34 @@ class Runner:
         self.observer.begin(cells[0])
 
     def _end(self, job: LocalJob) -> None:
-        """Reads the results of a process that has ended, or records why it has none."""
+        """Takes the results of a process that has ended, or records why there are none.
+
+        Where it ended in one of its cells, of which the training was done, the cells after that one are run in another
+        process: they are not to blame.
+        """
         self.jobs.remove(job)
+        status, error = self._how_it_ended(job)
+        blamed = False
+        again = []
         for cell in job.cells:
             folder = self.store.folder(cell.key)
-            status, error = self._how_it_ended(job)
             try:
                 result, _ = read_record(folder)
                 if result.status == "running":
+                    if blamed and status in ("failed", "timed out"):
+                        again.append(cell)
+                        continue
                     result = end_early(folder, status, error)
-            except (Damaged, OSError) as trouble:  # such as a full disk
+                    blamed = (folder.parent / "trained.json").exists()
+            except (Damaged, OSError) as trouble:  # the record of a failure may find the disk full
                 result = cell.result(status, error=error or str(trouble))
             self.results[cell.key] = replace(result, path=str(folder))
         job.close()
         for cell in job.cells:
-            self.observer.end(cell, self.results[cell.key])
+            if cell not in again:
+                self.observer.end(cell, self.results[cell.key])
+        if again:
+            self._again.append(again)
 
     def _how_it_ended(self, job: LocalJob) -> tuple[Status, str]:
         """The status and error of a process that left no record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,12 +21,18 @@ def flat(listed: Detections | GroundTruth) -> dict[str, Tensor]:
     return tensors | {"images": torch.tensor(listed.images)}
 
 
-def load_detections(folder: Path) -> Detections:
-    """The detections of the cell in `folder` on its test scenes, with its clusters if it has any."""
-    tensors = load_tensors(folder.parent / "detections.safetensors")
-    if (folder / "clusters.safetensors").exists():
-        tensors |= load_tensors(folder / "clusters.safetensors")
+def load_found(training: Path) -> Detections:
+    """What the detector of a training found in its test scenes, with its own clusters if it has any."""
+    tensors = load_tensors(training / "detections.safetensors")
     return Detections(int(tensors.pop("images")), **tensors)
+
+
+def load_detections(folder: Path) -> Detections:
+    """The detections of a cell on its test scenes, with its clusters if it has any: those of its clusterer."""
+    found = load_found(folder.parent)
+    if (folder / "clusters.safetensors").exists():
+        found = replace(found, clusters=load_tensors(folder / "clusters.safetensors")["clusters"])
+    return found
 
 
 def load_truth(folder: Path) -> GroundTruth:

@@ -14,7 +14,8 @@ out.
 
 Not published are ways to be fast which change no value (`compose.py`, `BroadcastDecoder`); detection by the mode of
 every latent, where the published evaluation samples where; boxes cut to their bright part (`trim`), as GMAIR cuts its
-own; and options that start cells elsewhere than at zero, which the published defaults do not use.
+own, and if asked for to where the object makes the picture (`trim_hidden`); and options that start cells elsewhere
+than at zero, which the published defaults do not use.
 """
 
 from __future__ import annotations
@@ -371,9 +372,27 @@ class Space(Detector):
         boxes = objects.boxes
         if self.config.trim:
             brightness = (objects.colour * objects.alpha).mean(2) * objects.presence[..., None, None]
+            if self.config.trim_hidden:
+                brightness = brightness * self.visible(objects)
             boxes = trim_boxes(boxes, brightness, self.config.trim)
         boxes = clamp_boxes(boxes, self.shape[1:])
         return Detections.from_padded(boxes, objects.presence, what=objects.what_mean)
+
+    def visible(self, objects: Objects) -> Tensor:
+        """How much of the picture at each of its glimpse's pixels an object makes, [n, k, g, g] in 0..1: see (d).
+
+        A glimpse also shows what touches the object, and nothing in the loss keeps it from painting that, because there
+        the neighbour is in front. Where fruits touch, boxes cut to what is bright alone are as large as uncut.
+        """
+        n, k = objects.presence.shape
+        height, width = self.shape[1:]
+        alpha = objects.alpha * objects.presence[:, :, None, None, None]
+        canvases = Canvases(objects.boxes, self.config.glimpse, height, width)
+        shares = canvases.shares(alpha, SHARPNESS * torch.sigmoid(-objects.depth), self.cells)
+        glimpses = crop(
+            shares.flatten(0, 1)[:, None], objects.boxes.flatten(0, 1)[:, None], self.config.glimpse
+        )
+        return glimpses.view(n, k, *glimpses.shape[-2:])
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The foreground over the background, [n, channels, height, width], every latent at its mode."""

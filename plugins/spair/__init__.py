@@ -11,7 +11,8 @@ def objbench_models() -> list[ModelSpec]:
         "layers of 256; no training wheels; a count prior that falls faster, and further on fruit; a "
         "learning rate of 1e-3, falling to a tenth; a reconstruction coefficient of 3 (2 on fruit) and a "
         "floor of 1e-6 under a pixel's probability; size priors of N(0, 1) on logits, as GMAIR; biases that "
-        "make cells start present and dark; gated cells; on fruit cells of 8 pixels."
+        "make cells start present and dark; gated cells; on fruit cells of 8 pixels, "
+        "and boxes cut to where the fruit itself makes the picture (trim_hidden)."
     )
     return [
         ModelSpec(
@@ -36,7 +37,7 @@ def objbench_models() -> list[ModelSpec]:
                     "at first; the backbone's layers and padding are those of the port."
                 ),
                 "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,200 steps (1,700 on fruit) {small}",
-                "small": f"Scenes of 64x64 with 1 to 5 digits; 6,000 steps {small}",
+                "small": f"Scenes of 64x64 with 1 to 5 digits; 9,000 steps {small}",
                 "paper": (
                     "Settings are those of the original code, but what-latents of 256 (originally 50) and an "
                     "anchor of 72 (48), as GMAIR's comparison says (its Appendix B.1). That comparison ran "

@@ -25,7 +25,7 @@ from objbench.errors import UsageError
 from objbench.latents import bernoulli_kl, normal_kl
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
-from objbench.spatial import clamp_boxes, crop, in_parts, paint, take_cells, top_cells, trim_boxes
+from objbench.spatial import canvases, clamp_boxes, crop, in_parts, paint, take_cells, top_cells, trim_boxes
 from objbench_plugins.spair import front, losses, networks
 from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
@@ -401,9 +401,26 @@ class Spair(Detector):
         boxes = cells.boxes
         if self.config.trim:
             colour, alpha = self.decode(cells.what)
-            boxes = trim_boxes(boxes, colour.mean(2) * alpha[:, :, 0], self.config.trim)
+            brightness = colour.mean(2) * alpha[:, :, 0]
+            if self.config.trim_hidden:
+                brightness = brightness * self.visible(cells, alpha)
+            boxes = trim_boxes(boxes, brightness, self.config.trim)
         boxes = clamp_boxes(boxes, self.shape[1:])
         return Detections.from_padded(boxes, cells.presence_prob[..., 0], what=cells.what)
+
+    def visible(self, cells: GridCells, alpha: Tensor) -> Tensor:
+        """The share of a cell in all importance, at each pixel of its glimpse: [n, cells, g, g] in 0..1; see `render`.
+
+        alpha: [n, cells, 1, g, g]. A glimpse also shows what touches the object, and little in the loss keeps it from
+        painting that too, with less importance than the neighbour has.
+        """
+        importance = alpha * (cells.presence_prob * cells.depth)[..., None, None]
+        painted = canvases(
+            importance, cells.boxes, self.shape.height, self.shape.width
+        )  # [n, cells, 1, h, w]
+        shares = (painted / (painted.sum(1, keepdim=True) + 1e-9)).flatten(0, 1)
+        glimpses = crop(shares, cells.boxes.flatten(0, 1)[:, None], self.config.glimpse)
+        return glimpses.reshape(alpha[:, :, 0].shape)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The rendered image [n, channels, height, width], every latent at its mode."""
@@ -411,7 +428,7 @@ class Spair(Detector):
 
 
 def deviation(raw: Tensor) -> Tensor:
-    """A standard deviation in 0..2 from a network's output; the original's function."""
+    """A standard deviation in 0..2 from a network's output; the port's function."""
     return 2 * torch.sigmoid(raw.clamp(-10, 10))
 
 

@@ -290,4 +290,4 @@ def test_an_oracle_cannot_look_at_pictures_without_their_truth(tmp_path: Path) -
     export(tmp_path / "scenes", 2)
     ran = predict(Path(result.path), tmp_path / "scenes", tmp_path / "found.json")
     assert ran.code == 2
-    assert "is of an oracle" in ran.err
+    assert "is a cell of an oracle" in ran.err

@@ -13,7 +13,7 @@ from objbench.errors import UsageError
 from objbench.latents import bernoulli_kl, normal_kl, relaxed_bernoulli
 from objbench.options import build
 from objbench.scenes import SceneShape
-from objbench.spatial import boxes_around
+from objbench.spatial import boxes_around, canvases
 from objbench_plugins.space import losses, networks
 from objbench_plugins.space import model as space_model
 from objbench_plugins.space.background import Background
@@ -468,6 +468,43 @@ def test_trimming_only_ever_shrinks_boxes():
     assert (cut[:, :2] >= whole[:, :2] - 1e-4).all()
     assert (cut[:, 2:] <= whole[:, 2:] + 1e-4).all()
     assert (cut - whole).abs().max() > 1
+
+
+def test_shares_are_the_weights_of_the_dense_softmax():
+    boxes, _, alpha, sharpness = some_objects()
+    painted = canvases(alpha * sharpness[:, :, None, None, None], boxes, 40, 48)[:, :, 0]
+    dense = painted.softmax(1)
+    shares = Canvases(boxes, 10, 40, 48).shares(alpha, sharpness, cells=20)
+    torch.testing.assert_close(shares, dense, rtol=1e-9, atol=1e-9)
+    absent = torch.cat([painted[:, :7], torch.zeros_like(painted[:, 7:])], 1).softmax(1)[:, :7]
+    few = Canvases(boxes[:, :7], 10, 40, 48).shares(alpha[:, :7], sharpness[:, :7], cells=20)
+    torch.testing.assert_close(few, absent, rtol=1e-9, atol=1e-9)
+
+
+def test_where_another_object_is_in_front_an_object_is_not_visible():
+    """Two bright boxes that overlap by half: the one behind is cut to its other half."""
+    model = small_space(trim=0.2)
+    objects = space_model.Objects(
+        presence=torch.ones(1, 2),
+        boxes=torch.tensor([[[4.0, 4, 20, 20], [12, 4, 28, 20]]]),
+        depth=torch.tensor([[1.0, -1.0]]),  # the first is farther
+        what_mean=torch.zeros(1, 2, 5),
+        what_std=torch.ones(1, 2, 5),
+        colour=torch.ones(1, 2, 1, 8, 8),
+        alpha=torch.ones(1, 2, 1, 8, 8),
+    )
+    model.infer_modes = lambda images: objects
+    visible = model.visible(objects)
+    assert visible.shape == (1, 2, 8, 8)
+    assert (visible[0, 1] > 0.9).all()
+    assert (visible[0, 0, :, :4] > 0.9).all()
+    assert (visible[0, 0, :, 4:] < 0.1).all()
+    found = {}
+    for trim_hidden in (False, True):
+        model.config = dataclasses.replace(model.config, trim_hidden=trim_hidden)
+        found[trim_hidden] = model.detect(torch.zeros(1, 1, 32, 32)).boxes
+    torch.testing.assert_close(found[False], objects.boxes[0])
+    torch.testing.assert_close(found[True], torch.tensor([[4.0, 4, 12, 20], [12, 4, 28, 20]]))
 
 
 def test_reconstruction_is_a_picture():

@@ -538,3 +538,28 @@ def test_settings_of_every_protocol_are_valid(protocol, data):
         assert (config.anchor, config.stride) == (72, 12)
     side = 128 if protocol == "paper" else 64
     assert config.anchor <= side
+
+
+def test_what_is_visible_of_an_object_is_its_share_of_all_importance():
+    """Of two in one place each shows by its presence and depth; one alone, or beside an absent one, shows wholly."""
+    m = model()
+    cells = m.infer(some_images(m.shape))
+    boxes = torch.tensor([[4.0, 4, 20, 20]] * 2 + [[30.0, 10, 46, 26]] * 2)[None]
+    few = cells._replace(
+        boxes=boxes,
+        presence_logit=torch.tensor([0.0, 0.0, 0.0, -40.0]).view(1, 4, 1),
+        depth=torch.tensor([3.0, 1, 2, 2]).view(1, 4, 1),
+    )
+    found = m.visible(few, torch.ones(1, 4, 1, 8, 8))
+    expected = torch.tensor([0.75, 0.25, 1, 0]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_trimming_what_is_hidden_only_ever_shrinks_boxes():
+    whole, cut = model(presence_bias=1.0), model(presence_bias=1.0, trim_hidden=True)
+    with torch.no_grad():
+        found = [m.infer(some_images(m.shape)) for m in (whole, cut)]
+        assert torch.equal(found[0].boxes, found[1].boxes)
+        a, b = (m.detect(some_images(m.shape)) for m in (whole, cut))
+    area = [((x.boxes[:, 2:] - x.boxes[:, :2]).prod(1)).mean() for x in (a, b)]
+    assert area[1] < area[0]

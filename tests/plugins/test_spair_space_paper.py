@@ -101,6 +101,32 @@ def test_spair_has_the_layers_of_the_original(channels):
     assert size(model) == {1: 1_820_077, 3: 2_225_973}[channels]
 
 
+# Demo and small
+
+
+@pytest.mark.parametrize("protocol", ["demo", "small"])
+@pytest.mark.parametrize(("cls", "name"), [(Spair, "spair"), (Space, "space")])
+def test_both_fruit_data_have_the_same_settings_with_places_for_36_objects(cls, name, protocol):
+    official, simulated = (cls.settings(protocol, data) for data in ("fruit2d", "fruit2d-sim"))
+    assert official == simulated
+    assert official["gate_cells"] == 36
+    assert cls.settings(protocol, "multimnist")["gate_cells"] == 12
+
+
+@pytest.mark.parametrize("protocol", ["demo", "small"])
+@pytest.mark.parametrize("data", DATA)
+def test_priors_of_size_follow_from_the_anchor_or_the_image_alone(protocol, data):
+    spair = build(Spair.Config, "spair", Spair.settings(protocol, data))
+    assert (spair.anchor, spair.size_prior, spair.size_prior_std) == (
+        36,
+        0.5,
+        1,
+    )  # N(0, 1) on logits, as GMAIR
+    space = build(Space.Config, "space", Space.settings(protocol, data))
+    assert space.scale_start == Space.Config().scale_start
+    assert space.scale_end in (space.scale_start, Space.Config().scale_end)
+
+
 # SPACE
 
 

@@ -58,7 +58,7 @@ def test_the_key_is_of_what_figures_depend_on(monkeypatch: pytest.MonkeyPatch) -
         toy_cell("toy", seed=1),
         toy_cells("toy", scale="small")[0],
         toy_cell("toy-plain"),
-        toy_cell("toy-plain", "gmm.components=3"),
+        toy_cell("toy-plain", "gmm.clusters=3"),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(toy_plugin.Squares, "fingerprint", lambda self: {"source": "other digits"})
@@ -69,9 +69,9 @@ def test_the_key_is_of_what_figures_depend_on(monkeypatch: pytest.MonkeyPatch) -
 def test_differences_are_named() -> None:
     one, other = (
         toy_cell("toy-plain").identity,
-        toy_cell("toy-plain", "toy-plain.lr=0.5", "gmm.components=3").identity,
+        toy_cell("toy-plain", "toy-plain.lr=0.5", "gmm.clusters=3").identity,
     )
-    assert difference(other, one) == ["gmm.components is 3, there 10", "toy-plain.lr is 0.5, there 0.03"]
+    assert difference(other, one) == ["gmm.clusters is 3, there 10", "toy-plain.lr is 0.5, there 0.03"]
     assert difference(one | {"model_code": "x"}, one) == ["the code of toy-plain has changed"]
 
 
@@ -322,7 +322,7 @@ def test_show_draws_a_finished_cell(out: Path) -> None:
         (["-o", "toy.lrr=1"], "no toy option named 'lrr'; did you mean 'lr'?"),
         (["-o", "toi.lr=1"], "no model or data set named 'toi'; did you mean 'toy'?"),
         (["-o", "toy-fit.x=1"], "nothing in this run uses it"),
-        (["-o", "gmm.components=3"], "nothing in this run uses it"),
+        (["-o", "gmm.clusters=3"], "nothing in this run uses it"),
         (["-o", "toy.steps=many"], "toy.steps=many is not an integer"),
         (["-o", "toy.steps=0"], "toy.steps=0 is out of range"),
         (["-o", "toy.steps"], "NAME.KEY=VALUE"),

@@ -16,7 +16,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two mixtures on one training, and two seeds of another model."""
     out = tmp_path_factory.mktemp("made")
     assert run(out, "toy-plain", "-o", "toy-plain.steps=5").code == 0
-    assert run(out, "toy-plain", "-o", "toy-plain.steps=5", "-o", "gmm.components=2").code == 0
+    assert run(out, "toy-plain", "-o", "toy-plain.steps=5", "-o", "gmm.clusters=2").code == 0
     assert run(out, "toy-fit", "--seeds", "1,3-3").code == 0
     return out
 
@@ -79,7 +79,7 @@ def test_force_says_what_else_went_aside(out: Path) -> None:
 
 def test_rm_removes_a_cell_and_with_the_last_its_training(out: Path) -> None:
     store = Store(out)
-    ten, two = (keys("toy-plain", "toy-plain.steps=5", f"gmm.components={n}") for n in (10, 2))
+    ten, two = (keys("toy-plain", "toy-plain.steps=5", f"gmm.clusters={n}") for n in (10, 2))
     training = store.folder(ten).parent
     ran = rm(out, ten, "--yes")
     assert (ran.code, ran.out.startswith("removed 1 cell, ")) == (0, True)
