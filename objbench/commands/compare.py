@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from objbench.cells.identity import with_clusterer
 from objbench.commands.shared import (
     PLAN_TIMEOUT,
     as_typed,
@@ -113,10 +114,10 @@ def side_of(word: str, out: str, read: Callable[..., list[Row]]) -> Side:
         )
     rows = read(out)
     model, data = named["model"].strip(), (named["data"] or "").strip()
-    names = {name for row in rows for name in names_of(row)}
+    names = {name for row in rows for name in (row.model, *names_of(row))}
     if model not in names:
         raise unknown("row", model, names)
-    rows = [row for row in rows if model in names_of(row)]
+    rows = [row for row in rows if model in names_of(row)] or [row for row in rows if model == row.model]
     if data and data not in (known := {row.data for row in rows}):
         raise unknown("data set", data, known)
     options = [part.strip() for part in (named["options"] or "").split(",") if part.strip()]
@@ -128,9 +129,8 @@ def side_of(word: str, out: str, read: Callable[..., list[Row]]) -> Side:
 
 
 def names_of(row: Row) -> list[str]:
-    """What a row can be called by: its model, and with its clusterer."""
-    clusterer = getattr(row, "clusterer", "")
-    return [row.model, *([f"{row.model}+{clusterer}"] if clusterer and clusterer != "own" else [])]
+    """What a row is called by: as `--models` has it, also with its clusterer."""
+    return [row.name, *([with_clusterer(row.model, row.clusterer)] if row.clusterer else [])]
 
 
 def rows_in(out: str, registry: Registry, plugin_files: tuple[str, ...], only: str = "") -> list[Row]:
@@ -156,7 +156,7 @@ def pairs_of(first: Side, second: Side) -> list[tuple[Row, Row]]:
     for row in first.rows:
         others = [r for r in second.rows if (r.protocol, r.data) == (row.protocol, row.data)]
         if first.store and second.store:
-            others = [r for r in others if names_of(r)[-1] == names_of(row)[-1]]
+            others = [r for r in others if r.name == row.name]
             exact = [r for r in others if (r.options, r.data_options) == (row.options, row.data_options)]
             others = exact or others
         for side, rows in (
@@ -165,7 +165,7 @@ def pairs_of(first: Side, second: Side) -> list[tuple[Row, Row]]:
         ):
             if len(rows) > 1:
                 names = "; ".join(
-                    f"{r.model}[{','.join([*r.options, *r.data_options])}]@{r.data}" for r in rows
+                    f"{r.name}[{','.join([*r.options, *r.data_options])}]@{r.data}" for r in rows
                 )
                 raise UsageError(
                     f"'{side.word}' means {len(rows)} rows of {row.data} ({row.protocol}): {names}; name one"
@@ -188,6 +188,4 @@ def pairs_of(first: Side, second: Side) -> list[tuple[Row, Row]]:
 def same_place(one: Row, other: Row, store: bool) -> bool:
     """Whether two rows of one side would be compared with the same row of the other."""
     alike = (one.protocol, one.data) == (other.protocol, other.data)
-    return alike and (
-        not store or one is other or (names_of(one)[-1], one.options) == (names_of(other)[-1], other.options)
-    )
+    return alike and (not store or one is other or (one.name, one.options) == (other.name, other.options))
