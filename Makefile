@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-lowest install lint docs bench clean
+.PHONY: demo test test-fast test-lowest install lint docs wheel bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/objbench run --models gmair,spair --data multimnist --protocol demo --workers 2
@@ -34,6 +34,10 @@ lint: $(VENV)/.installed-dev
 # The site, in build/site. A dead link fails; so does, in the tests, a public name without a docstring.
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
+
+# The wheel, built and tried in an environment of its own.
+wheel: $(VENV)/.installed-dev
+	PYTHON=$(BIN)/python .ci/wheel
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from objbench.cells.identity import with_clusterer
 from objbench.commands.shared import (
     PLAN_TIMEOUT,
     as_typed,
@@ -66,7 +69,11 @@ def compare(
     warn_of_clashes(registry)
     from objbench.report.compare import duel, paragraph
 
-    sides = [side_of(word, out, registry, plugin_files) for word in (first, second)]
+    @functools.cache
+    def read(store: str, only: str = "") -> list[Row]:
+        return rows_in(store, registry, plugin_files, only)
+
+    sides = [side_of(word, out, read) for word in (first, second)]
     duels = []
     faults = []
     for a, b in pairs_of(*sides):
@@ -84,10 +91,13 @@ def compare(
     click.echo("\n\n".join(paragraph(d) for d in duels))
 
 
-def side_of(word: str, out: str, registry: Registry, plugin_files: tuple[str, ...]) -> Side:
-    """The rows that a word of the command line means. UsageError where it means none."""
+def side_of(word: str, out: str, read: Callable[..., list[Row]]) -> Side:
+    """The rows that a word of the command line means. UsageError where it means none.
+
+    read: gives the rows of a directory, or of one of its cells by key.
+    """
     if (Path(word) / "cells").is_dir():
-        return Side(word, rows_in(word, registry, plugin_files), True)
+        return Side(word, read(word), True)
     if (
         (Path(word) / "cell.json").is_file()
         or (Path(word) / "training.json").is_file()
@@ -95,19 +105,19 @@ def side_of(word: str, out: str, registry: Registry, plugin_files: tuple[str, ..
     ):
         folder = find_cell(word, out)
         store = str(folder.parent.parent.parent)
-        rows = rows_in(store, registry, plugin_files, f"{folder.parent.name}/{folder.name}")
+        rows = read(store, f"{folder.parent.name}/{folder.name}")
         return Side(word, rows, False)
     named = ROW.fullmatch(word)
     if named is None or Path(word).exists():
         raise UsageError(
             f"'{word}' is no cell, no directory of cells, and not the name of a row such as gmair@multimnist"
         )
-    rows = rows_in(out, registry, plugin_files)
+    rows = read(out)
     model, data = named["model"].strip(), (named["data"] or "").strip()
-    names = {name for row in rows for name in names_of(row)}
+    names = {name for row in rows for name in (row.model, *names_of(row))}
     if model not in names:
         raise unknown("row", model, names)
-    rows = [row for row in rows if model in names_of(row)]
+    rows = [row for row in rows if model in names_of(row)] or [row for row in rows if model == row.model]
     if data and data not in (known := {row.data for row in rows}):
         raise unknown("data set", data, known)
     options = [part.strip() for part in (named["options"] or "").split(",") if part.strip()]
@@ -119,9 +129,8 @@ def side_of(word: str, out: str, registry: Registry, plugin_files: tuple[str, ..
 
 
 def names_of(row: Row) -> list[str]:
-    """What a row can be called by: its model, and with its clusterer."""
-    clusterer = getattr(row, "clusterer", "")
-    return [row.model, *([f"{row.model}+{clusterer}"] if clusterer and clusterer != "own" else [])]
+    """What a row is called by: as `--models` has it, also with its clusterer."""
+    return [row.name, *([with_clusterer(row.model, row.clusterer)] if row.clusterer else [])]
 
 
 def rows_in(out: str, registry: Registry, plugin_files: tuple[str, ...], only: str = "") -> list[Row]:
@@ -145,9 +154,9 @@ def pairs_of(first: Side, second: Side) -> list[tuple[Row, Row]]:
     """Rows of the same data and protocol that are to be compared. UsageError where there are none, or too many."""
     pairs = []
     for row in first.rows:
-        others = [r for r in second.rows if (r.protocol, r.data) == (row.protocol, row.data) and r is not row]
+        others = [r for r in second.rows if (r.protocol, r.data) == (row.protocol, row.data)]
         if first.store and second.store:
-            others = [r for r in others if names_of(r)[-1] == names_of(row)[-1]]
+            others = [r for r in others if r.name == row.name]
             exact = [r for r in others if (r.options, r.data_options) == (row.options, row.data_options)]
             others = exact or others
         for side, rows in (
@@ -156,7 +165,7 @@ def pairs_of(first: Side, second: Side) -> list[tuple[Row, Row]]:
         ):
             if len(rows) > 1:
                 names = "; ".join(
-                    f"{r.model}[{','.join([*r.options, *r.data_options])}]@{r.data}" for r in rows
+                    f"{r.name}[{','.join([*r.options, *r.data_options])}]@{r.data}" for r in rows
                 )
                 raise UsageError(
                     f"'{side.word}' means {len(rows)} rows of {row.data} ({row.protocol}): {names}; name one"
@@ -179,6 +188,4 @@ def pairs_of(first: Side, second: Side) -> list[tuple[Row, Row]]:
 def same_place(one: Row, other: Row, store: bool) -> bool:
     """Whether two rows of one side would be compared with the same row of the other."""
     alike = (one.protocol, one.data) == (other.protocol, other.data)
-    return alike and (
-        not store or one is other or (names_of(one)[-1], one.options) == (names_of(other)[-1], other.options)
-    )
+    return alike and (not store or one is other or (one.name, one.options) == (other.name, other.options))

@@ -263,7 +263,10 @@ def paired_interval(runs: Sequence[Run]) -> tuple[float, float]:
         whole = float(np.nanvar(common))
         share = math.sqrt(max(0.0, 1 - own / whole)) if whole else 0.0
         draws = np.random.default_rng(n).standard_t(n - 1, size=len(common))
-        means = points.mean() + common * share + draws * points.std(ddof=1) / math.sqrt(n)
+        off = draws * points.std(ddof=1) / math.sqrt(n)
+        means = points.mean() + np.concatenate(
+            [common * share + off, common * share - off]
+        )  # symmetric, as t is
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(means, [tail, 1 - tail])
     return float(low), float(high)

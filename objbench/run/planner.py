@@ -62,7 +62,7 @@ def plan_matrix(
 
 def option_depth(registry: Registry, owner: str, key: str) -> int:
     """How deep lists in the values of a plugin's option are; 0 of an unknown option, which `matrix` refuses."""
-    tables: list[Mapping[str, Any]] = [registry.models, registry.data, getattr(registry, "clusterers", {})]
+    tables: list[Mapping[str, Any]] = [registry.models, registry.data, registry.clusterers]
     targets = [table[owner].target for table in tables if owner in table]
     return list_depth(load_target(targets[0]).Config, key) if targets else 0
 
