@@ -65,6 +65,13 @@ FORMATS = ["table", "md", "latex", "csv", "json"]
     help="Add further columns: COCO AP, count error, F1, ACC over all objects, and what other metrics list.",
 )
 @click.option("--to", "target", metavar="FILE", help="Write to this file instead of stdout.")
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    help="Write one page that shows everything: the table with --paper and --intervals, scenes, errors, curves, and "
+    "where it comes from. It needs no network and no other file.",
+)
 @plugin_option
 def report(
     out: str,
@@ -79,6 +86,7 @@ def report(
     long_: bool,
     more: bool,
     target: str | None,
+    page: str | None,
     plugin_files: tuple[str, ...],
 ) -> None:
     """Print the table of all cells in a directory, with the rows and columns of Table 2 of the GMAIR paper.
@@ -89,6 +97,10 @@ def report(
     """
     if protocol_name is not None:
         protocol(protocol_name)
+    if page is not None:
+        if target is not None or form != "table":
+            raise UsageError("--html FILE writes a page; leave out --to and --format, which are of a printed table")
+        paper = intervals = True
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
 
@@ -114,6 +126,15 @@ def report(
         comparison = compare_rows(rows, registry, resamples)
     columns = tables.columns_of(registry, published, results, more)
     table = tables.build(rows, columns, registry, comparison, long_)
+    if page is not None:
+        from objbench.report.page.write import page as page_of
+
+        html, problems = page_of(rows, cells, table, registry)
+        for problem in problems:
+            click.echo(f"warning: {problem}", err=True)
+        write_to(Path(page), html, "--html")
+        click.echo(page)
+        return
     console = console_on(stderr=False) if target is None and sys.stdout.isatty() else None
     writers = {"md": text.markdown, "latex": text.latex, "csv": text.csv, "json": text.as_json}
     written = text.draw(table, console) if form == "table" else writers[form](table)
@@ -123,8 +144,8 @@ def report(
         write_to(Path(target), written)
 
 
-def write_to(target: Path, written: str) -> None:
-    """Writes a file as a whole. UsageError when that cannot be done."""
+def write_to(target: Path, written: str, option: str = "--to") -> None:
+    """Writes a file as a whole. UsageError, which names the option, when that cannot be done."""
     from objbench.cells.files import write_file
 
     try:
@@ -132,4 +153,4 @@ def write_to(target: Path, written: str) -> None:
     except BrokenPipeError:  # whoever read `--to /dev/stdout` has enough
         raise
     except OSError as error:
-        raise UsageError(f"--to {shlex.quote(str(target))}: {error.strerror}") from None
+        raise UsageError(f"{option} {shlex.quote(str(target))}: {error.strerror}") from None
