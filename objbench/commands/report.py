@@ -99,7 +99,9 @@ def report(
         protocol(protocol_name)
     if page is not None:
         if target is not None or form != "table":
-            raise UsageError("--html FILE writes a page; leave out --to and --format, which are of a printed table")
+            raise UsageError(
+                "--html FILE writes a page; leave out --to and --format, which are of a printed table"
+            )
         paper = intervals = True
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)

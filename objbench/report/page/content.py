@@ -29,7 +29,7 @@ from objbench.report.page import errors
 from objbench.report.rows import Row, words_of
 from objbench.report.statistics import scenes_digest
 from objbench.report.tables import Table, spec_notes
-from objbench.report.text import sheets_of
+from objbench.report.text import ABSENT, sheets_of
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import load_detections, load_tensors, load_truth
 
@@ -59,7 +59,9 @@ class Figure:
     interval: str
     """Its 95 % interval; "" without one."""
     paper: str
-    """What was published, and the difference from it; "" without any."""
+    """What was published; "" without any."""
+    difference: str
+    """Ours minus the paper's; "" without one."""
     value: float | None
     """What rows are sorted by."""
 
@@ -93,25 +95,27 @@ def lines_of(table: Table, rows: Sequence[Row], registry: Registry) -> list[Line
             written.append((line, {}))
     lines = []
     for i, ((line, under), row) in enumerate(zip(written, rows, strict=True)):
-        record = table.frame.iloc[i]
+        record = _record(table, i)
         none = [""] * len(sheet.figures)
-        figures = []
-        for j, column in enumerate(table.columns):
-            at = sheet.figures[j]
-            interval = under.get("95 % interval", none)[j]
-            printed, off = under.get("paper", none)[j], under.get("difference", none)[j]
-            paper = "" if printed in ("", "--") else printed + (f" ({off})" if off not in ("", "--") else "")
-            value = _finite(record[column])
-            figures.append(
-                Figure(line.cells[at], at in line.bold, interval.replace("--", ""), paper, value)
-            )
+        said: list[Figure] = []
+        for j, (column, at) in enumerate(zip(table.columns, sheet.figures, strict=True)):
+            below = [under.get(title, none)[j] for title in ("95 % interval", "paper", "difference")]
+            interval, paper, difference = ("" if text == ABSENT else text for text in below)
+            mean = record[column] if row.results else record.get(f"{column}_paper")
+            text = line.cells[at]
+            said.append(Figure(text, at in line.bold, interval, paper, difference, _finite(mean)))
         marks = ["collapsed"] * bool(record.get("collapsed", 0))
         marks += ["single seed"] * bool(record["done"] == 1)
         marks += ["oracle"] * bool(record["oracle"])
         differs = words_of(row, registry)["model"].get("differs", "") if row.results else ""
         names = (record["model_label"], record["data_label"])
-        lines.append(Line(i, *names, " ".join(str(differs).split()), figures, line.cells[-1], marks))
+        lines.append(Line(i, *names, " ".join(str(differs).split()), said, line.cells[-1], marks))
     return lines
+
+
+def _record(table: Table, row: int) -> Json:
+    """A row of the table as numbers."""
+    return {str(name): value for name, value in table.frame.iloc[row].items()}
 
 
 def content_of(
@@ -124,7 +128,7 @@ def content_of(
     for number, row in enumerate(rows):
         if not row.results:
             continue
-        record = table.frame.iloc[number]
+        record = _record(table, number)
         of_row: Json = {"row": number, "model": record["model_label"], "cells": []}
         for result in row.done:
             folder = Path(result.path)
@@ -354,7 +358,7 @@ def sources_of(
     found = []
     for number, row in enumerate(rows):
         if row.results:
-            record = table.frame.iloc[number]
+            record = _record(table, number)
             label = f"{record['model_label']} on {record['data_label']}, {row.protocol}"
             origins = [_origin(result, cells.get(result.cell)) for result in row.results]
             found.append(Source(number, label, spec_notes(row, registry), origins))
@@ -380,7 +384,9 @@ def _origin(result: CellResult, cell: Cell | None) -> Origin:
     }
     if cell is not None:
         for part in ("model", "data"):
-            facts[f"plugin of the {part}"] = package_words(cell.training.about.get(part, {}).get("plugin", {}))
+            facts[f"plugin of the {part}"] = package_words(
+                cell.training.about.get(part, {}).get("plugin", {})
+            )
     return Origin(
         result.cell,
         result.seed,

@@ -108,15 +108,18 @@ def recall_by(values: NDArray[np.float64], edges: Sequence[float], found: Bools)
 
 def sizes(truth: GroundTruth) -> Floats:
     """[n] the square root of each object's area, in pixels."""
-    return np.sqrt(_areas(as_numpy(truth.boxes)))
+    sides: Floats = np.sqrt(_areas(as_numpy(truth.boxes)))
+    return sides
 
 
 def crowding(truth: GroundTruth) -> Floats:
     """[n] how many objects are in the scene of each object, itself included."""
     image = as_numpy(truth.image)
-    return np.bincount(image, minlength=truth.images)[image].astype(np.float64)
+    counts: Floats = np.bincount(image, minlength=truth.images)[image].astype(np.float64)
+    return counts
 
 
 def _areas(boxes: NDArray[np.floating]) -> Floats:
     boxes = boxes.astype(np.float64)
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas: Floats = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas

@@ -360,7 +360,8 @@
     charts.forEach(([plot]) => plot.destroy());
     charts = [];
     $("quality").replaceChildren();
-    $("detectors").replaceChildren(...rows().map((row) => el("li", {}, el("span", { class: "chip", style: { background: detectorColour(row) } }), row.model)));
+    document.querySelectorAll(".detectors").forEach((key) => key.replaceChildren(...rows().map((row) =>
+      el("li", {}, el("span", { class: "chip", style: { background: detectorColour(row) } }), row.model))));
     drawWhy();
     drawHow();
     drawDetector();

@@ -41,6 +41,7 @@ def page(
     count, done = sum(len(row.results) for row in ours), sum(len(row.done) for row in ours)
     protocols = ", ".join(dict.fromkeys(row.protocol for row in ours))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     html = environment.from_string(part("page.html.jinja")).render(
         title=TITLE,
         summary=f"{len(ours)} rows, {done} finished cells of {count}; protocol {protocols}.",
