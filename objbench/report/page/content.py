@@ -78,7 +78,7 @@ class Line:
     figures: Sequence[Figure]
     seeds: str
     marks: Sequence[str]
-    """What a reader must beware of: "collapsed", "single seed", "oracle"."""
+    """What a reader must beware of: "collapsed", "single seed"."""
 
 
 def lines_of(table: Table, rows: Sequence[Row], registry: Registry) -> list[Line]:
@@ -106,7 +106,6 @@ def lines_of(table: Table, rows: Sequence[Row], registry: Registry) -> list[Line
             said.append(Figure(text, at in line.bold, interval, paper, difference, _finite(mean)))
         marks = ["collapsed"] * bool(record.get("collapsed", 0))
         marks += ["single seed"] * bool(record["done"] == 1)
-        marks += ["oracle"] * bool(record["oracle"])
         differs = words_of(row, registry)["model"].get("differs", "") if row.results else ""
         names = (record["model_label"], record["data_label"])
         lines.append(Line(i, *names, " ".join(str(differs).split()), said, line.cells[-1], marks))
