@@ -13,9 +13,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What a change can break in a minute: everything but training, fuzzing and whole commands.
+# Under a minute on two cores: all tests but those marked slow, which train, time or run whole commands.
 test-fast: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # The tests with the lowest versions that pyproject.toml allows, in an environment of its own (several GB).
 test-lowest:

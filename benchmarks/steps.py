@@ -26,8 +26,16 @@ from objbench.run.local import ENVIRONMENT
 ALL = {"gate_cells": 0, "warmup_images": 0}
 LATE = {"gmair": {"gate_step": 0}, "spair": {"gate_step": 0}, "space": {"gate_from": 0.0}}
 """Makes a step gated wherever it is; with it, steps are those of the end of training, when schedules have run out."""
-SPAIR_11 = {"what_dim": 50, "anchor": 48.0, "where_frozen_steps": 0}
-"""As SPAIR was published; the paper compares with A = 256 and anchor 72."""
+SPAIR_11 = {
+    "what_dim": 50,
+    "anchor": 48.0,
+    "glimpse": 28,
+    "encoder_widths": "256-128",
+    "where_frozen_steps": 0,
+}
+"""SPAIR as the port to PyTorch was published, whose speed is known."""
+FRONTS = "fronts by torch"
+"""The variant of SPAIR whose fronts torch differentiates."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ def _cases() -> list[Case]:
                 against=whole.name,
             )
         )
+    fast = "spair step (demo, gated)"
+    cases.append(Case("spair", "demo", True, LATE["spair"], plain=True, variant=FRONTS, against=fast))
     return cases
 
 
@@ -160,13 +170,15 @@ def _built(case: Case) -> tuple[Any, Any, int]:
     options = dict(case.options)
     if case.plain and case.model == "gmair":
         from objbench.spatial.reference import crop_plain
+        from objbench_plugins.gmair.reference import render_plain
 
         gmair.crop = crop_plain
-        options["renderer"] = "published"
+        gmair.render_published = render_plain
     elif case.plain and case.model == "spair":
         from objbench_plugins.spair.reference import PlainSpair
 
-        kind = PlainSpair
+        kind = spair.Spair if case.variant == FRONTS else PlainSpair
+        kind.by_hand = False
     elif case.plain:
         kind = _dense_space()
     config = build(kind.Config, case.model, kind.settings(case.protocol, "multimnist"), options)

@@ -7,6 +7,7 @@ in test scenes, and scores them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,19 @@ class Cut:
     """Height and width in pixels of a glimpse, at least 1; what the square shows is resampled to this, bilinearly."""
     margin: float = 0.0
     """The square's side is the longer side of the box times 1 + `margin`; above -1."""
+
+
+def cut_fault(cut: Any) -> str:
+    """What is wrong with the answer of `Clusterer.cut`; "" when nothing is."""
+    if cut is None:
+        return ""
+    if not isinstance(cut, Cut):
+        return f"{type(cut).__name__}, not Cut or None"
+    if not isinstance(cut.size, int) or cut.size < 1:
+        return f"size={cut.size!r} is not an integer of at least 1"
+    if not isinstance(cut.margin, int | float) or not -1 < cut.margin < math.inf:
+        return f"margin={cut.margin!r} is not a number above -1"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Detections:
     boxes: Tensor
     """`[m, 4]` float32 or float64, xyxy in pixels, inside the image and of positive size."""
     scores: Tensor
-    """`[m]` float32 or float64 in 0..1; at least PRESENT where the detector stands by it."""
+    """`[m]` float32 or float64 in 0..1; at least PRESENT for detections that count as present."""
     clusters: Tensor | None = None
     """`[m]` int64, from 0, or NOISE (-1); None when the detector does not cluster."""
     what: Tensor | None = None
@@ -160,6 +160,9 @@ class Detector(nn.Module):
     """A frozen dataclass of options. Its defaults are the values of the `paper` protocol."""
     capturable: ClassVar[bool] = False
     """True if a training step can be captured and replayed on a GPU: see `schedule` and `phase`."""
+    fast_products: ClassVar[bool] = False
+    """True if training steps on a CPU may multiply float32 matrices by oneDNN where that is faster: see
+    `objbench.train.products`. It helps detectors whose time goes into products of matrices of equal shapes."""
     oracle: ClassVar[bool] = False
     """True for a baseline that receives the true boxes; tables mark it. See `detect_scenes`."""
 

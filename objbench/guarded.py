@@ -1,4 +1,4 @@
-"""Around every call of a plugin's code: what it prints, where it goes and how it ends hurts nobody else."""
+"""Guards calls of plugins: their prints, changes of the working directory and errors do not harm the harness."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from typing import Any, Protocol
 from objbench.errors import UsageError, error_line, place_of
 
 KEPT = (signal.SIGINT, signal.SIGTERM)
-"""Signals whose handlers are ours: plugins may not keep theirs."""
+"""Signals whose handlers are restored after a plugin was called."""
 
 _watchers: list[Callable[[str, str], None]] = []
 
 
 class PluginFailed(UsageError):
-    """A plugin raised an error, called sys.exit, died or did not answer. One line that names it."""
+    """A plugin raised an error, called sys.exit, crashed or did not answer. The text is one line with its name."""
 
     def __init__(self, line: str, what: str) -> None:
-        """line: all that is said. what: the part of it that says how the plugin's code ended."""
+        """line: the whole message. what: its part about how the plugin failed."""
         super().__init__(line)
         self.what = what
 
     @classmethod
     def when(cls, who: str, part: str, what: str) -> PluginFailed:
-        """who: the plugin, as "'blobs'". part: what of it was called, as "its constructor"."""
+        """who: the plugin, such as "'blobs'". part: the part that was called, such as "its constructor"."""
         return cls(f"{who} failed in {part}: {what}", what)
 
 
 class Ask(Protocol):
-    """How a question to a plugin is asked: in this process or in another."""
+    """Calls a function that uses a plugin, in this process or in another one."""
 
     def __call__(self, who: str, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What `question(*arguments)` returns, a JSON value. Raises UsageError, PluginFailed if the plugin fails."""
+        """Returns `question(*arguments)`, a JSON value. Raises UsageError, and PluginFailed if the plugin fails."""
 
 
 def ask_here(who: str, question: Callable[..., Any], *arguments: Any) -> Any:
-    """Asks in this process."""
+    """Calls the function in this process."""
     return question(*arguments)
 
 
 @contextlib.contextmanager
 def calling(who: str, part: str) -> Iterator[None]:
-    """In this block the code of a plugin runs. See `PluginFailed.when` for `who` and `part`.
+    """For a block that runs the code of a plugin. See `PluginFailed.when` for `who` and `part`.
 
-    What it prints goes to stderr. The working directory and the handlers of SIGINT and SIGTERM are restored after it.
-    Whatever it raises becomes PluginFailed, sys.exit as well; a UsageError stays what it is.
+    What the plugin prints goes to stderr. The working directory and the handlers of SIGINT and SIGTERM are restored
+    after the block. Every error becomes PluginFailed, also sys.exit; a UsageError is not changed.
     """
     for watcher in _watchers:
         watcher(who, part)
@@ -67,9 +67,9 @@ def calling(who: str, part: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stdout_is_stderr() -> Iterator[None]:
-    """In this block what is printed goes to stderr, also by libraries in C and by processes that are started."""
+    """In this block all prints go to stderr, also those of C libraries and of child processes."""
     kept = None
-    with contextlib.suppress(OSError):  # one of the two is closed
+    with contextlib.suppress(OSError):  # stdout or stderr is closed
         kept = os.dup(1)
         os.dup2(2, 1)
     try:
@@ -87,7 +87,7 @@ def unmoved() -> Iterator[None]:
     here = None
     with contextlib.suppress(OSError):  # it was removed
         here = os.getcwd()
-    in_main_thread = threading.current_thread() is threading.main_thread()  # others may set no handlers
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only it may set handlers
     handlers = {number: signal.getsignal(number) for number in KEPT} if in_main_thread else {}
     try:
         yield
@@ -102,7 +102,7 @@ def unmoved() -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(watcher: Callable[[str, str], None]) -> Iterator[None]:
-    """In this block `watcher(who, part)` is called whenever the code of a plugin is about to run."""
+    """In this block `watcher(who, part)` is called before each call of a plugin's code."""
     _watchers.append(watcher)
     try:
         yield

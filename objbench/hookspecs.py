@@ -22,15 +22,15 @@ class ModelSpec:
     """A detector. `target` is a subclass of `objbench.detector.Detector`."""
 
     name: str
-    """As `--models` names it: no dots, commas, spaces or `=`."""
+    """As `--models` names it: no dots, commas, spaces, `=` or `+`."""
     summary: str
     """What it is, in a line, for `objbench list`."""
     target: str
     """"package.module:Name"; imported when it is needed."""
     label: str = ""
-    """The name in tables; `name` if empty. " + GMM" is appended for a detector that does not cluster."""
+    """The name in tables; `name` if empty. Where a clusterer clusters, " + " and its label are appended."""
     clusters: bool = True
-    """False if the detector does not cluster: the harness clusters its what-latents with a Gaussian mixture."""
+    """False if the detector does not cluster: `--models NAME` alone then means `NAME+gmm`."""
     paper: str = ""
     """The citation of the publication."""
     code: str = ""
@@ -54,7 +54,7 @@ SAID = {
     "differs": "differs from the paper",
     "prior_knowledge": "knows beforehand",
 }
-"""Fields of a ModelSpec that describe its source and prior knowledge -> their titles."""
+"""Fields of a ModelSpec or a ClustererSpec that describe its source and prior knowledge -> their titles."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ClustererSpec:
     """A clusterer. `target` is a subclass of `objbench.clusterer.Clusterer`."""
 
     name: str
-    """As `--models DETECTOR+NAME` names it: no dots, commas, spaces, `=` or `+`."""
+    """As `--models DETECTOR+NAME` names it: letters, digits, `-` and `_`; not `own`, which is a detector's own."""
     summary: str
     """What it is, in a line, for `objbench list`."""
     target: str
@@ -100,6 +100,10 @@ class ClustererSpec:
     """Protocol -> differences from the publication under it; "*": differences under every protocol."""
     prior_knowledge: str = ""
     """What the clusterer knows about the data before it is fitted, such as the number of classes."""
+
+    def differs_under(self, protocol: str) -> str:
+        """The differences from the publication under a protocol."""
+        return " ".join(self.differs[key] for key in ("*", protocol) if self.differs.get(key))
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ class Published:
     """A row of a published table; reports print it next to objbench's results."""
 
     model: str
-    """The name of the model that the row is printed under; of one that nobody registers, a row of its own."""
+    """The name of the model that the row is printed under, or MODEL+CLUSTERER as `--models` has it; of one that nobody
+    registers, a row of its own."""
     data: str
     """The name of the data set, likewise."""
     values: Mapping[str, tuple[float, float | None]]

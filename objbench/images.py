@@ -1,14 +1,14 @@
-"""Pictures in files: which there are, how they pair with other files, and their pixels.
+"""Finds picture files, pairs them with other files, and reads their pixels.
 
-A picture is grey or in colour, with 8 bits a value, whatever the file holds:
+A picture is grey or in colour, with 8 bits per value, for every kind of file:
 
-- 16 bits become 8 by dividing by 257, so that white stays white (pillow does so for colour, dropping the lower
-  half); a 16-bit grey picture whose values all lie in 0..255 would be black, and is refused;
-- 1 bit becomes 0 and 255; a palette, CMYK and the like become what they show;
-- what is transparent shows the colour behind it: black, or another that the caller names;
-- the turn that EXIF asks for is applied, and `Picture.turned` says so.
+- 16 bits become 8 by division by 257, so that white stays white (for colour, pillow drops the lower 8 bits). A 16-bit
+  grey picture with all values in 0..255 would be black, and is refused;
+- 1 bit becomes 0 and 255; palette, CMYK and other modes are converted to grey or RGB;
+- transparent pixels show the colour behind them: black, or another colour that the caller chooses;
+- a rotation or mirroring in the EXIF data is applied, and `Picture.turned` is then True.
 
-Whatever is wrong with a file raises UsageError, one line with its name.
+Any error in a file raises UsageError: one line with the file's name.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ if TYPE_CHECKING:
     from PIL import Image
 
 VERSION = 1
-"""Raised when the same file is read as other pixels; part of the name under which read pictures are kept."""
+"""To be raised when the same file gives other pixels; part of the name under which pictures are cached."""
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")
-"""By content, whatever the suffix says; a file of another format is refused."""
+"""Formats by content, not by suffix; a file of another format is refused."""
 GREY, COLOUR = 1, 3
 BLACK = (0, 0, 0)
 
 
 class Picture(NamedTuple):
-    """What a file shows."""
+    """The contents of a picture file."""
 
     pixels: NDArray[np.uint8]
     """[height, width, channels]; one channel (GREY) or three (COLOUR: red, green, blue)."""
     turned: bool
-    """Whether EXIF asked for a turn or a mirroring, which has been done."""
+    """True if the EXIF data asked for a rotation or mirroring, which was applied."""
 
 
 def read_picture(path: Path, behind: tuple[int, int, int] = BLACK) -> Picture:
-    """The picture in a PNG or JPEG file, grey or in colour as it is. behind: red, green, blue in 0..255."""
+    """The picture in a PNG or JPEG file, grey or in colour like the file. behind: red, green, blue in 0..255."""
     with _opened(path) as image:
         turned = _turned(image)
         return Picture(_pixels(_upright(image), path, behind), turned)
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of the picture in a PNG or JPEG file, as shown. Its pixels may still turn out broken."""
+    """Width and height of the picture in a PNG or JPEG file, after its EXIF rotation. Its pixels are not checked."""
     with _opened(path) as image:
-        # Asked only where the file's beginning has it: pillow would read the whole picture to look for more.
+        # Only EXIF data at the beginning of the file is used: pillow would read the whole picture to find other EXIF.
         across = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         width, height = image.size
         return (height, width) if across else (width, height)
 
 
 def with_channels(picture: Picture, channels: int) -> NDArray[np.uint8] | None:
-    """The pixels [height, width, channels], as grey (1) or colour (3); None when that would lose colours.
+    """The pixels [height, width, channels] as grey (1) or colour (3); None if colours would be lost.
 
-    A picture of three channels that are equal everywhere is grey.
+    A picture with three equal channels is grey.
     """
     pixels = picture.pixels
     if pixels.shape[2] == channels:
@@ -77,7 +77,7 @@ def with_channels(picture: Picture, channels: int) -> NDArray[np.uint8] | None:
 
 
 def colour(text: str) -> tuple[int, int, int]:
-    """The colour that "#rrggbb", "white" or another name of CSS stands for. UsageError when it is none."""
+    """Parses "#rrggbb", "white" or another CSS colour name. UsageError when it is no colour."""
     from PIL import ImageColor
 
     try:
@@ -88,9 +88,9 @@ def colour(text: str) -> tuple[int, int, int]:
 
 
 def files_in(folder: Path, suffixes: Iterable[str], below: bool = False) -> list[Path]:
-    """The files of a folder with one of these suffixes (in lower or upper case), by name; hidden ones are not seen.
+    """The files of a folder with one of these suffixes (in lower or upper case), sorted by name, without hidden files.
 
-    below: whether those of its subfolders are taken too. UsageError when the folder cannot be read.
+    below: also the files of its subfolders. UsageError when the folder cannot be read.
     """
     wanted = tuple(suffixes)
     found, folders = [], [folder]
@@ -109,7 +109,7 @@ def files_in(folder: Path, suffixes: Iterable[str], below: bool = False) -> list
 
 
 def joined_by_name(first: list[Path], second: list[Path], where: str) -> list[tuple[Path, Path]]:
-    """Each file of `first` with the file of `second` that has the same name but for the suffix.
+    """Pairs each file of `first` with the file of `second` that has the same name without the suffix.
 
     In the order of `first`. UsageError, beginning with `where`, when a file has no partner or more than one.
     """
@@ -133,22 +133,22 @@ def _by_stem(files: list[Path]) -> dict[str, Path]:
 
 
 def turned_line(turned: list[Path]) -> str:
-    """A line that says that pictures have been turned."""
-    return f"{len(turned)} pictures are turned as their EXIF data asks for, such as {turned[0]}"
+    """A message that pictures were rotated or mirrored."""
+    return f"{len(turned)} pictures were turned as their EXIF data requires, such as {turned[0]}"
 
 
 _ORIENTATION = 0x0112
-"""EXIF's tag: 1 is upright, 2 to 8 are the other turns and mirrorings."""
+"""The EXIF tag: 1 is upright, 2 to 8 are rotations and mirrorings."""
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The open file; whatever goes wrong with it in the block is a UsageError."""
+    """Opens the file; any error with it in the block becomes a UsageError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF, say
+            warnings.simplefilter("ignore")  # such as warnings about invalid EXIF data
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 yield image
@@ -180,14 +180,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image, path: Path, behind: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """[height, width, 1 or 3] what an image of any mode shows."""
+    """The pixels [height, width, 1 or 3] of an image of any mode."""
     from PIL import Image
 
     mode = image.mode
     if mode == "I" or mode.startswith("I;16"):
         return _eight_bits(np.asarray(image.convert("I")), path)[:, :, None]
     if mode == "F":
-        raise UsageError(f"{path}: has fractions for pixels; write it with 8 or 16 bits a value")
+        raise UsageError(
+            f"{path}: its pixels are floating-point numbers; write it with 8 or 16 bits per value"
+        )
     if mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         shown = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", shown.size, (*behind, 255)), shown).convert("RGB")
@@ -202,11 +204,11 @@ def _pixels(image: Image.Image, path: Path, behind: tuple[int, int, int]) -> NDA
 
 
 def _eight_bits(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    """Of 16-bit values [height, width], so that 65,535 becomes 255."""
+    """16-bit values [height, width] as 8-bit values; 65,535 becomes 255."""
     if 0 < values.max(initial=0) < 256:
         raise UsageError(
-            f"{path}: has 16 bits a value but none above {values.max()}, so as it stands it is all but black; "
-            "write it with 8 bits"
+            f"{path}: has 16 bits per value, but no value above {values.max()}, so it is almost black; "
+            "write it with 8 bits per value"
         )
     rounded = (np.clip(values, 0, 65_535).astype(np.int64) + 128) // 257
     return np.asarray(rounded, dtype=np.uint8)

@@ -28,7 +28,7 @@ import pluggy
 from objbench import hookspecs
 from objbench.errors import UsageError, error_line, unknown
 from objbench.guarded import unmoved
-from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
+from objbench.hookspecs import ClustererSpec, DataSpec, MetricSpec, ModelSpec, Published
 
 LOAD_LIMIT_S = 10.0
 """Time limit in seconds for importing an installed plugin."""
@@ -45,7 +45,16 @@ _folders: list[str] = []
 """Folders of plugin files that were added to `sys.path`."""
 HOOKS = {name for name in vars(hookspecs) if name.startswith("objbench_")}
 
-Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec)
+NAMES = {
+    "model": (r"[^\s.,=+]+", "a name holds no dots, commas, spaces, = or +"),  # --models NAME+NAME,NAME
+    "data set": (r"[^\s.,=]+", "a name holds no dots, commas, spaces or ="),  # -o NAME.KEY=VALUE
+    "metric": (r"[^\s.,=]+", "a name holds no dots, commas, spaces or ="),
+    # It is part of the name of a cell's folder, where "own" says that the detector clusters.
+    "clusterer": (r"(?!own$)[A-Za-z0-9_-]+", "a name holds letters, digits, - and _ alone, and is not 'own'"),
+}
+"""Kind -> the names that it can have, as a regular expression and in words."""
+
+Spec = TypeVar("Spec", ModelSpec, DataSpec, MetricSpec, ClustererSpec)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Registry:
     models: dict[str, ModelSpec] = field(default_factory=dict)
     data: dict[str, DataSpec] = field(default_factory=dict)
     metrics: dict[str, MetricSpec] = field(default_factory=dict)
+    clusterers: dict[str, ClustererSpec] = field(default_factory=dict)
     published: list[Published] = field(default_factory=list)
     owners: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """(kind, name) -> the plugins that register it. More than one is a clash, reported when the name is used.
@@ -87,6 +97,10 @@ class Registry:
     def metric(self, name: str) -> MetricSpec:
         """The metric of that name. Raises UsageError if there is none, or more than one."""
         return self._find("metric", name, self.metrics)
+
+    def clusterer(self, name: str) -> ClustererSpec:
+        """The clusterer of that name. Raises UsageError if there is none, or more than one."""
+        return self._find("clusterer", name, self.clusterers)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -111,6 +125,7 @@ class Registry:
             "model": self.models,
             "data set": self.data,
             "metric": self.metrics,
+            "clusterer": self.clusterers,
         }
         return name not in known[kind] and (kind, name) not in self.owners
 
@@ -261,14 +276,14 @@ def _register(
                 ("model", "objbench_models", registry.models, ModelSpec),
                 ("data set", "objbench_data", registry.data, DataSpec),
                 ("metric", "objbench_metrics", registry.metrics, MetricSpec),
+                ("clusterer", "objbench_clusterers", registry.clusterers, ClustererSpec),
             ):
                 for spec in answers.get(hook, ()):
                     if not isinstance(spec, type_):
                         raise TypeError(f"{hook} must return {type_.__name__} objects, got {spec!r}")
-                    if not re.fullmatch(r"[^\s.,=]+", spec.name):  # -o NAME.KEY=VALUE, --models NAME,NAME
-                        raise ValueError(
-                            f"a {kind} cannot be named '{spec.name}': a name holds no dots, commas, spaces or ="
-                        )
+                    pattern, rule = NAMES[kind]
+                    if not re.fullmatch(pattern, spec.name):
+                        raise ValueError(f"a {kind} cannot be named '{spec.name}': {rule}")
                     owner = registry.owners.get((kind, spec.name), [""])[0]
                     if owner.startswith(f"{OWN} ") and owner != source:
                         raise ValueError(

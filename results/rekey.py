@@ -20,7 +20,7 @@ from objbench.cells.about import about, own_of_detector, own_of_source
 from objbench.cells.code import digest
 from objbench.cells.files import write_file
 from objbench.cells.identity import OWN, Cell, Training, identity_of, plain, write_cell
-from objbench.cells.matrix import clusterer_of, code_now
+from objbench.cells.matrix import code_now
 from objbench.cells.result import CellResult, Position, Trained
 from objbench.cells.store import Store, write_record, write_trained
 from objbench.errors import UsageError
@@ -90,29 +90,23 @@ def rekey(
     known = about(registry, model, data, protocol, own_model, own_data)
     # What is no part of the identity is where files lay.
     training = Training(identity, identity["model_config"], identity["data_config"], code, known)
-    cell = Cell(training, clusterer_of(spec, then.get("mixture", {})))
+    if not spec.clusters:
+        raise UsageError(f"{folder.name}: its mixture is not the clusterer 'gmm' of today; run it again")
+    cell = Cell(training, {"name": OWN})
     of_cell = store.folder(cell.key)
     of_cell.mkdir(parents=True)
     write_cell(of_cell, cell)
     keep_training(folder, of_cell.parent, cell, record, source if data not in with_scenes else None)
-    kept = []
-    tensors = load_tensors(folder / "detections.safetensors")
-    clusters = tensors.pop("clusters")
-    if cell.clusterer["name"] != OWN:
-        save_tensors(of_cell / "clusters.safetensors", {"clusters": clusters})
-        kept = ["clusters.safetensors"]
     known = {name: record[name] for name in ("metrics", "seconds", "train_steps", "images_per_second")}
     known |= {"peak_memory_mb": record["peak_memory_mb"], "provenance": record["provenance"]}
     result: CellResult = cell.result("done", **known)
-    write_record(of_cell, result, kept)
+    write_record(of_cell, result)
     return str(data)
 
 
 def keep_training(folder: Path, to: Path, cell: Cell, record: dict[str, Any], source: Any) -> None:
     """Writes what was kept of the cell's training. source: where to take scenes for pictures from, if at all."""
     tensors = load_tensors(folder / "detections.safetensors")
-    if cell.clusterer["name"] != OWN:
-        del tensors["clusters"]
     save_tensors(to / "detections.safetensors", tensors)
     shutil.copyfile(folder / "truth.safetensors", to / "truth.safetensors")
     files = ["detections.safetensors", "truth.safetensors"]

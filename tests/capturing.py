@@ -139,5 +139,10 @@ def steps_of(detector: Detector, kind: Callable[..., Any] = Steps, *more: Any) -
 
 
 def some(cases: list[Case]) -> list[Any]:
-    """As parameters of a test."""
-    return [pytest.param(case, id=f"{case.model}-{case.protocol}") for case in cases]
+    """As parameters of a test; those of the paper's size are slow."""
+    return [
+        pytest.param(
+            case, id=f"{case.model}-{case.protocol}", marks=[pytest.mark.slow] if case in PAPER else []
+        )
+        for case in cases
+    ]

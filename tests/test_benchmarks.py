@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import steps
 from benchmarks.__main__ import compare
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_beside_its_plain_version_and_its_floor():
     """The smallest case is timed; every plain version names the case it stands beside."""
     for case in steps.CASES.values():

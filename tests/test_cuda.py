@@ -326,6 +326,7 @@ def same_when_resumed(model: tuple[str, ...], tmp_path: Path, device: str, how: 
         assert ours["terms"] == pytest.approx(theirs["terms"], rel=1e-2, abs=1e-2 * abs(theirs["loss"]))
 
 
+@pytest.mark.slow
 def test_the_same_on_a_cpu(tmp_path: Path) -> None:
     """So that what the test above does is known to work."""
     same_when_resumed(CELLS[0], tmp_path, "cpu", "threads")

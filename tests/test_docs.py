@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from objbench import hookspecs
+from objbench.clusterer import Clusterer, Cut, Objects
 from objbench.detector import Detections, Detector
 from objbench.scenes import SceneSource
 from running import objbench, rows_of
@@ -19,7 +20,7 @@ from running import objbench, rows_of
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-DETECTOR, CONFIG, FIT, DATA, METRIC, DRAWS, TESTS = BLOCKS
+DETECTOR, CONFIG, FIT, DATA, METRIC, DRAWS, CLUSTERER, TESTS = BLOCKS
 
 
 def code_lines(text: str) -> list[str]:
@@ -36,6 +37,15 @@ def blobs(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def centres(tmp_path: Path) -> Iterator[Path]:
+    """The guide's clusterer in a file of its own."""
+    file = tmp_path / "centres.py"
+    file.write_text(CLUSTERER)
+    yield file
+    sys.modules.pop("centres", None)
+
+
+@pytest.fixture
 def grown(tmp_path: Path) -> Iterator[Path]:
     """All of the guide's code in one file, the later detectors registered too."""
     file = tmp_path / "blobs.py"
@@ -49,9 +59,10 @@ def grown(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_twenty_lines_are_twenty() -> None:
-    lines = code_lines(DETECTOR)
-    assert len(lines) == 20
-    assert not [line for line in lines if len(line) > 110 or ";" in line]
+    for block in (DETECTOR, CLUSTERER):
+        lines = code_lines(block)
+        assert len(lines) == 20
+        assert not [line for line in lines if len(line) > 110 or ";" in line]
 
 
 def test_the_metric_that_weighs_draws_passes_the_check(tmp_path: Path) -> None:
@@ -73,6 +84,7 @@ def test_a_data_set_and_a_metric_are_ten_lines_each() -> None:
         assert not [line for line in lines if len(line) > 115]
 
 
+@pytest.mark.slow
 def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path) -> None:
     ran = objbench(
         "run", "--plugin", str(blobs), "--models", "blobs", "--data", "multimnist", "--out", str(tmp_path / "runs"),
@@ -85,11 +97,33 @@ def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path)
     assert row["metrics"]["nmi"] > 0.1
 
 
+def test_the_clusterer_of_the_guide_is_a_row_of_the_table(blobs: Path, centres: Path, tmp_path: Path) -> None:
+    plugins = ["--plugin", str(blobs), "--plugin", str(centres), "--out", str(tmp_path / "runs")]
+    ran = objbench(
+        "run", *plugins, "--models", "blobs+centres", "--data", "multimnist", "-o", "blobs.steps=20",
+        "-o", "blobs.lr=0.01", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    (row,) = rows_of(ran)
+    assert row["clusterer"] == "centres"
+    assert row["metrics"]["nmi"] > 0.2
+    table = objbench("report", *plugins).out
+    assert "blobs + centres" in table
+    assert "Clusters on MultiMNIST: 10." in table
+
+
+def test_the_clusterer_of_the_guide_passes_the_kit(centres: Path) -> None:
+    ran = objbench("check", str(centres))
+    assert ran.code == 0, ran.out
+
+
+@pytest.mark.slow
 def test_the_twenty_lines_pass_the_kit(blobs: Path) -> None:
     ran = objbench("check", str(blobs), "-o", "blobs.lr=0.003")
     assert ran.code == 0, ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["options", "fitted", "one-square", "boxes"])
 def test_the_other_plugins_of_the_guide_pass_the_kit(name: str, grown: Path) -> None:
     ran = objbench("check", name, "--plugin", str(grown))
@@ -113,6 +147,8 @@ def test_every_hook_is_in_the_guide() -> None:
 def test_every_method_and_field_of_the_contract_is_in_the_guide() -> None:
     own = [n for n, f in vars(Detector).items() if inspect.isfunction(f) and not n.startswith("__")]
     own += ["settings", "Config", "oracle", *Detections.__dataclass_fields__]
+    own += [n for n, f in vars(Clusterer).items() if inspect.isfunction(f) and not n.startswith("__")]
+    own += ["cut", "needs_what", *Objects.__dataclass_fields__, *Cut.__dataclass_fields__]
     own += [name for name in SceneSource.__abstractmethods__ if not name.startswith("__")]
     missing = [name for name in own if not re.search(rf"\b{name}\b", GUIDE)]
     assert not missing, f"docs/plugins.md does not tell of {missing}"

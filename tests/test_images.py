@@ -62,7 +62,7 @@ def test_sixteen_bits_show_what_eight_do(tmp_path: Path) -> None:
     deep.write_bytes(png(lines(between), depth=16))
     assert read_picture(deep).pixels[0, :, 0].tolist() == [0, 0, 1, 128, 254, 255]
     deep.write_bytes(png(lines(GREY.astype(">u2")), depth=16))
-    with pytest.raises(UsageError, match=r"deep\.png: has 16 bits a value but none above \d+, so"):
+    with pytest.raises(UsageError, match=r"deep\.png: has 16 bits per value, but no value above \d+, so"):
         read_picture(deep)
     deep.write_bytes(png(lines(np.zeros((8, 6), ">u2")), depth=16))
     assert not read_picture(deep).pixels.any()

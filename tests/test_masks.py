@@ -24,6 +24,7 @@ def slots(tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop("slots", None)
 
 
+@pytest.mark.slow
 def test_it_passes_the_kit(slots: Path) -> None:
     ran = objbench("check", str(slots))
     assert ran.code == 0, ran.out

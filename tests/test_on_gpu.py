@@ -74,6 +74,7 @@ def test_training_stops_in_time_and_a_second_call_goes_on(tmp_path: Path) -> Non
     assert any(name.startswith("backbone") for name in load_tensors(tmp_path / "weights.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_recorded_and_the_next_runs(tmp_path: Path) -> None:
     session = on_gpu.Session(tmp_path, 1, "cpu", True)
 
@@ -95,6 +96,7 @@ def test_without_a_gpu_it_says_so_and_what_to_do(tmp_path: Path, monkeypatch: py
         on_gpu.machine(session)
 
 
+@pytest.mark.slow
 def test_what_does_not_end_is_killed_with_all_it_started(tmp_path: Path) -> None:
     module = tmp_path / "sleeps.py"
     module.write_text(

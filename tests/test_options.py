@@ -331,6 +331,7 @@ def typed(tmp_path: Path) -> Iterator[list[str]]:
     sys.modules.pop("typed", None)
 
 
+@pytest.mark.slow
 def test_a_cell_gets_the_values_that_the_user_wrote(typed: list[str], tmp_path: Path) -> None:
     words = [
         "run",
@@ -382,5 +383,5 @@ def test_check_refuses_it_too(typed: list[str]) -> None:
     ran = objbench("check", "refused", *typed)
     assert ran.code == 1
     assert (
-        "came:     refused.table: the type of an option cannot be dict[str, int]; it can be bool, " in ran.out
+        "got:      refused.table: the type of an option cannot be dict[str, int]; it can be bool, " in ran.out
     )

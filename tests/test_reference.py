@@ -16,7 +16,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONTRACT = ["detector", "scenes", "metric", "options", "matching", "mistakes", "latents", "hookspecs"]
+CONTRACT = [
+    "detector",
+    "clusterer",
+    "scenes",
+    "metric",
+    "options",
+    "matching",
+    "mistakes",
+    "latents",
+    "hookspecs",
+]
 CONTRACT += [f"spatial.{name}" for name in ("boxes", "cells", "glimpses", "parts")]
 
 
@@ -103,6 +113,7 @@ needs_mkdocs = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_the_site_builds_and_holds_every_public_name(tmp_path: Path) -> None:
     ran = build(ROOT / "mkdocs.yml", tmp_path)
@@ -122,6 +133,7 @@ def test_the_site_builds_and_holds_every_public_name(tmp_path: Path) -> None:
     assert "height, width: of the canvas in pixels" in page
 
 
+@pytest.mark.slow
 @needs_mkdocs
 @pytest.mark.parametrize(
     "line", ["[gone](gone.md)", "[no heading](plugins.md#no-such-heading)", "::: objbench.gone"]

@@ -36,11 +36,21 @@ def assert_equal_with_gradients(fast, plain, inputs, tolerance=1e-4):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("outside", ["zeros", "border"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_crop_equals_grid_sample_on_copies(channels):
+def test_crop_equals_grid_sample_on_copies(channels, outside):
     images = torch.rand(2, channels, 40, 56, requires_grad=True)
     boxes = some_boxes(2, 9, 40, 56)
-    assert_equal_with_gradients(crop(images, boxes, 12), crop_plain(images, boxes, 12), [images, boxes])
+    fast, plain = (way(images, boxes, 12, outside) for way in (crop, crop_plain))
+    assert_equal_with_gradients(fast, plain, [images, boxes])
+
+
+def test_outside_the_image_a_glimpse_is_black_or_repeats_the_border():
+    images = torch.full((1, 1, 8, 8), 0.25)
+    images[..., -1] = 0.75
+    beyond = torch.tensor([[[8.0, 0, 16, 8]]])  # right of the image
+    assert crop(images, beyond, 4)[..., 1:].abs().max() == 0
+    torch.testing.assert_close(crop(images, beyond, 4, "border"), torch.full((1, 1, 1, 4, 4), 0.75))
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -52,7 +62,9 @@ def test_paint_equals_summed_canvases(channels):
     )
 
 
-def test_overlap_equals_the_dense_one():
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_overlap_equals_the_dense_one(at_once, monkeypatch):
+    monkeypatch.setattr("objbench.spatial.glimpses.CANVASES", at_once * 9 * 40 * 56)
     glimpses = torch.rand(3, 9, 12, 12, requires_grad=True)
     boxes = some_boxes(3, 9, 40, 56)
     assert_equal_with_gradients(

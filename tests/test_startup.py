@@ -67,6 +67,7 @@ def test_facts_and_the_runner_and_tables_are_imported_without_torch() -> None:
     assert ran.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "allowed"),
     [
@@ -104,6 +105,7 @@ def test_an_answer_imports_nothing_heavy_that_it_does_not_need(words: list[str],
     assert set(json.loads(ran.stdout.splitlines()[-1])) <= allowed
 
 
+@pytest.mark.slow
 def test_planning_imports_torch_and_nothing_else_heavy(tmp_path: Path) -> None:
     words = ["run", "--models", "gmair,spair,space", "--data", "multimnist", "--plan", "--out", str(tmp_path)]
     ran = subprocess.run([sys.executable, "-m", "objbench", *words], capture_output=True, text=True, check=True,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from objbench import DataSpec, MetricSpec, ModelSpec, hookimpl
+from objbench import ClustererSpec, DataSpec, MetricSpec, ModelSpec, hookimpl
+from objbench.clusterer import Clusterer, ClustererConfig, Cut, Objects, ObjectShape
 from objbench.detector import Detections, Detector, DetectorConfig
 from objbench.options import option
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
@@ -215,6 +216,115 @@ def make_trouble(trouble: str) -> None:
             print("a plugin that prints to stdout")
 
 
+@dataclass(frozen=True)
+class ShadesConfig(ClustererConfig):
+    """A toy clusterer's options; `trouble` is what makes it misbehave."""
+
+    glimpse: int = option(4, "side of a glimpse", low=1)
+    noise: float = option(0.0, "share of objects in no cluster", low=0, high=1)
+    folder: str = option("", "changes nothing, as a path should not", identity=False)
+    trouble: str = option("none", "what goes wrong")
+
+
+class Shades(Clusterer):
+    """Puts objects into bands of brightness, evenly spaced from the darkest to the brightest that it was fitted on."""
+
+    Config = ShadesConfig
+
+    @classmethod
+    def settings(cls, protocol: str, data: str) -> dict[str, Any]:
+        return {"glimpse": 6} if protocol == "small" else {}
+
+    @classmethod
+    def cut(cls, config: ShadesConfig) -> Cut:
+        return Cut(config.glimpse, -1.0 if config.trouble == "cut" else 0.0)
+
+    def __init__(self, config: ShadesConfig, shape: ObjectShape) -> None:
+        super().__init__(config, shape)
+        if config.trouble == "refuse":
+            raise ValueError("it does not like such objects")
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.ones(()))
+        self.secret = 0.0
+        self.few = False
+
+    def fit(self, objects: Objects) -> None:
+        assert objects.labels is None, "only an oracle may see labels"
+        assert self.training, "training mode"
+        assert torch.is_grad_enabled(), "with gradients"
+        self.few = len(objects) < 2
+        if not self.few:
+            shades = objects.glimpses.mean((1, 2, 3))
+            self.low.copy_(shades.min())
+            self.high.copy_(shades.max() + 1e-4 * torch.rand(()))
+        match self.config.trouble:
+            case "raise":
+                raise RuntimeError("the shades broke")
+            case "sys.exit":
+                raise SystemExit(3)
+            case "exit":
+                os._exit(7)
+            case "hang":
+                time.sleep(3600)
+            case "allocate":
+                torch.empty(1 << 60)
+            case "change":
+                objects.glimpses.mul_(0.5)
+            case "forget":
+                self.secret = 1.0
+            case "grow":
+                self.register_buffer("more", torch.ones(3))
+            case "generators":
+                torch.manual_seed(1)
+                torch.set_num_threads(2)
+
+    def assign(self, objects: Objects) -> Tensor:
+        assert not self.training, "eval mode"
+        assert not torch.is_grad_enabled(), "without gradients"
+        assert objects.labels is None, "labels are for fit"
+        share = (objects.glimpses.mean((1, 2, 3)) - self.low) / (self.high - self.low).clamp(min=1e-9)
+        found = (share * self.config.clusters).long().clamp(0, self.config.clusters - 1)
+        found[objects.scores < self.config.noise] = -1
+        match self.config.trouble:
+            case "many":
+                return found + self.config.clusters
+            case "negative":
+                return found - 2
+            case "short":
+                return found[:-1]
+            case "float":
+                return found.float()
+            case "list":
+                return found.tolist()  # type: ignore[return-value]
+            case "forget":
+                return found * 0 + int(self.secret)
+            case "paint":
+                objects.scores.zero_()
+        return found
+
+    def warnings(self) -> list[str]:
+        return ["too few to shade"] if self.few else []
+
+
+class ShadesByLabel(Clusterer):
+    """Is told: the mean brightness of each class."""
+
+    oracle = True
+
+    def __init__(self, config: ClustererConfig, shape: ObjectShape) -> None:
+        super().__init__(config, shape)
+        self.register_buffer("means", torch.full((config.clusters,), 9.0))
+
+    def fit(self, objects: Objects) -> None:
+        assert objects.labels is not None, "an oracle must see the labels"
+        for label in set(objects.labels.tolist()) - {-1}:
+            self.means[label] = objects.glimpses[objects.labels == label].mean()
+
+    def assign(self, objects: Objects) -> Tensor:
+        assert objects.labels is None, "labels are for fit"
+        return (objects.glimpses.mean((1, 2, 3))[:, None] - self.means).abs().argmin(1)
+
+
 def found_boxes(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     """The share of true boxes that some detection of score >= 0.5 matches exactly."""
     sure = detections.scores >= 0.5
@@ -239,6 +349,17 @@ def objbench_models() -> list[ModelSpec]:
 def objbench_data() -> list[DataSpec]:
     """Squares."""
     return [DataSpec("squares", "bright squares on black", "toy_plugin:Squares")]
+
+
+@hookimpl
+def objbench_clusterers() -> list[ClustererSpec]:
+    """One that may misbehave, and an oracle."""
+    return [
+        ClustererSpec(
+            "shades", "by brightness", "toy_plugin:Shades", label="Shades", paper="A paper on shades"
+        ),
+        ClustererSpec("shades-by-label", "is told", "toy_plugin:ShadesByLabel"),
+    ]
 
 
 @hookimpl

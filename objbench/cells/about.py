@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from objbench.cells.identity import MIXTURE, MixtureConfig, identity_of
-from objbench.cells.overrides import build_model_config, build_source_config
-from objbench.hookspecs import DataSpec, ModelSpec
-from objbench.options import as_json, as_text, build
+from objbench.cells.identity import identity_of
+from objbench.cells.overrides import build_clusterer_config, build_model_config, build_source_config
+from objbench.hookspecs import ClustererSpec, DataSpec, ModelSpec
+from objbench.options import as_json, as_text
 from objbench.plugins import Registry
 
 KINDS = {"model": "model", "data": "data set"}
@@ -34,6 +34,11 @@ def own_of_source(registry: Registry, name: str, protocol: str, config: Any) -> 
 def own_of_detector(registry: Registry, name: str, protocol: str, data: str, config: Any) -> dict[str, Any]:
     """As `_own`, of a detector under a protocol on a data set. Runs the plugin's code."""
     return _own(config, build_model_config(registry, name, protocol, data, {}))
+
+
+def own_of_clusterer(registry: Registry, name: str, protocol: str, data: str, config: Any) -> dict[str, Any]:
+    """As `_own`, of a clusterer under a protocol on a data set. Runs the plugin's code."""
+    return _own(config, build_clusterer_config(registry, name, protocol, data, {}))
 
 
 def _own(config: Any, own: Any) -> dict[str, Any]:
@@ -65,17 +70,33 @@ def about(
         "data": registry.data_spec(data),
     }
     own = {"model": own_model, "data": own_data}
-    known: About = {MIXTURE: {"settings": identity_of(build(MixtureConfig, MIXTURE))}}
+    known: About = {}
     for kind, spec in specs.items():
         plugin = plugin_of(registry, KINDS[kind], spec.name)
         known[kind] = {**spec_words(spec, protocol), "plugin": plugin, **own[kind]}
     return known
 
 
-def spec_words(spec: ModelSpec | DataSpec, protocol: str) -> dict[str, Any]:
+def about_clusterer(
+    registry: Registry, name: str, model: str, protocol: str, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `Cell.about` holds, by the plugins as they are registered now. Runs no code of theirs.
+
+    own: what `own_of_clusterer` gave.
+    """
+    words = spec_words(registry.clusterer(name), protocol)
+    return {
+        **words,
+        "plugin": plugin_of(registry, "clusterer", name),
+        "replaces": registry.model(model).clusters,
+        **own,
+    }
+
+
+def spec_words(spec: ModelSpec | DataSpec | ClustererSpec, protocol: str) -> dict[str, Any]:
     """What a spec says for tables, as JSON values; of what depends on the protocol, the part for this one."""
     words = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in NOT_SAID}
-    if isinstance(spec, ModelSpec):
+    if isinstance(spec, ModelSpec | ClustererSpec):
         words["differs"] = spec.differs_under(protocol)
     return words
 
@@ -102,6 +123,10 @@ def package_words(plugin: Mapping[str, str]) -> str:
 
 
 def is_registered(registry: Registry, kind: str, name: str) -> bool:
-    """Whether exactly one plugin registers a name, so that its spec can be used. kind: one of KINDS."""
-    known: Mapping[str, Any] = registry.models if kind == "model" else registry.data
-    return name in known and name not in registry.clashes(KINDS[kind])
+    """Whether exactly one plugin registers a name, so that its spec can be used. kind: one of KINDS, or "clusterer"."""
+    known: dict[str, Mapping[str, Any]] = {
+        "model": registry.models,
+        "data": registry.data,
+        "clusterer": registry.clusterers,
+    }
+    return name in known[kind] and name not in registry.clashes(KINDS.get(kind, kind))

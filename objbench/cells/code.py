@@ -32,12 +32,13 @@ NUMERICS = (
     "objbench.spatial",
     "objbench.latents",
     "objbench.detector",
+    "objbench.clusterer",
 )
 """The modules and packages of objbench that can change what a training gives; everything else only runs or reports."""
 TRAINING = "objbench.train.outcome"
 """Where the harness's own part of a training begins."""
-CLUSTERING = "objbench.score.mixture"
-"""Where a Gaussian mixture on what-latents begins."""
+CLUSTERING = "objbench.score.clustering"
+"""Where the harness's own part of clustering begins: it finds objects, cuts glimpses, fits and assigns."""
 
 Code = dict[str, str]
 """File, named by its module ("pkg/models/net.py") -> digest of its syntax tree, 16 hex digits."""
@@ -54,9 +55,13 @@ def numerics_of(*targets: str) -> Code:
     return _walk([TRAINING, *imported], _numeric)[0]
 
 
-def clustering_code() -> Code:
-    """The code of objbench that clusters for detectors which do not."""
-    return _walk([CLUSTERING], lambda name: name == CLUSTERING)[0]
+def clusterer_code_of(target: str) -> Code:
+    """The code that the clusters of a clusterer depend on: its plugin's, and that of objbench which cuts, fits and
+    assigns or which the plugin imports. ModuleNotFoundError when there is no such plugin."""
+    code, outside = _plugin(target)
+    imported = {name for name in outside if _numeric(name)}
+    mine = (CLUSTERING, "objbench.matching")
+    return code | _walk([CLUSTERING, *imported], lambda name: name in mine or _numeric(name))[0]
 
 
 def foreign(target: str) -> list[str]:

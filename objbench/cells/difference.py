@@ -14,6 +14,9 @@ CODE = {
 }
 """Part of an identity that is a digest of code -> the part that names whose code, or the name itself."""
 
+WORDS = {"clusterer_name": "the clusterer"}
+"""Part of an identity -> what messages call it, where that differs."""
+
 if TYPE_CHECKING:
     from objbench.cells.result import CellResult
 
@@ -54,7 +57,10 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
         {**identity, "clusterer": identity["clusterer"].get("config", {})} | _named(identity["clusterer"])
         for identity in (new, old)
     )
-    for part in sorted(new.keys() | old.keys()):
+    of_clusterer = (
+        {"clusterer", "clusterer_code"} if new["clusterer_name"] != old["clusterer_name"] else set()
+    )
+    for part in sorted((new.keys() | old.keys()) - of_clusterer):
         mine, theirs = new.get(part), old.get(part)
         if mine == theirs:
             continue
@@ -67,7 +73,7 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
         elif part == "fingerprint":
             lines.append(f"the content of {new['data']} has changed")
         else:
-            lines.append(f"{part} is {mine}, there {theirs}")
+            lines.append(f"{WORDS.get(part, part)} is {mine}, there {theirs}")
     return lines
 
 

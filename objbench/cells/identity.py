@@ -12,24 +12,10 @@ from typing import Any
 from objbench.cells.code import Code, digest
 from objbench.cells.files import Damaged, canonical, read_json, write_json
 from objbench.cells.result import CellResult, Status
-from objbench.options import as_json, option
+from objbench.options import as_json
 
 OWN = "own"
-"""The clusterer of a detector that clusters by itself."""
-MIXTURE = "gmm"
-"""The clusterer of all others, and the name that its options go by: `-o gmm.components=10`."""
-
-
-@dataclass(frozen=True)
-class MixtureConfig:
-    """What `-o gmm.KEY=VALUE` sets; part of the identity of a cell whose detector does not cluster."""
-
-    components: int = option(10, "Gaussians, one a cluster", low=1)
-    covariance: str = option("full", "shape of each Gaussian", choices=["full", "diag", "tied", "spherical"])
-    restarts: int = option(5, "fits from different starts; the likeliest is kept", low=1)
-    seed: int = option(0, "of the starts", low=0, high=2**32 - 1)
-    standardise: bool = option(False, "scale every latent to unit variance first")
-    pca: int = option(0, "reduce the latents to so many principal components first; 0 does not", low=0)
+"""The clusterer of a detector that clusters by itself. No plugin can have this name."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +34,7 @@ class Training:
 
     "model", "data": the spec's words (`label` and so on), `plugin` (as `objbench.cells.about.plugin_of` gives it),
     `settings`, the config under the protocol without the user's options, and `given`, those of the user's options that
-    are in no identity. "gmm": `settings` alone. Any may be missing: earlier versions recorded none.
+    are in no identity. Any may be missing: earlier versions recorded none.
     """
 
     @property
@@ -66,7 +52,10 @@ class Cell:
 
     training: Training
     clusterer: dict[str, Any]
-    """{"name": "own"}, or the name, `config` and `code` of what clusters instead; as JSON values."""
+    """{"name": "own"}, or the name, `config` and `code` of the clusterer; as JSON values."""
+    about: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What tables and messages say of the clusterer: as `Training.about` says of a model, and `replaces`, true when
+    the detector has clusters of its own, which are not used. Empty where the detector clusters."""
 
     @property
     def key(self) -> str:
@@ -86,9 +75,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """What messages call it: "spair+gmm on multimnist, seed 0"."""
         identity = self.training.identity
-        return f"{identity['model']} on {identity['data']}, seed {identity['seed']}"
+        return cell_name(identity["model"], self.clusterer["name"], identity["data"], identity["seed"])
 
     def result(self, status: Status, **known: Any) -> CellResult:
         """Its result as far as it is known."""
@@ -102,14 +91,26 @@ class Cell:
             status=status,
             model_config=identity["model_config"],
             data_config=identity["data_config"],
+            clusterer=self.clusterer["name"],
             **known,
         )
+
+
+def with_clusterer(model: str, clusterer: str) -> str:
+    """A model and its clusterer as `--models` has them: "spair+gmm"; the model alone where it clusters itself."""
+    return model if clusterer in ("", OWN) else f"{model}+{clusterer}"
+
+
+def cell_name(model: str, clusterer: str, data: str, seed: int) -> str:
+    """What messages call a cell."""
+    return f"{with_clusterer(model, clusterer)} on {data}, seed {seed}"
 
 
 def write_cell(folder: Path, cell: Cell) -> None:
     """Says what the cell in `folder` is, and the training in the folder above. Both folders must exist."""
     write_json(folder.parent / "training.json", dataclasses.asdict(cell.training))
-    write_json(folder / "cell.json", {"training": cell.training.key, "clusterer": cell.clusterer})
+    body = {"training": cell.training.key, "clusterer": cell.clusterer, "about": cell.about}
+    write_json(folder / "cell.json", body)
 
 
 def read_training(folder: Path) -> Training:
@@ -134,7 +135,7 @@ def read_cell(folder: Path) -> Cell:
     training = read_training(folder.parent)
     body = read_json(folder / "cell.json")
     try:
-        cell = Cell(training, body["clusterer"])
+        cell = Cell(training, body["clusterer"], body.get("about", {}))  # earlier versions recorded none
         key, of = cell.key, body["training"]
     except (TypeError, KeyError):
         raise Damaged("cell.json was written by another version of objbench") from None

@@ -1,28 +1,84 @@
-"""What to run: models x data sets x seeds as cells, each with the identity that its directory is named by."""
+"""What to run: models with their clusterers x data sets x seeds as cells, each with the identity that its directory is
+named by."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from objbench.cells.about import KINDS, about, is_registered, own_of_detector, own_of_source
-from objbench.cells.code import Code, changed_files, clustering_code, code_of, digest, numerics_of
+from objbench.cells.about import (
+    KINDS,
+    about,
+    about_clusterer,
+    is_registered,
+    own_of_clusterer,
+    own_of_detector,
+    own_of_source,
+)
+from objbench.cells.code import Code, changed_files, clusterer_code_of, code_of, digest, numerics_of
 from objbench.cells.files import canonical
-from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, identity_of, plain
-from objbench.cells.overrides import Overrides, build_model_config, build_source_config
+from objbench.cells.identity import OWN, Cell, Training, identity_of, plain
+from objbench.cells.overrides import (
+    Overrides,
+    build_clusterer_config,
+    build_model_config,
+    build_source_config,
+)
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import CellResult
 from objbench.errors import UsageError, unknown
 from objbench.guarded import Ask, PluginFailed, ask_here, calling
-from objbench.hookspecs import ModelSpec
 from objbench.options import as_json, build
 from objbench.plugins import Registry, load_target
 
 if TYPE_CHECKING:
+    from objbench.clusterer import Clusterer
     from objbench.detector import Detector
     from objbench.scenes import SceneShape
+
+USUAL = "gmm"
+"""The clusterer of a detector that does not cluster, where `--models` names none."""
+
+
+class Entry(NamedTuple):
+    """One word of `--models`."""
+
+    model: str
+    clusterer: str
+    """OWN where the detector clusters."""
+
+
+def entries(registry: Registry, words: Iterable[str]) -> list[Entry]:
+    """What the words of `--models` mean, each MODEL or MODEL+CLUSTERER.
+
+    UsageError on an unknown name, on a word that is not of that form, and where two words mean the same.
+    """
+    found: dict[Entry, str] = {}
+    for word in words:
+        model, plus, clusterer = (part.strip() for part in word.partition("+"))
+        known = ", ".join(registry.clusterers)
+        if plus and not model:
+            raise UsageError(f"--models {word}: a detector is missing before the +; write DETECTOR+CLUSTERER")
+        if plus and not clusterer:
+            raise UsageError(
+                f"--models {word}: a clusterer is missing after the +; write {model} alone, or one of: {known}"
+            )
+        if "+" in clusterer:
+            both = ",".join(f"{model}+{part.strip()}" for part in clusterer.split("+"))
+            raise UsageError(
+                f"--models {word}: a detector takes one clusterer; write {both} for several rows"
+            )
+        spec = registry.model(model)
+        if clusterer or not spec.clusters:
+            clusterer = registry.clusterer(clusterer or USUAL).name
+        entry = Entry(model, clusterer or OWN)
+        if entry in found:
+            words_ = " and ".join(f"'{w}'" for w in dict.fromkeys((found[entry], word)))
+            raise UsageError(f"--models names the same thing twice, as {words_}; name it once")
+        found[entry] = word
+    return list(found)
 
 
 def matrix(
@@ -35,27 +91,42 @@ def matrix(
     ask: Ask = ask_here,
     failures: list[CellResult] | None = None,
 ) -> list[Cell]:
-    """The cells of models x data x seeds; all of the first seed come first.
+    """The cells of models x data x seeds; all of the first seed come first, and those of one training together.
 
-    ask: how plugins are asked for what a cell depends on. failures: is given a failed result for each cell of a
-    plugin that cannot say it; without it, PluginFailed is raised. Raises UsageError on unknown names and options, and
-    on options of what is not in the matrix.
+    models: words of `--models`; see `entries`. ask: how plugins are asked for what a cell depends on. failures: is
+    given a failed result for each cell of a plugin that cannot say it; without it, PluginFailed is raised. Raises
+    UsageError on unknown names and options, and on options of what is not in the matrix.
     """
-    mixture = [MIXTURE] if any(not registry.model(m).clusters for m in models) else []
+    clusterers_of: dict[str, list[str]] = {}
+    for entry in entries(registry, models):
+        clusterers_of.setdefault(entry.model, []).append(entry.clusterer)
     for name in data:
         registry.data_spec(name)
-    _check_owners(registry, [*models, *data, *mixture], overrides)
-    mixture_config = dataclasses.asdict(build(MixtureConfig, MIXTURE, overrides.get(MIXTURE, {})))
+    named = [name for names in clusterers_of.values() for name in names if name != OWN]
+    _check_owners(registry, list(dict.fromkeys([*clusterers_of, *data, *named])), overrides)
     of_protocol = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "summary"}
     seeds = list(dict.fromkeys(seeds))
     cells = []
+
+    def failed(error: PluginFailed, model: str, data_name: str, clusterers: Iterable[str]) -> None:
+        """Takes a failed result for each cell of these. Raises the error where nobody wants it."""
+        if failures is None:
+            raise error
+        failures.extend(
+            CellResult(
+                "", model, data_name, protocol.name, seed, "failed", error=str(error), clusterer=clusterer
+            )
+            for seed in seeds
+            for clusterer in clusterers
+        )
+
     for data_name in dict.fromkeys(data):
         source, unknown_source = None, None
         try:
             source = ask(f"'{data_name}'", _ask_source, registry, data_name, protocol.name, overrides)
         except PluginFailed as error:
             unknown_source = error
-        for model in dict.fromkeys(models):
+        for model, clusterers in clusterers_of.items():
             try:
                 if source is None:
                     assert unknown_source is not None
@@ -67,20 +138,24 @@ def matrix(
                 with calling(f"'{model}'", "its source code"):
                     code = code_now(registry, model, data_name)
             except PluginFailed as error:
-                if failures is None:
-                    raise
-                failures += [
-                    CellResult("", model, data_name, protocol.name, seed, "failed", error=str(error))
-                    for seed in seeds
-                ]
+                failed(error, model, data_name, clusterers)
                 continue
-            clusterer = clusterer_of(registry.model(model), mixture_config)
             of_both = source["identity"] | detector["identity"] | {"protocol": of_protocol} | _digests(code)
             known = about(registry, model, data_name, protocol.name, detector["own"], source["own"])
+            parts = []
+            for clusterer in clusterers:
+                try:
+                    parts.append(
+                        _clusterer_of(
+                            registry, clusterer, model, data_name, shape, protocol.name, overrides, ask
+                        )
+                    )
+                except PluginFailed as error:
+                    failed(error, model, data_name, [clusterer])
             for seed in seeds:
                 identity = plain(of_both | {"seed": seed})
                 training = Training(identity, detector["config"], source["config"], code, known)
-                cells.append(Cell(training, clusterer))
+                cells += [Cell(training, clusterer_, told) for clusterer_, told in parts]
     return sorted(cells, key=lambda cell: seeds.index(cell.training.identity["seed"]))
 
 
@@ -123,6 +198,42 @@ def _ask_detector(
     return {"identity": identity, "config": as_json(config), "own": own}
 
 
+def _clusterer_of(
+    registry: Registry,
+    name: str,
+    model: str,
+    data: str,
+    shape: list[int],
+    protocol: str,
+    overrides: Overrides,
+    ask: Ask,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`Cell.clusterer` and `Cell.about` of a clusterer that is to cluster for a model."""
+    if name == OWN:
+        return {"name": OWN}, {}
+    asked = ask(f"'{name}'", _ask_clusterer, registry, name, data, shape[0], protocol, overrides)
+    with calling(f"'{name}'", "its source code"):
+        code = digest(clusterer_code_of(registry.clusterer(name).target))
+    told = about_clusterer(registry, name, model, protocol, asked["own"]) | {"config": asked["config"]}
+    return {"name": name, "config": plain(asked["identity"]), "code": code}, told
+
+
+def _ask_clusterer(
+    registry: Registry, name: str, data: str, channels: int, protocol: str, overrides: Overrides
+) -> dict[str, Any]:
+    """What of a cell depends on the clusterer, as JSON values: its `identity`, whole `config`, and `own`."""
+    who = f"'{name}'"
+    with calling(who, "its module"):
+        clusterer_class = load_target(registry.clusterer(name).target)
+    with calling(who, "its settings"):
+        config = build_clusterer_config(registry, name, protocol, data, overrides)
+    with calling(who, "its constructor"):
+        check_clusterer(clusterer_class, config, channels, name, data)
+    with calling(who, "its settings"):
+        own = own_of_clusterer(registry, name, protocol, data, config)
+    return {"identity": identity_of(config), "config": as_json(config), "own": own}
+
+
 def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     """The same cell by the plugins, the data and the harness as they are now; its key differs if they have changed."""
     then = old.training
@@ -134,10 +245,42 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
         fingerprint = plain(source.fingerprint())
     code = code_now(registry, model, data.name)
     identity = then.identity | _digests(code) | {"fingerprint": fingerprint}
-    clusterer = clusterer_of(registry.model(model), old.clusterer.get("config", {}))
+    clusterer, told = dict(old.clusterer), dict(old.about)
+    if (name := clusterer["name"]) != OWN:
+        config_of_clusterer(registry, old)
+        clusterer["code"] = digest(clusterer_code_of(registry.clusterer(name).target))
+        kept = {key: value for key, value in told.items() if key in TOLD}
+        told = about_clusterer(registry, name, model, identity["protocol"]["name"], kept)
     own = [{k: then.about.get(kind, {}).get(k, {}) for k in ("settings", "given")} for kind in KINDS]
     known = about(registry, model, data.name, identity["protocol"]["name"], *own)
-    return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer)
+    return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer, told)
+
+
+TOLD = ("settings", "given", "config")
+"""What of `Cell.about` does not follow from the plugin's spec."""
+
+
+def config_of_clusterer(registry: Registry, cell: Cell) -> Any:
+    """The config of a cell's clusterer. UsageError when it is not one of the plugin as it is now."""
+    name = cell.clusterer["name"]
+    clusterer_class = load_target(registry.clusterer(name).target)
+    try:
+        return build(clusterer_class.Config, name, cell.about.get("config", cell.clusterer["config"]))
+    except UsageError as error:
+        raise UsageError(
+            f"cell {cell.key} was clustered by another version of '{name}' ({error}); run it again"
+        ) from None
+
+
+def clusterer_changed(registry: Registry, cell: Cell) -> bool:
+    """Whether the code of a cell's clusterer is not what it was when the cell was planned.
+
+    UsageError when no plugin registers the clusterer, or several do.
+    """
+    name = cell.clusterer["name"]
+    if name == OWN:
+        return False
+    return bool(digest(clusterer_code_of(registry.clusterer(name).target)) != cell.clusterer["code"])
 
 
 def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
@@ -174,10 +317,10 @@ def is_current(registry: Registry, cell: Cell, contents: dict[str, Any]) -> bool
     training, identity = cell.training, cell.training.identity
     if not all(is_registered(registry, kind, identity[kind]) for kind in KINDS):
         return False
-    own = {} if cell.clusterer["name"] == OWN else {"code": digest(clustering_code())}
-    if not (
-        identity.items() >= codes_now(registry, training).items() and cell.clusterer.items() >= own.items()
-    ):
+    name = cell.clusterer["name"]
+    if name != OWN and (not is_registered(registry, "clusterer", name) or clusterer_changed(registry, cell)):
+        return False
+    if not identity.items() >= codes_now(registry, training).items():
         return False
     name = identity["data"]
     key = canonical([name, training.data_config])
@@ -213,20 +356,39 @@ def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: s
         return
 
 
+def check_clusterer(clusterer: type[Clusterer], config: Any, channels: int, name: str, data: str) -> None:
+    """UsageError when the clusterer asks for glimpses that cannot be cut, or refuses objects of so many channels.
+
+    It is built without memory for its parameters, and not at all if it needs what-latents, whose number only the
+    detector knows.
+    """
+    import torch
+
+    from objbench.clusterer import ObjectShape, cut_fault
+
+    cut = clusterer.cut(config)
+    if fault := cut_fault(cut):
+        raise UsageError(f"'{name}': its cut is wrong: {fault}")
+    if clusterer.needs_what:
+        return
+    try:
+        with torch.device("meta"):
+            clusterer(config, ObjectShape(channels, cut.size if cut else 0, 0))
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"'{name}' on '{data}': {error}") from None
+    except Exception:
+        return
+
+
 def _digests(code: Mapping[str, Code]) -> dict[str, str]:
     return {name: digest(files) for name, files in code.items()}
-
-
-def clusterer_of(spec: ModelSpec, mixture: Mapping[str, Any]) -> dict[str, Any]:
-    """What clusters for a detector: itself, or a mixture with this config; as `Cell.clusterer`."""
-    if spec.clusters:
-        return {"name": OWN}
-    return {"name": MIXTURE, "config": plain(mixture), "code": digest(clustering_code())}
 
 
 def _check_owners(registry: Registry, used: list[str], overrides: Overrides) -> None:
     for owner in overrides:
         if owner not in used:
-            if owner in registry.models or owner in registry.data or owner == MIXTURE:
+            if owner in registry.models or owner in registry.data or owner in registry.clusterers:
                 raise UsageError(f"-o {owner}...: nothing in this run uses it (it has {', '.join(used)})")
-            raise unknown("model or data set", owner, used)
+            raise unknown("model, data set or clusterer", owner, used)

@@ -1,4 +1,4 @@
-"""`-o name.key=value`: reads the user's options, and builds the configs of models and data sets from them."""
+"""`-o name.key=value`: reads the user's options, and builds the configs of plugins from them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,29 @@ def build_model_config(registry: Registry, model: str, protocol: str, data: str,
     """
     cls = load_target(registry.model(model).target)
     return build(cls.Config, model, cls.settings(protocol, data), overrides.get(model, {}))
+
+
+def build_clusterer_config(
+    registry: Registry, name: str, protocol: str, data: str, overrides: Overrides
+) -> Any:
+    """The config of a clusterer: its defaults, its settings for protocol and data set, the number of clusters that the
+    data set's spec gives to all clusterers, the user's options.
+
+    Raises UsageError on an unknown clusterer or option, or a bad value.
+    """
+    cls = load_target(registry.clusterer(name).target)
+    clusters = registry.data[data].clusters if data in registry.data else 0
+    layers = [
+        cls.settings(protocol, data),
+        {"clusters": clusters} if clusters else {},
+        overrides.get(name, {}),
+    ]
+    config = build(cls.Config, name, *layers)
+    if not isinstance(getattr(config, "clusters", None), int):
+        raise UsageError(
+            f"{name}: its Config has no option 'clusters'; make it a subclass of ClustererConfig"
+        )
+    return config
 
 
 def build_source_config(registry: Registry, name: str, protocol: str, overrides: Overrides) -> Any:

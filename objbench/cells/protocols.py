@@ -26,7 +26,9 @@ PROTOCOLS = {
     for p in (
         Protocol("demo", "minutes on two CPU cores, embedded data, no network", 200, 500, 2_000),
         Protocol("small", "meant for about 15 minutes of one CPU core a cell", 300, 1_000, 4_000),
-        Protocol("paper", "128x128 scenes, Appendix B as written; for a GPU", 500, 2_000, 4_000),
+        Protocol(
+            "paper", "128x128 scenes, for a GPU; differs from Appendix B as `info` lists", 500, 2_000, 4_000
+        ),
     )
 }
 

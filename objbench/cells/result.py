@@ -13,7 +13,9 @@ class Event(TypedDict, total=False):
     """What a cell's process reports while it runs; each report holds some of these."""
 
     phase: str
-    """What it does other than training steps: "fitting", "detecting", "scoring"."""
+    """What it does other than training steps: "fitting", "detecting", "clustering", "scoring"."""
+    cell: str
+    """The key of the cell that begins now: the training is done."""
     step: int
     steps: int
     seconds: float
@@ -55,13 +57,17 @@ class CellResult:
     model_config: dict[str, Any] = field(default_factory=dict)
     """The resolved config of the detector."""
     data_config: dict[str, Any] = field(default_factory=dict)
+    clusterer: str = ""
+    """The name of the clusterer, "own" where the detector clusters; empty where an earlier version recorded none."""
+    clusterer_seconds: float = 0.0
+    """Seconds that the clusterer took to fit and to assign the test objects; 0 where the detector clusters."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Versions, git state, device, data source and so on."""
 
     def as_json(self) -> dict[str, Any]:
         """The fields that `objbench run --json` prints; a metric that is not finite is null, as JSON has it."""
-        names = ["cell", "model", "data", "protocol", "seed", "status", "metrics", "seconds", "train_steps"]
-        names += ["images_per_second", "peak_memory_mb", "path", "error"]
+        names = ["cell", "model", "clusterer", "data", "protocol", "seed", "status", "metrics", "seconds"]
+        names += ["train_steps", "images_per_second", "peak_memory_mb", "clusterer_seconds", "path", "error"]
         metrics = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
         return {name: getattr(self, name) for name in names} | {"metrics": metrics}
 

@@ -34,10 +34,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from objbench.cells.files import Damaged, checksums, read_json, verify_checksums, write_file, write_json
+from objbench.cells.files import Damaged, checksums, read_json, verify_checksums, write_json
 from objbench.cells.identity import read_cell, read_training
 from objbench.cells.result import CellResult, Position, Status, Trained
 from objbench.errors import UsageError
+from objbench.writing import write_file
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 """What flock says on a file system that has no locks."""

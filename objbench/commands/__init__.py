@@ -1,4 +1,4 @@
-"""The command line: thin. One module a command; none imports torch, pandas or matplotlib before it runs."""
+"""The command line, with one module per command. None imports torch, pandas or matplotlib before it runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from objbench.errors import UsageError
 
 COMMANDS = [run, report, show, list_, info, plugins, data, score, verify, check, new, predict, rescore, rm]
 UNWRITABLE, CLOSED = 74, 141
-"""Exit codes: stdout could not be written (EX_IOERR); whoever read our output closed it (128 + SIGPIPE)."""
+"""Exit codes: stdout could not be written (EX_IOERR); the reader of our output closed it (128 + SIGPIPE)."""
 
 
 class Commands(click.Group):
-    """Ends quietly when whoever reads the output has enough; click would do so with exit code 1."""
+    """Exits with CLOSED and without a message when the reader of the output closes it; click would exit with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def run_command_line() -> int | None:
-    """Runs the command line; its exit code."""
+    """Runs the command line; returns its exit code."""
     try:
         code: int | None = cli.main(standalone_mode=False)
         return code
@@ -85,7 +85,7 @@ def run_command_line() -> int | None:
 
 
 def raised_by_output(error: OSError) -> bool:
-    """Whether it came up where text is printed, not where some other file is written."""
+    """True if the error was raised while printing, not while writing another file."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -93,15 +93,15 @@ def raised_by_output(error: OSError) -> bool:
 
 
 def hold_descriptors() -> None:
-    """Opens those of stdin, stdout and stderr that are closed, so that no file of ours takes their place.
+    """Opens /dev/null for each of stdin, stdout and stderr that is closed, so that no other file gets its number.
 
-    Writing to a stdout that was closed is an error all the same.
+    Writing to a closed stdout is still an error.
     """
     for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, mode), True)  # takes the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, mode), True)  # gets the lowest free number
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
@@ -109,7 +109,7 @@ def hold_descriptors() -> None:
 
 
 def give_up_output() -> None:
-    """What is left in buffers goes nowhere, else Python would try to write it as it ends, and complain."""
+    """Discards buffered output that cannot be written; else Python would report an error when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

@@ -14,19 +14,22 @@ from objbench.cells.protocols import PROTOCOLS
 from objbench.commands.shared import json_option, plugin_option
 from objbench.errors import unknown
 from objbench.guarded import calling
-from objbench.hookspecs import SAID, ModelSpec
+from objbench.hookspecs import SAID, ClustererSpec, ModelSpec
 from objbench.plugins import Registry, load_plugins, load_target
+
+KINDS = {"models": "model", "data": "data set", "metrics": "metric", "clusterers": "clusterer"}
+"""What `objbench list` takes -> what `Registry.owners` calls that kind."""
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(["models", "data", "metrics"]))
+@click.argument("kind", type=click.Choice(list(KINDS)))
 @json_option
 @plugin_option
 def list_(kind: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
-    """List the models, data sets or metrics there are."""
+    """List the models, data sets, metrics or clusterers there are."""
     registry = load_plugins(plugin_files)
     specs = getattr(registry, kind)
-    clashes = registry.clashes({"models": "model", "data": "data set", "metrics": "metric"}[kind])
+    clashes = registry.clashes(KINDS[kind])
     summaries = {name: spec.summary for name, spec in specs.items()}
     summaries |= {name: "" for name in clashes}  # neither of the two is meant
     if as_json:
@@ -64,7 +67,7 @@ def plugins(as_json: bool, plugin_files: tuple[str, ...]) -> None:
 @json_option
 @plugin_option
 def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
-    """Show what a model, data set or metric is, and every option it takes, per protocol."""
+    """Show what a model, data set, metric or clusterer is, and every option it takes, per protocol."""
     registry = load_plugins(plugin_files)
     facts = _facts(registry, name)
     if as_json:
@@ -91,31 +94,18 @@ def info(name: str, as_json: bool, plugin_files: tuple[str, ...]) -> None:
 def _facts(registry: Registry, name: str) -> dict[str, Any]:
     from inspect import getdoc
 
-    from objbench.cells.code import clustering_code, code_of, foreign
+    from objbench.cells.code import clusterer_code_of, code_of, foreign
     from objbench.options import as_json, describe
 
-    if name == "gmm":  # not a plugin: it clusters for every detector that does not
-        from objbench.cells.identity import MixtureConfig
-
-        return {
-            "name": name,
-            "kind": "mixture",
-            "summary": "the Gaussian mixture that clusters the what-latents of detectors without clusters",
-            "target": "objbench.cells.identity:MixtureConfig",
-            "doc": getdoc(MixtureConfig) or "",
-            "code": sorted(clustering_code()),
-            "foreign": ["sklearn"],
-            "said": {},
-            "options": [{**asdict(row), "settings": {}} for row in describe(MixtureConfig)],
-        }
     kinds: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
         "model": (registry.models, registry.model),
         "data set": (registry.data, registry.data_spec),
         "metric": (registry.metrics, registry.metric),
+        "clusterer": (registry.clusterers, registry.clusterer),
     }
     kind = next((kind for kind, taken in registry.owners if name == taken), None)
     if kind is None:
-        raise unknown("plugin", name, [*(n for known, _ in kinds.values() for n in known), "gmm"])
+        raise unknown("plugin", name, [n for known, _ in kinds.values() for n in known])
     spec = kinds[kind][1](name)
     with calling(f"'{name}'", "its module"):
         target = load_target(spec.target)
@@ -126,9 +116,12 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
             for protocol in PROTOCOLS:
                 if kind == "data set":
                     settings[protocol] = target.settings(protocol)
-                else:  # a model's settings may differ by data set
-                    for data in registry.data:
-                        settings[f"{protocol}, {data}"] = target.settings(protocol, data)
+                else:  # those of a model or a clusterer may differ by data set
+                    for data, of_data in registry.data.items():
+                        here = dict(target.settings(protocol, data))
+                        if kind == "clusterer" and of_data.clusters:
+                            here["clusters"] = of_data.clusters
+                        settings[f"{protocol}, {data}"] = here
         for row in describe(target.Config, name):
             here = {
                 label: as_json(values[row.name]) for label, values in settings.items() if row.name in values
@@ -140,15 +133,15 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
         "summary": spec.summary,
         "target": spec.target,
         "doc": getdoc(target) or "",
-        "code": sorted(code_of(spec.target)),
+        "code": sorted((clusterer_code_of if kind == "clusterer" else code_of)(spec.target)),
         "foreign": foreign(spec.target),
-        "said": _said(spec) if isinstance(spec, ModelSpec) else {},
+        "said": _said(spec) if isinstance(spec, ModelSpec | ClustererSpec) else {},
         "options": options,
     }
 
 
-def _said(spec: ModelSpec) -> dict[str, str]:
-    """What a model's spec says beside its name, each under its title; nothing where it says nothing."""
+def _said(spec: ModelSpec | ClustererSpec) -> dict[str, str]:
+    """What a model's or a clusterer's spec says beside its name, each under its title, where it says anything."""
     said = {title: getattr(spec, part) for part, title in SAID.items() if part != "differs"}
     differs = {
         f"{SAID['differs']} under {'every protocol' if p == '*' else p}": words

@@ -1,4 +1,4 @@
-"""`objbench check`: whether a plugin keeps its contract."""
+"""`objbench check`: checks that a plugin keeps its contract."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from objbench.plugins import load_plugins
 def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tuple[str, ...]) -> None:
     """Check that a plugin keeps its contract, before the first long run.
 
-    NAME is a model, data set or metric; FILE a plugin in one file, PACKAGE an installed one: all that they
-    register is checked. Models are tried on simple scenes, with their `demo` settings. Exit code 0: all
+    NAME is a model, data set, metric or clusterer; FILE a plugin in one file, PACKAGE an installed one: all that they
+    register is checked. Models and clusterers are tried on simple scenes, with their `demo` settings. Exit code 0: all
     passed, 1: something failed.
     """
     overrides = parse_overrides(options)
@@ -33,16 +33,18 @@ def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tupl
         plugin_files = (*plugin_files, what)
     registry = load_plugins(plugin_files)
 
-    import torch  # these are heavy
+    import torch  # slow to import
 
     from objbench.conformance.kit import Finding, examine
     from objbench.conformance.subjects import find_subjects
 
-    torch.set_num_threads(1)  # batches are small, and two threads beside a busy process hold each other up
+    torch.set_num_threads(
+        1
+    )  # batches are small, and on a busy machine more threads would wait for each other
     subjects = find_subjects(registry, what, overrides)
     if strange := sorted(overrides.keys() - {subject.name for subject in subjects}):
         raise UsageError(
-            f"-o {strange[0]}...: only options of {', '.join(s.name for s in subjects)} are used here"
+            f"-o {strange[0]}...: only options of {', '.join(s.name for s in subjects)} can be set here"
         )
     findings: list[Finding] = []
     for subject in subjects:

@@ -1,4 +1,4 @@
-"""`objbench data`: look at the scenes of a data set, check them, write them to disk, get what they are made of."""
+"""`objbench data`: draws, checks and exports the scenes of a data set, and downloads its source files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ON_SHEET = 48
 
 @click.group()
 def data() -> None:
-    """Look at a data set's scenes, check them, export them, fetch what they are made of."""
+    """Draw, check or export the scenes of a data set, or download its source files."""
 
 
 @data.command()
@@ -45,7 +45,7 @@ def data() -> None:
 @click.option(
     "--n", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="How many scenes."
 )
-@click.option("--to", "folder", required=True, metavar="DIR", help="A folder that is new or empty.")
+@click.option("--to", "folder", required=True, metavar="DIR", help="A new or empty folder.")
 @split_option
 @seed_option
 @protocol_option
@@ -61,14 +61,14 @@ def export(
     options: tuple[str, ...],
     plugin_files: tuple[str, ...],
 ) -> None:
-    """Write scenes as PNGs and a COCO annotations file, whole or not at all."""
+    """Write scenes as PNG files and a COCO annotations file. After an error, nothing is left in DIR."""
     target = Path(folder)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UsageError(f"--to {folder}: is there already and not an empty folder; choose a new one")
+        raise UsageError(f"--to {folder}: exists already and is not an empty folder; choose a new one")
     source = _source(name, protocol_name, seed, options, plugin_files)
+    from objbench.coco import write_truth
     from objbench.report.contact_sheet import as_pictures
     from objbench.scenes import GroundTruth
-    from objbench.score.coco import write_truth
 
     files = [f"images/{i:06}.png" for i in range(n)]
     truths = []
@@ -89,7 +89,7 @@ def export(
 @click.option(
     "--n", type=click.IntRange(1), default=24, show_default=True, metavar="N", help="How many scenes."
 )
-@click.option("--to", "file", metavar="FILE.png", help="The picture; NAME-SPLIT.png here when not given.")
+@click.option("--to", "file", metavar="FILE.png", help="The picture. [default: NAME-SPLIT.png]")
 @split_option
 @seed_option
 @protocol_option
@@ -105,7 +105,7 @@ def show(
     options: tuple[str, ...],
     plugin_files: tuple[str, ...],
 ) -> None:
-    """Draw scenes with their true boxes on one picture, and count what is in them."""
+    """Draw scenes with their true boxes in one picture, and count their objects."""
     source = _source(name, protocol_name, seed, options, plugin_files)
     import torch
 
@@ -149,11 +149,10 @@ def check(
     plugin_files: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Decode all scenes, and report what is in them and what is wrong.
+    """Decode all scenes, and report their contents and their errors.
 
-    Wrong is: an image, a box or a label that is not as the contract says, the same image in two splits, and a
-    class that one split has and another has not. Exit code 0: nothing is wrong, 1: something is, 2: the data
-    cannot be read.
+    Errors are: an image, a box or a label that breaks the contract, the same image in two splits, and a class that
+    is missing in one of the splits. Exit code 0: no errors; 1: some errors; 2: the data cannot be read.
     """
     source = _source(name, protocol_name, seed, options, plugin_files)
     from objbench.score.scene_survey import survey
@@ -175,7 +174,7 @@ def check(
 @click.argument("name")
 @plugin_option
 def fetch(name: str, plugin_files: tuple[str, ...]) -> None:
-    """Download what a data set is made of, once, and verify it."""
+    """Download the source files of a data set, and verify them."""
     target = load_plugins(plugin_files).data_spec(name).target
     with calling(f"'{name}'", "its fetch"):
         fetch_source = getattr(load_target(target), "fetch", None)
@@ -190,7 +189,7 @@ def _source(
     overrides = parse_overrides(options)
     if strange := sorted(set(overrides) - {name}):
         raise UsageError(
-            f"-o {strange[0]}.{next(iter(overrides[strange[0]]))}: only options of {name} are used here"
+            f"-o {strange[0]}.{next(iter(overrides[strange[0]]))}: only options of {name} can be set here"
         )
     with calling(f"'{name}'", "its settings"):
         config = build_source_config(registry, name, protocol(protocol_name).name, overrides)
@@ -200,7 +199,7 @@ def _source(
 
 
 def _batches(name: str, source: SceneSource, split: Split, n: int) -> Iterator[tuple[int, Scenes]]:
-    """The first n scenes of a split, checked, and the place of the first of each batch."""
+    """Batches of the first n scenes of a split, checked, each with the index of its first scene."""
     import torch
 
     from objbench.score.scene_checks import check_scenes
@@ -214,7 +213,7 @@ def _batches(name: str, source: SceneSource, split: Split, n: int) -> Iterator[t
 
 
 def _summary(truth: GroundTruth, classes: tuple[str, ...]) -> str:
-    """Objects of each class, objects an image and sizes of boxes, as lines of text."""
+    """The objects of each class, objects per image and box sizes, as lines of text."""
     import torch
 
     per_class = torch.bincount(truth.labels, minlength=len(classes)).tolist()
@@ -237,7 +236,7 @@ def _summary(truth: GroundTruth, classes: tuple[str, ...]) -> str:
 
 
 def _surveyed(found: Survey) -> str:
-    """A row a split: scenes, range of pixels, objects an image, and the classes it lacks."""
+    """One row per split: scenes, range of pixels, objects per image, and missing classes."""
     lines = [f"{'split':<10}  {'scenes':>12}  {'pixels':>13}  {'objects':>8}  an image: least, mean, most"]
     for split, row in found.as_json()["splits"].items():
         pixels = "{:.4g} to {:.4g}".format(*row["pixels"]) if row["pixels"] else "--"
@@ -247,5 +246,5 @@ def _surveyed(found: Survey) -> str:
         if row["missing"]:
             lines.append(f"{'':<10}  no object of {', '.join(row['missing'])}")
         if row["repeated"]:
-            lines.append(f"{'':<10}  {row['repeated']:,} images are there more than once")
+            lines.append(f"{'':<10}  {row['repeated']:,} images occur more than once")
     return "\n".join([*lines, ""])

@@ -1,4 +1,4 @@
-"""Which devices and how many threads a run may use."""
+"""Finds the devices and the number of threads that a run may use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from objbench.errors import UsageError
 
 
 def find_devices(device: str, count: Callable[[], int] | None = None) -> list[str]:
-    """The devices to place cells on. UsageError when CUDA was asked for and there is none.
+    """The devices that cells can run on. UsageError when CUDA was requested and there is none.
 
-    count: says how many CUDA devices there are; without it torch is imported here.
+    count: returns the number of CUDA devices; if None, torch is imported to count them.
     """
     found = 0 if device == "cpu" else (count or _count)()
     if device == "cuda" and not found:
@@ -26,9 +26,9 @@ def _count() -> int:
 
 
 def threads_each(workers: int) -> int:
-    """The machine's cores (or OMP_NUM_THREADS, when fewer) divided among the workers.
+    """The machine's cores (or OMP_NUM_THREADS, if fewer) divided by the number of workers; at least 1.
 
-    More threads than cores would spin at each other's barriers, and a step take many times as long.
+    With more threads than cores, threads wait for each other, and a step takes many times as long.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = os.environ.get("OMP_NUM_THREADS", "")

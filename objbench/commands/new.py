@@ -16,7 +16,7 @@ import click
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
-KINDS = ["model", "data", "metric"]
+KINDS = ["model", "data", "metric", "clusterer"]
 
 
 @click.command()
@@ -24,7 +24,7 @@ KINDS = ["model", "data", "metric"]
 @click.argument("name")
 @click.option("--to", "folder", metavar="DIR", help="A folder that is new or empty; ./NAME when not given.")
 def new(kind: str, name: str, folder: str | None) -> None:
-    """Write a package with a new model, data set or metric, which works as it is.
+    """Write a package with a new model, data set, metric or clusterer, which works as it is.
 
     Then: pip install -e DIR, and objbench check NAME.
     """

@@ -1,11 +1,10 @@
-"""`objbench predict`: what a trained detector finds in a user's own pictures, as a COCO file."""
+"""`objbench predict`: runs a trained detector on a user's own pictures, and writes a COCO file."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,38 +24,36 @@ from objbench.plugins import load_plugins
 if TYPE_CHECKING:
     import torch
 
+    from objbench.coco import Id
     from objbench.scenes import SceneShape
-    from objbench.score.coco import Id
 
 BATCH = 32
-USUAL_NAMES = ("annotations.json", "_annotations.coco.json", "instances_*.json")
-"""Of annotations files, with .gz or without."""
 
 
 class Named(NamedTuple):
-    """One picture's file, and the id that its detections carry."""
+    """A picture's file, and the image_id of its detections."""
 
     id: Id
     path: Path
 
 
 @click.command()
-@click.option("--cell", required=True, metavar="CELL", help="The beginning of its name, or its directory.")
+@click.option("--cell", required=True, metavar="CELL", help="The beginning of its key, or its directory.")
 @click.option("--images", required=True, metavar="DIR", help="PNG and JPEG pictures.")
 @click.option("--to", "target", required=True, metavar="FILE", help="The COCO results list.")
 @click.option(
     "--annotations",
     metavar="FILE",
-    help="COCO file whose images have the ids. Without it: annotations.json, _annotations.coco.json or "
-    "instances_*.json in DIR or in the folder above.",
+    help="COCO file with the image ids. Default: annotations.json, _annotations.coco.json or instances_*.json in DIR "
+    "or in its parent folder.",
 )
-@click.option("--no-annotations", is_flag=True, help="Number the pictures, whatever annotations there are.")
+@click.option("--no-annotations", is_flag=True, help="Number the pictures; do not use an annotations file.")
 @click.option(
     "--background",
     default="black",
     show_default=True,
     metavar="COLOUR",
-    help="Behind transparent pixels: #rrggbb, or a name.",
+    help="Colour behind transparent pixels: #rrggbb, or a name.",
 )
 @out_option
 @plugin_option
@@ -70,39 +67,41 @@ def predict(
     out: str,
     plugin_files: tuple[str, ...],
 ) -> None:
-    """Write what a trained detector finds in pictures, as a COCO results list.
+    """Run a trained detector on pictures, and write its detections as a COCO results list.
 
-    Pictures must be of the size that the cell was trained on. image_id is the id that the annotations file gives
-    to a picture, looked up by its path and then by its name alone where only one has it. Pictures that are not in
-    the file, or not in the folder, are an error. Where there is no annotations file, pictures are numbered from 1
-    by name, and FILE.images.json says which is which.
+    Pictures must have the image size that the cell was trained on. image_id is the id of the picture in the annotations
+    file: it is found by the picture's path, or by its file name if this is unique. It is an error if a picture is not
+    in the file, or an image of the file not in the folder. Without an annotations file, pictures are numbered from 1
+    in the order of their names, and FILE.images.json lists the numbers.
     """
     from objbench.images import colour, turned_line
 
     if annotations and no_annotations:
-        raise UsageError("--annotations and --no-annotations contradict each other; give one of them")
+        raise UsageError("--annotations and --no-annotations contradict each other; use only one of them")
     behind = colour(background)
     folder = find_cell(cell, out)
     if not Path(images).is_dir():
         raise UsageError(f"--images {images}: there is no such folder")
     if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
-        raise UsageError(f"--to {target}: must be a file in a folder that is there")
+        raise UsageError(f"--to {target}: must be a file in an existing folder")
     listing = None if no_annotations else Path(annotations) if annotations else usual_file(Path(images))
     pictures = numbered(Path(images)) if listing is None else listed(Path(images), listing)
     registry = load_plugins(plugin_files)
 
     import torch
 
-    from objbench.cells.files import Damaged, verify_checksums, write_file
-    from objbench.cells.identity import read_cell
+    from objbench.cells.files import Damaged, verify_checksums
+    from objbench.cells.identity import OWN, read_cell
     from objbench.cells.store import read_record, read_trained
+    from objbench.clusterer import ObjectShape
+    from objbench.coco import INFO, write_detections
     from objbench.commands.devices import find_devices, threads_each
     from objbench.detector import Detections
-    from objbench.score.coco import INFO, write_detections
     from objbench.score.detect import checked, device_of
-    from objbench.score.mixture import load_mixture
+    from objbench.score.fitted import load_fitted
     from objbench.score.random_state import undisturbed
     from objbench.score.trained import load_detector
+    from objbench.writing import write_file
 
     torch.set_num_threads(threads_each(1))
     key = f"{folder.parent.name}/{folder.name}"
@@ -112,17 +111,22 @@ def predict(
             raise UsageError(f"cell {key} is not done but {result.status}; run it first")
         verify_checksums(folder, files)
         cell_ = read_cell(folder)
-        require_plugins(registry, key, cell_.training, ["model"])  # the data is not needed
-        warn_of_changed_code(registry, key, cell_.training)
+        require_plugins(registry, cell_, ["model", "clusterer"])  # the data is not needed
+        warn_of_changed_code(registry, cell_)
         verify_checksums(folder.parent, read_trained(folder.parent).files)
         who = f"'{cell_.training.identity['model']}'"
         with calling(who, "its constructor"):
             detector = load_detector(registry, folder.parent, find_devices("auto")[0])
-        mixture = load_mixture(folder, cell_)
+        fitted = None
+        if cell_.clusterer["name"] != OWN:
+            shape = result.provenance.get("object_shape")
+            if shape is None:
+                raise UsageError(f"cell {key} was clustered by an earlier version of objbench; run it again")
+            fitted = load_fitted(registry, folder, cell_, ObjectShape(*shape))
     except Damaged as error:
         raise UsageError(f"cell {key}: {error}; run it again") from None
     if detector.oracle:
-        raise UsageError(f"cell {key} is of an oracle, which must be given the true boxes")
+        raise UsageError(f"cell {key} is a cell of an oracle, which needs the true boxes")
     if detector.shape.channels not in (1, 3):
         raise UsageError(
             f"cell {key} was trained on images of {detector.shape.channels} channels; pictures have 1 or 3"
@@ -137,9 +141,9 @@ def predict(
             with calling(who, "its detect"):
                 seen = detector.detect(batch.to(device_of(detector))).to("cpu")
             found.append(checked(seen, len(batch)))
+            if fitted is not None:
+                found[-1] = replace(found[-1], clusters=fitted.clusters(found[-1], batch))
     detections = Detections.concatenate(found)
-    if mixture is not None:
-        detections = mixture.apply(detections)
     beside = Path(f"{target}.images.json")
     try:
         if listing is None:
@@ -161,94 +165,36 @@ def predict(
     if turned:
         click.echo(turned_line(turned), err=True)
     if listing is None:
-        click.echo(f"which picture has which image_id: {beside}", err=True)
+        click.echo(f"the image_id of each picture: {beside}", err=True)
     elif not annotations:
-        click.echo(f"image_id is as in {listing}", err=True)
+        click.echo(f"image_id is the id in {listing}", err=True)
 
 
 def usual_file(folder: Path) -> Path | None:
     """The annotations file in the folder, or else in the one above. UsageError when one of these has several."""
-    here = folder.resolve()
-    for place in (here, here.parent):
-        found = sorted(
-            {
-                path
-                for pattern in USUAL_NAMES
-                for path in (*place.glob(pattern), *place.glob(f"{pattern}.gz"))
-                if path.is_file()
-            }
-        )
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise UsageError(
-                f"{place} has several annotations files ({names}); choose one with --annotations"
-            )
-        if found:
-            return found[0]
-    return None
+    from objbench.listings import annotations_in
+
+    try:
+        here = folder.resolve()
+        return annotations_in(here) or annotations_in(here.parent)
+    except UsageError as error:
+        raise UsageError(f"{error} with --annotations") from None
 
 
 def listed(folder: Path, file: Path) -> list[Named]:
-    """The pictures in a folder with the ids that a COCO file gives them, in the file's order.
+    """The pictures in a folder with the ids that a COCO file gives them; see `pictures_listed`."""
+    from objbench.coco import read_images
+    from objbench.listings import pictures_listed
 
-    A file name is a path from the file's folder or from `folder`; else its last part counts, where one picture
-    and one entry alone have it. Entries of pictures that lie elsewhere are not meant. UsageError when an entry has no
-    picture, or a picture no entry: half of a lookup is no answer.
-    """
-    from objbench.images import SUFFIXES, files_in
-    from objbench.score.coco import base_name, read_images
-
-    here = folder.resolve()
     rows = read_images(file)
-    there = files_in(here, SUFFIXES, below=True)
-    by_name: dict[str, list[Path]] = {}
-    for picture in there:
-        by_name.setdefault(picture.name, []).append(picture)
-    names = Counter(base_name(str(row.file_name)) for row in rows)
-    found: dict[Path, Named] = {}
-    missing = []
-    for row in rows:
-        name = str(row.file_name)
-        path, same = _at(name, (file.absolute().parent.resolve(), here)), by_name.get(base_name(name), [])
-        if path is None and len(same) == 1 and names[base_name(name)] == 1:
-            path = same[0]
-        if path is None:
-            missing.append(name)
-        elif path in found:
-            raise UsageError(f"{file}: the ids {found[path].id!r} and {row.id!r} are both of {path}")
-        elif path.is_relative_to(here):
-            if path.suffix.lower() not in SUFFIXES:
-                raise UsageError(f"{file}: {json.dumps(name)} is not a PNG or JPEG file by its name")
-            found[path] = Named(row.id, path)
-    way_out = "--annotations FILE names another file, --no-annotations numbers the pictures"
-    if missing:
-        raise UsageError(
-            f"{file}: {len(missing)} of its {len(rows)} images are not in {folder}, such as "
-            f"{json.dumps(missing[0])}; {way_out}"
-        )
-    if not found:
-        raise UsageError(f"{file}: none of its {len(rows)} images is in {folder}; {way_out}")
-    folders = {path.parent for path in found} | {here}
-    if lost := [path for path in there if path not in found and path.parent in folders]:
-        raise UsageError(
-            f"{file}: does not list {len(lost)} of the pictures in {folder}, such as {lost[0].name}; {way_out}"
-        )
-    return list(found.values())
-
-
-def _at(name: str, places: tuple[Path, ...]) -> Path | None:
-    """The file that a name written on any system leads to from one of these folders."""
-    for place in places:
-        for spelling in (name, name.replace("\\", "/")):
-            with contextlib.suppress(OSError, ValueError):  # a name too long, or with a zero in it
-                path = Path(os.path.normpath(place / spelling))
-                if path.is_file():
-                    return path
-    return None
+    hint = "; --annotations FILE names another file, --no-annotations numbers the pictures"
+    return [
+        Named(rows[i].id, path) for path, i in pictures_listed(folder.resolve(), file, rows, hint).items()
+    ]
 
 
 def numbered(folder: Path) -> list[Named]:
-    """The pictures in a folder by name, numbered from 1. UsageError when there are none."""
+    """The pictures in a folder, numbered from 1 in the order of their names. UsageError when there are none."""
     from objbench.images import SUFFIXES, files_in
 
     paths = files_in(folder, SUFFIXES)
@@ -260,7 +206,7 @@ def numbered(folder: Path) -> list[Named]:
 def read(path: Path, shape: SceneShape, behind: tuple[int, int, int]) -> tuple[torch.Tensor, bool]:
     """A picture as [channels, height, width] float32 in 0..1, and whether it was turned.
 
-    UsageError unless it has that size, and no colours where one channel is wanted.
+    UsageError unless it has this size, and is grey if the shape has one channel.
     """
     import torch
 

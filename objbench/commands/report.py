@@ -1,4 +1,4 @@
-"""`objbench report`: the table of all cells in a directory."""
+"""`objbench report`: prints the table of all cells in a directory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FORMATS = ["table", "md", "latex", "csv", "json"]
 @out_option
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option(
-    "--paper", is_flag=True, help="Print published figures, and the difference from them, beside ours."
+    "--paper", is_flag=True, help="Also print published figures, and the difference between ours and them."
 )
 @click.option(
     "--intervals",
     is_flag=True,
-    help="Compute 95 % intervals from the raw detections, and set in bold what is best or tied with it.",
+    help="Compute 95 % intervals from the raw detections; print the best figures, and those tied with them, in bold.",
 )
 @click.option(
     "--resamples",
@@ -40,24 +40,28 @@ FORMATS = ["table", "md", "latex", "csv", "json"]
     show_default=True,
     type=click.IntRange(min=100),
     metavar="N",
-    help="Draws of the test scenes, for --intervals.",
+    help="Number of bootstrap draws of the test scenes for --intervals.",
 )
 @click.option("--protocol", "protocol_name", metavar="|".join(PROTOCOLS), help="Only cells of this protocol.")
 @click.option(
-    "--models", multiple=True, callback=names, metavar="NAME[,NAME]", help="Only cells of these detectors."
+    "--models",
+    multiple=True,
+    callback=names,
+    metavar="NAME[+CLUSTERER][,...]",
+    help="Only cells of these detectors, with any clusterer or with that one.",
 )
 @click.option(
     "--data", multiple=True, callback=names, metavar="NAME[,NAME]", help="Only cells of these data sets."
 )
 @click.option(
-    "--current", is_flag=True, help="Only cells that were run with the code and the data installed now."
+    "--current", is_flag=True, help="Only cells that were run with the code and data that are installed now."
 )
 @click.option(
     "--long",
     "long_",
     is_flag=True,
-    help="Add for each detector its paper, code and licence, what differs from the paper, and what it knows "
-    "beforehand.",
+    help="Add for each detector and clusterer its paper, code and licence, what differs from the paper, and what it "
+    "knows beforehand; and the time that clusterers took.",
 )
 @click.option(
     "--more",
@@ -89,11 +93,11 @@ def report(
     page: str | None,
     plugin_files: tuple[str, ...],
 ) -> None:
-    """Print the table of all cells in a directory, with the rows and columns of Table 2 of the GMAIR paper.
+    """Print the table of all cells in a directory, in the form of Table 2 of the GMAIR paper.
 
-    Figures are mean ± standard deviation over seeds. The last column says how many these are, and how the
-    cells that are not done ended. In [brackets] stands what of a row is not the protocol's own setting, or not the code
-    that is installed now.
+    Figures are mean ± standard deviation over seeds. The last column gives the number of seeds, and the status of
+    cells that are not done. [Brackets] contain options that differ from the protocol's settings, and code that differs
+    from the installed code.
     """
     if protocol_name is not None:
         protocol(protocol_name)
@@ -115,7 +119,7 @@ def report(
 
     hint = as_typed("run", "--out", out, plugins=plugin_files)
     wanted = Wanted(protocol_name, models, data, current)
-    with Planner(plugin_files, PLAN_TIMEOUT) as planner:  # asked only where metrics have changed
+    with Planner(plugin_files, PLAN_TIMEOUT) as planner:  # used only if metrics have changed
         results, cells = read_cells(Store(out), registry, wanted, intervals, planner.rescore, hint)
     published = registry.published if paper else []
     rows = rows_of(results, cells, registry, published)
@@ -148,11 +152,11 @@ def report(
 
 def write_to(target: Path, written: str, option: str = "--to") -> None:
     """Writes a file as a whole. UsageError, which names the option, when that cannot be done."""
-    from objbench.cells.files import write_file
+    from objbench.writing import write_file
 
     try:
         write_file(target, written.encode())
-    except BrokenPipeError:  # whoever read `--to /dev/stdout` has enough
+    except BrokenPipeError:  # the reader of `--to /dev/stdout` has closed it
         raise
     except OSError as error:
         raise UsageError(f"{option} {shlex.quote(str(target))}: {error.strerror}") from None

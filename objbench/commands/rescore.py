@@ -1,4 +1,4 @@
-"""`objbench rescore`: computes the metrics of finished cells anew."""
+"""`objbench rescore`: recomputes the metrics of finished cells."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from objbench.plugins import load_plugins
 def rescore(
     directory: str, cells: tuple[str, ...], plan_timeout: float, plugin_files: tuple[str, ...]
 ) -> None:
-    """Compute the metrics of the finished cells of DIR anew, from their raw detections.
+    """Recompute the metrics of the finished cells in DIR from their raw detections.
 
-    CELL is the beginning of a cell's key; without one all are meant. A metric that fails is left out of the figures,
-    and tried again the next time. Exit code 0: all metrics of all cells were computed, 1: some failed.
+    CELL is the beginning of a cell's key; the default is all cells. A metric that fails is left out of the figures,
+    and is computed again next time. Exit code 0: all metrics of all cells were computed; 1: some failed.
     """
     from objbench.cells.files import Damaged
     from objbench.cells.store import Store, read_trained, update_record
@@ -62,7 +62,7 @@ def rescore(
             new = sorted(fresh.metrics.keys() - result.metrics.keys())
             kept = {name: value for name, value in result.metrics.items() if name in fresh.metrics}
             lines = figures_that_differ(replace(result, metrics=kept), fresh)
-            lines += [f"{name}: no figure any more" for name in gone]
+            lines += [f"{name}: no longer has a value" for name in gone]
             lines += [f"{name}: {fresh.metrics[name]:.6f}, new" for name in new]
             click.echo(f"{key}  {named(fresh)}: {'; '.join(lines) or 'no figure changed'}")
     if not done and not failed:

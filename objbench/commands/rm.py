@@ -22,8 +22,8 @@ from objbench.errors import UsageError
 def rm(cells: tuple[str, ...], out: str, yes: bool) -> None:
     """Remove cells from a directory: their figures, detections, weights and logs.
 
-    CELL is the beginning of a cell's key. A training goes with its last cell. A cell that is running is refused, and
-    then nothing is removed. It asks first, unless --yes is given.
+    CELL is the beginning of a cell's key. A training is removed with its last cell. If one of the cells is running,
+    nothing is removed. The command asks first, except with --yes.
     """
     store = Store(Path(out).absolute())
     keys = find_cells(cells, store)
@@ -39,27 +39,27 @@ def rm(cells: tuple[str, ...], out: str, yes: bool) -> None:
             lock = store.lock(training)
             if lock is None:
                 raise UsageError(
-                    f"{its[0]} is running: {store.holder(training)} is at work on it; stop that first"
+                    f"{its[0]} is running: {store.holder(training)} is working on it; stop that first"
                 )
             locks.append(lock)
             if store.lockless and training == next(iter(trainings)):
                 click.echo(
-                    "warning: this file system has no locks; whether a cell is running is unknown", err=True
+                    "warning: this file system has no locks, so running cells cannot be detected", err=True
                 )
             whole = not any(key.startswith(f"{training}/") for key in left)
             doomed += [store.folder(training)] if whole else [store.folder(key) for key in its]
             for key in its:
                 click.echo(f"{key}  {_described(store, key)}", err=True)
             if whole:
-                click.echo(f"{training}  the training itself, with its last cell", err=True)
+                click.echo(f"{training}  the training, because these are its last cells", err=True)
         size = sum(_bytes(folder) for folder in doomed)
         what = f"{len(keys)} cell{'s' * (len(keys) > 1)}, {size / 1e6:.1f} MB"
         if not yes:
             if not sys.stdin.isatty():
-                raise UsageError(f"{what} would be removed; say --yes where nobody can be asked")
+                raise UsageError(f"{what} would be removed; use --yes when there is no terminal to ask on")
             click.confirm(f"Remove {what}?", abort=True, err=True)
         for folder in doomed:
-            hidden = folder.with_name(f".removed-{folder.name}-{os.getpid()}")  # gone at once, and as a whole
+            hidden = folder.with_name(f".removed-{folder.name}-{os.getpid()}")  # removed in one operation
             try:
                 folder.rename(hidden)
                 shutil.rmtree(hidden)

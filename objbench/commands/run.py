@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from objbench.cells.matrix import entries
 from objbench.cells.overrides import parse_overrides
 from objbench.cells.protocols import PROTOCOLS, protocol
 from objbench.commands.devices import find_devices, threads_each
@@ -62,7 +63,13 @@ def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
 
 @click.command()
 @click.option(
-    "--models", multiple=True, required=True, callback=names, metavar="NAME[,NAME]", help="Detectors."
+    "--models",
+    multiple=True,
+    required=True,
+    callback=names,
+    metavar="NAME[+CLUSTERER][,...]",
+    help="Detectors, each with a clusterer of the objects that it finds; a detector alone keeps its own clusters, or "
+    "gets +gmm.",
 )
 @click.option(
     "--data", multiple=True, required=True, callback=names, metavar="NAME[,NAME]", help="Data sets."
@@ -163,8 +170,7 @@ def run(
         planner.start()  # it imports torch while we load plugins
         registry = load_plugins(plugin_files)
         warn_of_clashes(registry)
-        for name in models:  # at once, not when torch is there
-            registry.model(name)
+        entries(registry, models)  # at once, not when torch is there
         for name in data:
             registry.data_spec(name)
         devices = find_devices(device, planner.count_devices)

@@ -1,4 +1,4 @@
-"""`objbench score`: the same metrics for any detector's output, from COCO files."""
+"""`objbench score`: computes all metrics for the output of any detector, from COCO files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from objbench.plugins import load_plugins
     "--present",
     type=float,
     metavar="T",
-    help="Scores are on any scale; the detector stands by those of at least T. Without it: 0..1, and 0.5.",
+    help="Detections with a score of at least T count as present; scores may then have any scale. Without it, "
+    "scores must be in 0..1, and T is 0.5.",
 )
 @click.option(
     "--iou",
@@ -34,13 +35,13 @@ from objbench.plugins import load_plugins
     type=float,
     multiple=True,
     metavar="T",
-    help="Also the AP, by COCO's rules, at this IoU, above 0 and at most 1. Can be repeated.",
+    help="Also compute AP by COCO's rules at this IoU, above 0 and at most 1 (repeatable).",
 )
 @click.option(
     "--skip-invalid",
     is_flag=True,
-    help="Leave out boxes of no size or not finite, and entries of images or categories that are not listed; "
-    "their number is reported.",
+    help="Leave out boxes without size or with values that are not finite, and entries with unknown images or "
+    "categories; their number is reported.",
 )
 @json_option
 @plugin_option
@@ -53,19 +54,19 @@ def score(
     as_json: bool,
     plugin_files: tuple[str, ...],
 ) -> None:
-    """Score any detector's output with every registered metric.
+    """Score the output of any detector with every registered metric.
 
-    Then a table of what was found of each class, where one cluster stands for each class (Hungarian method).
+    Also prints a table with the results for each class; one cluster is assigned to each class (Hungarian method).
 
-    Files may be compressed with gzip, and a mask (polygons or RLE) does where there is no bbox. Detections may also
-    be an annotations file with scores. Ids are integers or texts, and are compared as they are.
+    Files may be compressed with gzip. If an entry has no bbox, the box of its mask (polygons or RLE) is used.
+    Detections may also be an annotations file with scores. Ids are integers or texts: 7 and "7" are different.
 
-    Cluster -1 is noise: a box that belongs to no cluster. It counts as any other box for AP and counts, stands for
-    no class (so it is wrong in ACC), and is one more cluster for NMI and cluster usage.
+    Cluster -1 is noise: a box that belongs to no cluster. It is a normal box for AP and object counts, is wrong in ACC
+    (noise is assigned to no class), and is one more cluster for NMI and cluster usage.
 
-    Crowd annotations are left out: a detection there is false. Of scores read with --present only the order is
-    kept, so a metric that reads their values says little. Exit code 1 when a metric failed; the others are printed
-    all the same.
+    Crowd annotations are left out, so detections in them are false positives. With --present, only the order of scores
+    is kept, so metrics that use the values of scores have little meaning. Exit code 1 when a metric failed; the others
+    are still printed.
     """
     if present is not None and not math.isfinite(present):
         raise UsageError(f"--present {present} is not a finite number")
@@ -74,10 +75,10 @@ def score(
             raise UsageError(f"--iou {threshold:g} is not above 0 and at most 1")
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
+    from objbench.coco import read_detections, read_truth
     from objbench.detector import PRESENT
     from objbench.matching import coco_figures
     from objbench.score.class_table import class_table
-    from objbench.score.coco import read_detections, read_truth
     from objbench.score.metrics import score_each, to_stderr
 
     there = read_truth(truth, skip_invalid, to_stderr)
@@ -142,5 +143,5 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _printable(name: str) -> str:
-    """A class's name as a terminal can show it in a line."""
+    """A class name that a terminal can show in one line."""
     return "".join(c if c.isprintable() else "?" for c in name)[:40]

@@ -1,4 +1,4 @@
-"""`objbench show`: the pictures of a finished cell."""
+"""`objbench show`: draws the pictures of a finished cell."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from objbench.plugins import load_plugins
 @out_option
 @plugin_option
 def show(cell: str, out: str, plugin_files: tuple[str, ...]) -> None:
-    """Write the pictures of a finished cell, and say where.
+    """Draw the pictures of a finished cell, and print their paths.
 
-    CELL is the beginning of its key, or its directory. Drawn is what was recorded: neither the detector's plugin nor
-    its weights are needed.
+    CELL is the beginning of its key, or its directory. The pictures are drawn from the cell's files; neither the
+    detector's plugin nor its weights are needed.
     """
     folder = find_cell(cell, out)
     registry = load_plugins(plugin_files)
 
     from objbench.cells.files import Damaged
-    from objbench.cells.identity import read_training
+    from objbench.cells.identity import read_cell
     from objbench.cells.store import read_record
     from objbench.report.pictures import draw
 
@@ -31,8 +31,7 @@ def show(cell: str, out: str, plugin_files: tuple[str, ...]) -> None:
         result, _ = read_record(folder)
         if result.status != "done":
             raise UsageError(f"cell {result.cell} is not done but {result.status}; run it first")
-        training = read_training(folder.parent)
-        warn_of_changed_code(registry, result.cell, training)
+        warn_of_changed_code(registry, read_cell(folder))
         pictures = draw(folder, registry.columns)
     except Damaged as error:
         raise UsageError(f"cell {folder.parent.name}/{folder.name}: {error}; run it again") from None

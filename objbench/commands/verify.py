@@ -1,4 +1,4 @@
-"""`objbench verify`: trains a cell again from its record, and says whether its figures come out the same."""
+"""`objbench verify`: trains a cell again from its record, and compares its figures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from objbench.plugins import load_plugins
 
 @click.command()
 @click.argument("directory", metavar="DIR")
-@click.option("--cell", required=True, metavar="ID", help="The cell: the beginning of its name.")
-@click.option("--to", default=None, metavar="DIR", help="Keep the new cell below DIR; else it is removed.")
+@click.option("--cell", required=True, metavar="ID", help="The cell: its key or the beginning of it.")
+@click.option("--to", default=None, metavar="DIR", help="Keep the new cell in DIR; by default it is removed.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @plugin_option
 def verify(directory: str, cell: str, to: str | None, device: str, plugin_files: tuple[str, ...]) -> None:
-    """Train a cell of DIR again from its record, and compare.
+    """Train a cell of DIR again from its record, and compare the figures.
 
-    Exit code 0: every figure is the same, 1: some differ; then what differs between then and now is said.
+    Exit code 0: all figures are the same; 1: some differ. Then the recorded differences between the runs are printed.
     """
     folder = find_cell(cell, directory)
     registry = load_plugins(plugin_files)
@@ -44,23 +44,21 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     try:
         old = read_cell(folder)
         recorded, _ = read_record(folder)
-        recorded = rescore(registry, recorded)  # a metric's new definition is no difference of the training
+        recorded = rescore(registry, recorded)  # so that a changed metric is no difference
     except Damaged as error:
-        raise UsageError(
-            f"cell {folder.parent.name}/{folder.name}: {error}; there is nothing to verify"
-        ) from None
+        raise UsageError(f"cell {folder.parent.name}/{folder.name}: {error}; it cannot be verified") from None
     if recorded.status != "done":
-        raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; there is nothing to verify")
-    require_plugins(registry, old.key, old.training)
+        raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; it cannot be verified")
+    require_plugins(registry, old)
     new = as_it_is_now(registry, old)
     check_data_of(registry, [new])
-    warn_of_changed_code(registry, old.key, old.training)  # before it trains for minutes
+    warn_of_changed_code(registry, old)  # before the long training
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(to or scratch)
         if to and Path(to).resolve() == Path(directory).resolve():
-            raise UsageError(f"--to {to} is where the cell already lies; give another directory")
+            raise UsageError(f"--to {to} is the directory of the cell itself; choose another directory")
         store.prepare()
-        threads = recorded.provenance.get("threads", 1)  # with others, sums come out in another order
+        threads = recorded.provenance.get("threads", 1)  # another number changes the order of sums
         settings = Settings(find_devices(device), 1, threads, math.inf, 20.0, plugin_files)
         with Progress(1, registry.columns) as progress:
             runner = Runner(store, settings, progress)
@@ -68,14 +66,14 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         if runner.stop_requests:
             sys.exit(130)
     if result.status != "done":
-        raise UsageError(f"the new training ended {result.status}: {result.error or 'see its log'}")
+        raise UsageError(f"the new training is not done but {result.status}: {result.error or 'see its log'}")
     unequal = figures_that_differ(recorded, result)
     for line in unequal:
         click.echo(line)
     if not unequal:
-        click.echo(f"same: all {len(recorded.metrics)} figures of {old.key} came out again")
+        click.echo(f"same: all {len(recorded.metrics)} figures of {old.key} are equal")
         return
     changes = difference(new.identity, old.identity) + surroundings_that_differ(recorded, result)
-    for line in changes or ["nothing that is recorded differs between then and now"]:
+    for line in changes or ["no recorded version, option or machine differs"]:
         click.echo(f"since then: {line}")
     sys.exit(1)

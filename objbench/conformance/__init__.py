@@ -1,5 +1,6 @@
-"""The conformance kit: whether a plugin keeps its contract, before the first long run.
+"""The conformance kit checks that a plugin keeps its contract, before its first long run.
 
-`objbench check NAME` runs it, and so does pytest (see `objbench.conformance.pytest_plugin`). Models are tried on scenes
-of the kit's own (`objbench.conformance.shapes`), with their `demo` settings. Empty, as pytest imports it at start.
+It runs from `objbench check NAME` and from pytest (see `objbench.conformance.pytest_plugin`). Models are tested on the
+kit's own scenes (`objbench.conformance.shapes`), with their `demo` settings. This file is empty because pytest imports
+it at start.
 """

@@ -1,4 +1,4 @@
-"""What a source of scenes promises, held against what it gives."""
+"""Checks of data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from objbench.scenes import Scenes, SceneSource, Split
 from objbench.score.scene_checks import SPLITS, described, faults
 
 SCENES = 48
-"""Of each split that are looked at."""
+"""How many scenes of each split are checked."""
 
 CHECKS: list[Check] = []
 check = collector(CHECKS)
@@ -36,7 +36,7 @@ class DataSubject:
     checks = CHECKS
 
     def __init__(self, registry: Registry, spec: DataSpec, options: Mapping[str, str]) -> None:
-        """options: as `-o` sets them."""
+        """options: set by `-o`."""
         self.registry, self.spec, self.name, self.options = registry, spec, spec.name, options
 
     @cached_property
@@ -60,13 +60,13 @@ class DataSubject:
         return {split: self.source.scenes(split, self.indices(split)) for split in SPLITS}
 
     def indices(self, split: Split) -> torch.Tensor:
-        """[n] of the first scenes of a split."""
+        """The indices [n] of the first scenes of a split."""
         size = self.source.size(split)
         return torch.arange(SCENES if size is None else min(size, SCENES))
 
 
 def same(one: Scenes, other: Scenes) -> bool:
-    """Whether images and truth are equal, bit for bit."""
+    """True if images and truth are equal, bit for bit."""
     there, again = one.truth, other.truth
     return (
         torch.equal(one.images, other.images)
@@ -86,14 +86,14 @@ def _code(subject: DataSubject) -> str:
     return registration.code(subject.registry, "data set", subject.name)
 
 
-@check("settings", "config", "`settings` answers for every protocol, with options that exist")
+@check("settings", "config", "`settings` returns existing options for every protocol")
 def _settings(subject: DataSubject) -> str:
     for protocol in PROTOCOLS:
         build_source_config(subject.registry, subject.name, protocol, {})
     return ", ".join(PROTOCOLS)
 
 
-@check("images", "data", "images [n, channels, height, width] of the source's `shape`, float32 in 0..1")
+@check("images", "data", "images [n, channels, height, width] with the source's `shape`, float32 in 0..1")
 def _images(subject: DataSubject) -> str:
     _nothing_wrong(subject, "images")
     return " x ".join(map(str, subject.source.shape))
@@ -102,19 +102,19 @@ def _images(subject: DataSubject) -> str:
 @check(
     "truth",
     "data",
-    "`truth` tells of as many images; image ascending in 0..n-1; boxes of positive size inside the image; "
+    "`truth` is for the same n images; image ascending in 0..n-1; boxes of positive size inside the image; "
     "labels in 0..len(classes)-1",
 )
 def _truth(subject: DataSubject) -> str:
     _nothing_wrong(subject, "truth")
     objects = sum(len(scenes.truth.boxes) for scenes in subject.first.values())
     if not objects:
-        raise Wrong("no object in any scene of any split", "objects to find")
+        raise Wrong("no object in any scene of any split", "some objects")
     return f"{objects} objects in {sum(map(len, subject.first.values()))} scenes"
 
 
 def _nothing_wrong(subject: DataSubject, part: str) -> None:
-    """Wrong with the first fault that the harness itself would find in the images or the truth."""
+    """Raises Wrong with the first fault that the harness would find in the images or the truth."""
     for split, scenes in subject.first.items():
         indices = subject.indices(split)
         for fault in faults(scenes, subject.source.shape, len(subject.source.classes), len(indices)):
@@ -128,18 +128,20 @@ def _repeatable(subject: DataSubject) -> str:
     for split, scenes in subject.first.items():
         if not same(scenes, again.scenes(split, subject.indices(split))):
             raise Wrong(f"{split} scenes differ between two sources of seed 0")
-    return "two sources alike"
+    return "two sources are equal"
 
 
 @check(
-    "batch", "data", "a scene depends on its index alone: not on what else is asked for, nor in which order"
+    "batch",
+    "data",
+    "a scene depends only on its index, not on the other scenes of the request or their order",
 )
 def _batch(subject: DataSubject) -> str:
     for split, scenes in subject.first.items():
         order = subject.indices(split).flip(0)
         backwards = subject.source.scenes(split, order)
         if not torch.equal(scenes.images.flip(0), backwards.images):
-            raise Wrong(f"{split} images differ when asked for in the opposite order")
+            raise Wrong(f"{split} images differ when requested in the opposite order")
         alone = subject.source.scenes(split, order[:1])
         theirs = backwards.truth.image == 0
         if not (
@@ -147,11 +149,11 @@ def _batch(subject: DataSubject) -> str:
             and torch.equal(alone.truth.boxes, backwards.truth.boxes[theirs])
             and torch.equal(alone.truth.labels, backwards.truth.labels[theirs])
         ):
-            raise Wrong(f"{split} scene {int(order[0])} differs when asked for alone")
-    return "forwards, backwards and alone"
+            raise Wrong(f"{split} scene {int(order[0])} differs when requested alone")
+    return "the same forwards, backwards and alone"
 
 
-@check("seed", "data", "another seed gives other training scenes, where they are generated without end")
+@check("seed", "data", "if training scenes are generated without end, another seed gives other scenes")
 def _seed(subject: DataSubject) -> str:
     if subject.source.size("train") is not None:
         raise DoesNotApply(
@@ -163,7 +165,9 @@ def _seed(subject: DataSubject) -> str:
     return "seeds 0 and 1 differ"
 
 
-@check("splits", "data", f"no picture of the first {SCENES} occurs twice, in one split or in two")
+@check(
+    "splits", "data", f"no image among the first {SCENES} of each split occurs twice, in one split or in two"
+)
 def _splits(subject: DataSubject) -> str:
     seen: dict[bytes, str] = {}
     for split, scenes in subject.first.items():
@@ -172,10 +176,10 @@ def _splits(subject: DataSubject) -> str:
             if digest in seen and image.any():
                 raise Wrong(f"{split} scene {i} is also {seen[digest]}")
             seen[digest] = f"{split} scene {i}"
-    return f"{len(seen)} different pictures"
+    return f"{len(seen)} different images"
 
 
-@check("size", "data", "size(split) is None, or the number of scenes, all of which can be asked for")
+@check("size", "data", "size(split) is None or the number of scenes, and all these scenes can be made")
 def _size(subject: DataSubject) -> str:
     sizes = {split: subject.source.size(split) for split in SPLITS}
     for split, size in sizes.items():
@@ -188,7 +192,7 @@ def _size(subject: DataSubject) -> str:
 @check(
     "fingerprint",
     "data",
-    "the fingerprint is JSON, the same for every source of that config, and holds no path",
+    "the fingerprint is JSON, the same for every source of the same config, and contains no path",
 )
 def _fingerprint(subject: DataSubject) -> str:
     fingerprint = subject.source.fingerprint()
@@ -204,7 +208,7 @@ def _fingerprint(subject: DataSubject) -> str:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in JSON values."""
+    """All texts in a JSON value."""
     if isinstance(value, str):
         yield value
     for part in (

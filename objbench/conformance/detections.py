@@ -1,4 +1,4 @@
-"""What a detector promises about what it finds."""
+"""Checks of a detector's detections."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ check = collector(CHECKS)
     "detections",
     "detections",
     "image int64 in 0..n-1; boxes float32, finite, x1 > x0 and y1 > y0; scores float32 in 0..1; clusters "
-    "int64 from 0, or -1 for noise, where the spec says clusters=True, else finite float32 what-latents",
+    "int64 from 0, or -1 for noise, if the spec has clusters=True, else finite float32 what-latents",
 )
 def _detections(subject: ModelSubject) -> str:
     scenes = ten()
     for detector in (subject.learned[0], subject.trained()):
         found = look(detector, scenes)
         if found.images != len(scenes):
-            raise Wrong(f"an answer for {found.images} images, when shown {len(scenes)}")
+            raise Wrong(f"detections for {found.images} images from a batch of {len(scenes)}")
         for name, tensor, dtype in (
             ("image", found.image, torch.int64),
             ("boxes", found.boxes, torch.float32),
@@ -55,14 +55,14 @@ def _detections(subject: ModelSubject) -> str:
         if fault := found.fault():
             raise Wrong(fault)
         if subject.spec.clusters and found.clusters is None:
-            raise Wrong("no clusters, and the spec does not say clusters=False")
+            raise Wrong("no clusters, but the spec does not have clusters=False")
         if not subject.spec.clusters and found.what is None:
-            raise Wrong("no what-latents, which are to be clustered as the spec says clusters=False")
+            raise Wrong("no what-latents, which are needed because the spec has clusters=False")
     found = look(subject.finding, scenes)
     return f"{len(found.scores)} in {len(scenes)} images, {int((found.scores >= 0.5).sum())} of them >= 0.5"
 
 
-@check("inside", "detections", f"boxes lie inside the image, here 0..{SIDE}")
+@check("inside", "detections", f"boxes are inside the image, here 0..{SIDE}")
 def _inside(subject: ModelSubject) -> str:
     for detector in (subject.learned[0], subject.trained()):
         found = look(detector, ten())
@@ -71,10 +71,10 @@ def _inside(subject: ModelSubject) -> str:
             raise Wrong(
                 f"{int(outside.sum())} of {len(outside)} outside, such as {rounded(found.boxes[outside][0])}"
             )
-    return "all do"
+    return "all boxes are"
 
 
-@check("eval", "detections", "detect gives the same answer twice, and changes no state of the detector")
+@check("eval", "detections", "detect returns the same twice, and does not change the detector's state")
 def _eval(subject: ModelSubject) -> str:
     detector = subject.finding
     before = {name: value.clone() for name, value in detector.state_dict().items()}
@@ -87,11 +87,13 @@ def _eval(subject: ModelSubject) -> str:
     second = look(detector, ten())
     if other := differing(fields(first), fields(second)):
         raise Wrong(f"different the second time: {some(other)}")
-    return "the same twice, nothing changed"
+    return "the same twice; the state did not change"
 
 
 @check(
-    "batch", "detections", "an image's detections do not depend on the others in its batch, nor on its size"
+    "batch",
+    "detections",
+    "the detections in an image depend neither on other images in the batch nor on its size",
 )
 def _batch(subject: ModelSubject) -> str:
     detector, scenes = subject.finding, ten()
@@ -99,11 +101,15 @@ def _batch(subject: ModelSubject) -> str:
     for i in (0, TEN - 1):
         alone = look(detector, part(scenes, [i]))
         if reason := disagreement(of_image(together, i), of_image(alone, 0)):
-            raise Wrong(f"image {i}, among {TEN} and then alone: {reason}")
-    return f"alike alone and among {TEN}"
+            raise Wrong(f"image {i}, in a batch of {TEN} and then alone: {reason}")
+    return f"the same alone and in a batch of {TEN}"
 
 
-@check("channels", "detections", "images of one and of three channels, and a batch of one, can be trained on")
+@check(
+    "channels",
+    "detections",
+    "training works on images of one and of three channels, and on a batch of one image",
+)
 def _channels(subject: ModelSubject) -> str:
     for channels in (1, 3):
         detector = subject.trained(channels)
@@ -116,12 +122,12 @@ def _channels(subject: ModelSubject) -> str:
         if picture is not None and picture.shape != ten(channels).images.shape:
             raise Wrong(
                 f"reconstruct returned {list(picture.shape)}",
-                f"as the images, {list(ten(channels).images.shape)}",
+                f"the shape of the images, {list(ten(channels).images.shape)}",
             )
-    return "one and three"
+    return "one and three channels"
 
 
-@check("empty", "detections", "images with nothing in them are no error, in training nor in detection")
+@check("empty", "detections", "images without objects raise no error, neither in training nor in detection")
 def _empty(subject: ModelSubject) -> str:
     nothing = GroundTruth.of([torch.zeros(0, 4)] * 2, [torch.zeros(0)] * 2)
     scenes = Scenes(torch.zeros(2, 1, SIDE, SIDE), nothing)
@@ -134,14 +140,14 @@ def _empty(subject: ModelSubject) -> str:
 
 
 def of_image(found: Detections, image: int) -> Detections:
-    """The detections of one image that stand out."""
+    """The detections of one image with a score >= STANDS_OUT."""
     keep = (found.image == image) & (found.scores >= STANDS_OUT)
     kept: dict[str, Any] = {name: value[keep] for name, value in fields(found).items()}
     return replace(found, **kept)
 
 
 def disagreement(one: Detections, other: Detections, pixels: float = 0.05) -> str:
-    """What sets the detections of an image apart from those of the same image, in any order; "" if little."""
+    """How two lists of detections of one image differ, in any order; "" if they agree within `pixels`."""
     if len(one.scores) != len(other.scores):
         return f"{len(one.scores)} detections, then {len(other.scores)}"
     if not len(one.scores):
@@ -157,5 +163,5 @@ def disagreement(one: Detections, other: Detections, pixels: float = 0.05) -> st
 
 
 def rounded(values: Tensor) -> list[float]:
-    """As a person reads them."""
+    """The values with two decimals, for messages."""
     return [round(value, 2) for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""What a detector promises on other devices: captured steps, a GPU; and what a step costs."""
+"""Checks of a detector on other devices (captured steps, a GPU), and the cost of a step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ check = collector(CHECKS)
 @check(
     "capture",
     "device",
-    "if capturable, a step reads `step` through `schedule` and `phase` alone: steps of one phase can be replayed",
+    "if capturable, a step uses `step` only through `schedule` and `phase`, so that steps of a phase can be replayed",
 )
 def _capture(subject: ModelSubject) -> str:
     subject.needs_steps()
     if not subject.cls.capturable:
-        raise DoesNotApply("it does not say capturable = True")
+        raise DoesNotApply("its class does not have capturable = True")
     detector, last, pairs = subject.built(), subject.config.steps - 1, 0
     milestones = list(detector.milestones())
     for step in (0, last // 4, last // 2, 3 * last // 4):
@@ -46,13 +46,14 @@ def _capture(subject: ModelSubject) -> str:
         detector.held = None
         if losses[0] != losses[1]:
             raise Wrong(
-                f"given what holds at step {step}, the loss is {losses[0]!r}, at {later[-1]} {losses[1]!r}"
+                f"with the schedule of step {step}, the loss is {losses[0]!r} for step={step}, "
+                f"but {losses[1]!r} for step={later[-1]}"
             )
         pairs += 1
-    return f"{pairs} pairs of steps alike"
+    return f"{pairs} pairs of steps are equal"
 
 
-@check("gpu", "device", "on a GPU it detects what it detects on a CPU")
+@check("gpu", "device", "the detections on a GPU are the same as on a CPU")
 def _gpu(subject: ModelSubject) -> str:
     if not torch.cuda.is_available():
         raise DoesNotApply("there is no GPU here")
@@ -69,7 +70,7 @@ def _gpu(subject: ModelSubject) -> str:
     return torch.cuda.get_device_name()
 
 
-@check("cost", "cost", "time and memory of a step, beside the built-in detectors; nothing to pass")
+@check("cost", "cost", "measures time and memory of a step, and of the built-in detectors; never fails")
 def _cost(subject: ModelSubject) -> str:
     subject.needs_steps()
     registry = subject.registry
@@ -84,11 +85,11 @@ def _cost(subject: ModelSubject) -> str:
             seconds, megabytes = cost(each)
             keep_pace(each.name, digest(code_of(each.spec.target)), seconds / TEN)
             lines.append(f"{each.name} {seconds:.3f} s, {megabytes:.0f} MB")
-    return f"a step of {TEN} images halfway: {'; '.join(lines)}"
+    return f"a step of {TEN} images in the middle of training: {'; '.join(lines)}"
 
 
 def cost(subject: ModelSubject) -> tuple[float, float]:
-    """Seconds of a step, the fastest of two after a first, and the megabytes that it keeps for the way back."""
+    """The seconds of a step (the faster of two, after a first step), and the megabytes kept for the backward pass."""
     detector, images = subject.built(), ten().images
     optimizers, step, kept, taken = (
         detector.optimizers(),

@@ -1,4 +1,4 @@
-"""What a check is, and what it finds."""
+"""Checks of plugins, and their findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GUIDE = "docs/plugins.md"
 
 
 class Wrong(Exception):
-    """The plugin breaks its contract: what came, and what was expected if the check's own words say too little."""
+    """The plugin breaks its contract. came: what it did. expected: replaces the check's own `expects`."""
 
     def __init__(self, came: str, expected: str = "") -> None:
         super().__init__(came)
@@ -22,36 +22,36 @@ class Wrong(Exception):
 
 
 class DoesNotApply(Exception):
-    """The check has nothing to look at; the text says why."""
+    """The check does not apply to this plugin; the text says why."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a contract promises."""
+    """A check of one requirement of the contract."""
 
     name: str
     expects: str
-    """What is expected of a plugin, as a sentence."""
+    """The requirement, as a sentence."""
     section: str
-    """Where docs/plugins.md tells more: the anchor of a heading."""
+    """The anchor of the heading in docs/plugins.md that explains it."""
     look: Callable[[Any], str]
-    """Takes the subject; returns what it saw, in a few words. Raises Wrong, or whatever the plugin raises."""
+    """Takes the subject; returns in a few words what it saw. Raises Wrong, or any error of the plugin."""
 
 
 class Subject(Protocol):
-    """One registered model, data set or metric under examination."""
+    """One registered model, data set, metric or clusterer under examination."""
 
     kind: str
     name: str
 
     @property
     def checks(self) -> list[Check]:
-        """What there is to look at, in order."""
+        """Its checks, in order."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     kind: str
     plugin: str
@@ -65,19 +65,19 @@ class Finding:
         if self.outcome != "failed":
             return f"{self.outcome}  {self.check}: {self.came}"
         return (
-            f"FAILED  {self.check}\n    expected: {self.expected}\n    came:     {self.came}\n"
-            f"    read:     {self.read}"
+            f"FAILED  {self.check}\n    expected: {self.expected}\n    got:      {self.came}\n"
+            f"    see:      {self.read}"
         )
 
 
 def examine(subject: Subject) -> Iterator[Finding]:
-    """Every check of a subject, one after the other."""
+    """Runs every check of a subject, in order."""
     for check in subject.checks:
         yield run_check(subject, check)
 
 
 def run_check(subject: Subject, check: Check) -> Finding:
-    """One check. Whatever the plugin raises is a failure that says where; what it prints goes to stderr."""
+    """Runs one check. Any error of the plugin is a failure with the place of the error; its prints go to stderr."""
     outcome: Literal["passed", "failed", "skipped"] = "passed"
     expected = check.expects
     try:
@@ -89,7 +89,7 @@ def run_check(subject: Subject, check: Check) -> Finding:
         outcome, came, expected = "failed", wrong.came, wrong.expected or expected
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a plugin may even call sys.exit
+    except BaseException as error:  # also SystemExit, when a plugin calls sys.exit
         outcome, came = "failed", error_line(error)
     read = f"{GUIDE}#{check.section}"
     return Finding(subject.kind, subject.name, check.name, outcome, expected, came, read)

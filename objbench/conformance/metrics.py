@@ -1,4 +1,4 @@
-"""What a metric promises, held against what it returns."""
+"""Checks of metrics."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class MetricSubject:
         return metric
 
     def values(self, found: Detections, truth: GroundTruth) -> dict[str, float]:
-        """What it returns for these."""
+        """The values that it returns for these detections and truth."""
         return {name: float(value) for name, value in self.metric(found, truth).items()}
 
 
 def truth_and_detections() -> tuple[Detections, GroundTruth]:
-    """Scenes of the kit, and what a fair detector might have found: most objects, shifted a little, and others."""
+    """Scenes of the kit, with detections as of an average detector: most objects, slightly shifted, and false ones."""
     truth = Shapes(ShapesConfig(), seed=0).scenes("test", torch.arange(IMAGES)).truth
     generator = torch.Generator().manual_seed(0)
     kept = torch.rand(len(truth.boxes), generator=generator) < 0.8
@@ -62,14 +62,16 @@ def truth_and_detections() -> tuple[Detections, GroundTruth]:
     m = len(image)
     clusters = torch.cat([truth.labels[kept], torch.zeros(IMAGES // 2).long()])
     clusters[::5] = 3
-    scores = (torch.randperm(m, generator=generator) // 3 + 1) / (m // 3 + 2)  # ties: three of each score
+    scores = (torch.randperm(m, generator=generator) // 3 + 1) / (
+        m // 3 + 2
+    )  # ties: three detections per score
     return Detections(
         IMAGES, image, boxes, scores, clusters, torch.randn(m, LATENT, generator=generator)
     ), truth
 
 
 def different(one: dict[str, float], other: dict[str, float]) -> str:
-    """What two answers differ in, beyond rounding; "" when in nothing."""
+    """How two results differ beyond rounding; "" when they do not."""
     if one.keys() != other.keys():
         return f"returns {', '.join(one)}, then {', '.join(other)}"
     for name, value in one.items():
@@ -90,7 +92,7 @@ def _code(subject: MetricSubject) -> str:
 
 
 @check(
-    "values", "metrics", "a dict of named floats (not tensors), defined where there is something to measure"
+    "values", "metrics", "a dict of named floats (not tensors), finite when there are objects and detections"
 )
 def _values(subject: MetricSubject) -> str:
     found = subject.metric(*truth_and_detections())
@@ -100,20 +102,24 @@ def _values(subject: MetricSubject) -> str:
         if not isinstance(name, str) or not isinstance(value, float | int):
             raise Wrong(f"{name!r}: {value!r}")
     if undefined := [name for name, value in found.items() if not math.isfinite(value)]:
-        raise Wrong(f"{undefined[0]} is {found[undefined[0]]}, for a fair detector's boxes")
+        raise Wrong(f"{undefined[0]} is {found[undefined[0]]} for boxes of an average detector")
     return ", ".join(f"{name} {value:.3f}" for name, value in found.items())
 
 
-@check("columns", "metrics", "what the spec calls a column, or healthy, is among the values")
+@check(
+    "columns", "metrics", "all names in the spec's columns and healthy ranges are among the returned values"
+)
 def _columns(subject: MetricSubject) -> str:
     found = subject.values(*truth_and_detections())
     for name in (*subject.spec.columns, *subject.spec.healthy):
         if name not in found:
-            raise Wrong(f"'{name}' is not: it returns {', '.join(found)}")
+            raise Wrong(f"'{name}' is not; it returns {', '.join(found)}")
     return ", ".join(subject.spec.columns) or "none"
 
 
-@check("pure", "metrics", "the same answer twice; neither its arguments nor a random generator are changed")
+@check(
+    "pure", "metrics", "it returns the same twice, and changes neither its arguments nor a random generator"
+)
 def _pure(subject: MetricSubject) -> str:
     found, truth = truth_and_detections()
     states = rng_states()["torch"]
@@ -126,11 +132,11 @@ def _pure(subject: MetricSubject) -> str:
         if isinstance(value, Tensor) and not torch.equal(value, mine):
             raise Wrong(f"changed: {name}")
     if not torch.equal(states, rng_states()["torch"]):
-        raise Wrong("it drew from torch's global generator")
-    return "twice the same"
+        raise Wrong("it uses torch's global random generator")
+    return "the same twice"
 
 
-@check("order", "metrics", "the order of detections, of true objects and of images changes nothing")
+@check("order", "metrics", "the values do not depend on the order of detections, true objects and images")
 def _order(subject: MetricSubject) -> str:
     found, truth = truth_and_detections()
     plain = subject.values(found, truth)
@@ -142,13 +148,13 @@ def _order(subject: MetricSubject) -> str:
     other_truth = GroundTruth(IMAGES, place[truth.image][moved], truth.boxes[moved], truth.labels[moved])
     if reason := different(plain, subject.values(replace(found, image=place[found.image]), other_truth)):
         raise Wrong(f"images in another order: {reason}")
-    return "shuffled, the same"
+    return "the same after shuffling"
 
 
-@check("weighted", "draws", "`weighted` gives for draws of the scenes what the metric gives for these scenes")
+@check("weighted", "draws", "for draws of the scenes, `weighted` gives the same values as the metric")
 def _weighted(subject: MetricSubject) -> str:
     if not subject.spec.weighted:
-        raise DoesNotApply("the spec names none: intervals take longer, and fewer draws")
+        raise DoesNotApply("the spec has no `weighted`, so intervals are slower and use fewer draws")
     found, truth = truth_and_detections()
     generator = np.random.default_rng(0)
     draws = generator.integers(IMAGES, size=(DRAWS, IMAGES))
@@ -160,10 +166,10 @@ def _weighted(subject: MetricSubject) -> str:
             expected = subject.values(*select_scenes(detections, truth, torch.from_numpy(draw)))
             if reason := different(expected, {name: float(value[i]) for name, value in values.items()}):
                 raise Wrong(f"draw {i}{what}: {reason}")
-    return f"{DRAWS} draws alike"
+    return f"{DRAWS} draws are equal"
 
 
-@check("cost", "cost", "time of a call; nothing to pass")
+@check("cost", "cost", "measures the time of a call; never fails")
 def _cost(subject: MetricSubject) -> str:
     arguments = truth_and_detections()
     subject.values(*arguments)
@@ -173,18 +179,20 @@ def _cost(subject: MetricSubject) -> str:
     return f"{(time.perf_counter() - began) * 100:.3g} ms for {IMAGES} images"
 
 
-@check("clusters", "metrics", "a cluster's number means nothing: renumbered, the answer is the same")
+@check("clusters", "metrics", "the values do not change when clusters are renumbered")
 def _clusters(subject: MetricSubject) -> str:
     found, truth = truth_and_detections()
     assert found.clusters is not None
     renumbered = replace(found, clusters=7 - 2 * found.clusters)
     if reason := different(subject.values(found, truth), subject.values(renumbered, truth)):
         raise Wrong(reason)
-    return "renumbered, the same"
+    return "the same after renumbering"
 
 
 @check(
-    "edges", "metrics", "no detections, no objects, or no clusters are no error: floats, NaN where undefined"
+    "edges",
+    "metrics",
+    "without detections, objects or clusters it returns floats (NaN if undefined), and no error",
 )
 def _edges(subject: MetricSubject) -> str:
     found, truth = truth_and_detections()
@@ -202,7 +210,7 @@ def _edges(subject: MetricSubject) -> str:
             raise Wrong(f"with {what}: {type(error).__name__}: {error}") from None
         if bad := [name for name, value in values.items() if math.isinf(value)]:
             raise Wrong(f"with {what}: {bad[0]} is {values[bad[0]]}")
-    return "four of them"
+    return "four cases"
 
 
 def rearranged(found: Detections, order: Tensor) -> Detections:

@@ -1,4 +1,4 @@
-"""What a detector promises, held against what it does."""
+"""The detector that is checked, with what several checks need; and checks of its registration and settings."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from objbench.score.random_state import seed_everything, undisturbed
 from objbench.train.steps import take_step, terms_of
 
 TEN = 10
-"""Images that a detector must be able to learn by heart."""
+"""How many images a detector must be able to memorise."""
 
 FALL = 0.5
-"""How far their loss must fall, as a share of its size at the start."""
+"""How much the loss must fall, as a share of its value at the start."""
 
 PATIENCE = 200
-"""Steps that it may take to do so."""
+"""How many steps this may take."""
 
 FIT_SCENES = 32
-"""What milestones and `fit` are shown."""
+"""How many scenes milestones and `fit` receive."""
 
 STANDS_OUT = 0.05
-"""Detections of a lower score may differ by rounding: whether they are returned at all may depend on it."""
+"""Detections with a lower score are not compared: rounding may decide whether they are returned."""
 
 NO_DATA = "conformance"
-"""The name of the kit's own scenes, which `settings` is given."""
+"""The data set name that `settings` receives for the kit's own scenes."""
 
 CHECKS: list[Check] = []
 
@@ -51,7 +51,7 @@ check = collector(CHECKS)
 
 
 class Pass(NamedTuple):
-    """What one training step gave."""
+    """The results of a forward and backward pass."""
 
     step: int
     terms: dict[str, float]
@@ -59,14 +59,14 @@ class Pass(NamedTuple):
 
 
 class ModelSubject:
-    """A registered detector. What several checks need is made once."""
+    """A registered detector. Objects that several checks need are made only once."""
 
     kind = "model"
 
     def __init__(
         self, registry: Registry, spec: ModelSpec, options: Mapping[str, str], checks: list[Check]
     ) -> None:
-        """options: as `-o` sets them. checks: what there is to look at, in order."""
+        """options: set by `-o`. checks: in order."""
         self.checks = checks
         self.registry, self.spec, self.name, self.options = registry, spec, spec.name, options
 
@@ -78,17 +78,17 @@ class ModelSubject:
 
     @cached_property
     def config(self) -> Any:
-        """Its settings for `demo` on scenes that it knows nothing of, overlaid by the options."""
+        """Its settings for `demo` and an unknown data set, overridden by the options."""
         return build(self.cls.Config, self.name, self.cls.settings("demo", NO_DATA), self.options)
 
     def built(self, channels: int = 1, seed: int = 0, **changes: Any) -> Detector:
-        """A new detector in training mode, every random generator seeded before."""
+        """Seeds every random generator, then makes a new detector, in training mode."""
         seed_everything(seed)
         shape = source(channels).shape
         return self.cls(replace(self.config, **changes) if changes else self.config, shape).train()
 
     def needs_steps(self) -> None:
-        """Leaves a check that is about training by gradient steps."""
+        """Raises DoesNotApply if the detector does not train by gradient steps."""
         if not trains_by_steps(self.cls):
             raise DoesNotApply("it does not train by steps")
 
@@ -98,7 +98,7 @@ class ModelSubject:
         return self.passes(self.built())
 
     def passes(self, detector: Detector) -> list[Pass]:
-        """One pass forward and back at the start, the quarters and the end of its schedule; no step is taken."""
+        """Forward and backward passes at the start, the quarters and the end of the schedule; weights do not change."""
         images, last, passes = ten().images, self.config.steps - 1, []
         milestones = list(detector.milestones())
         for step in sorted({0, last // 4, last // 2, 3 * last // 4, last}):
@@ -117,10 +117,9 @@ class ModelSubject:
 
     @cached_property
     def learned(self) -> tuple[Detector, list[float]]:
-        """A detector trained on ten images until it knows them, or fitted; and its losses.
+        """A detector that was trained on ten images until its loss had fallen, or was fitted; and its losses.
 
-        All steps are taken as step 0: where a schedule anneals the loss, losses of different steps
-        are of different things.
+        All steps use step=0: if a schedule changes the loss, losses of different steps cannot be compared.
         """
         detector, images = self.built(), ten().images
         if not trains_by_steps(self.cls):
@@ -135,19 +134,19 @@ class ModelSubject:
 
     @cached_property
     def finding(self) -> Detector:
-        """The learnt detector, or one that has barely begun when the learnt one finds nothing (in so few steps).
+        """The learnt detector; or one after a single step, if the learnt one finds nothing after so few steps.
 
-        A check of what it finds would otherwise pass for having looked at nothing.
+        Without detections, checks of detections would pass without checking anything.
         """
         learned = self.learned[0]
         return learned if (look(learned, ten()).scores >= STANDS_OUT).any() else self.trained()
 
     def fit(self, detector: Detector) -> None:
-        """Fits as the harness does: without the truth, unless it is an oracle."""
+        """Fits the detector as the harness does: without the truth, unless it is an oracle."""
         detector.fit(shown(many(detector.shape.channels), detector))
 
     def trained(self, channels: int = 1) -> Detector:
-        """One that has had a step, or has been fitted; on images of so many channels."""
+        """A detector after one step, or after its fit, on images with this number of channels."""
         detector = self.built(channels)
         if trains_by_steps(self.cls):
             stepped(detector, detector.optimizers(), ten(channels).images, 0)
@@ -157,7 +156,7 @@ class ModelSubject:
 
 
 def only_zeros(passes: list[Pass]) -> list[str]:
-    """The parameters that have gradients in some of the passes, all of them zeros."""
+    """The parameters that have gradients in some passes, and only zeros in all of these."""
     found = []
     for name in passes[0].gradients:
         of = [g for done in passes if (g := done.gradients[name]) is not None]
@@ -173,23 +172,23 @@ def source(channels: int = 1) -> Shapes:
 
 @functools.cache
 def ten(channels: int = 1) -> Scenes:
-    """The ten images to learn by heart."""
+    """The ten images to memorise."""
     return source(channels).scenes("train", torch.arange(TEN))
 
 
 @functools.cache
 def many(channels: int = 1) -> Scenes:
-    """What milestones and `fit` are shown."""
+    """The scenes that milestones and `fit` receive."""
     return source(channels).scenes("train", torch.arange(FIT_SCENES))
 
 
 def stepped(detector: Detector, optimizers: list[torch.optim.Optimizer], images: Tensor, step: int) -> float:
-    """One step as the training loop takes it; the loss before it."""
+    """Takes one step like the training loop; returns the loss before the step."""
     return float(take_step(detector, optimizers, images, step)[1].sum())
 
 
 def fallen(losses: list[float]) -> float:
-    """How far a loss has fallen, as a share of its size at the start; of the medians of a few steps."""
+    """How much a loss has fallen, as a share of its value at the start; medians of a few steps are used."""
     if len(losses) < 10:
         return 0.0
     first, last = statistics.median(losses[:3]), statistics.median(losses[-5:])
@@ -197,7 +196,7 @@ def fallen(losses: list[float]) -> float:
 
 
 def look(detector: Detector, scenes: Scenes) -> Detections:
-    """What it finds, as the harness asks."""
+    """The detections in the scenes, computed as the harness does."""
     with undisturbed(detector):
         return detector.detect_scenes(shown(scenes, detector)).to("cpu")
 
@@ -226,7 +225,7 @@ def _code(subject: ModelSubject) -> str:
     return registration.code(subject.registry, "model", subject.name)
 
 
-@check("settings", "config", "`settings` answers for every protocol and data set, with options that exist")
+@check("settings", "config", "`settings` returns existing options for every protocol and data set")
 def _settings(subject: ModelSubject) -> str:
     for protocol in PROTOCOLS:
         for data in (*subject.registry.data, NO_DATA):
@@ -240,6 +239,6 @@ def fields(found: Detections) -> dict[str, Tensor]:
 
 
 def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors that are not the same, bit for bit."""
+    """The names of tensors that are not equal, bit for bit."""
     names = [*one, *(name for name in other if name not in one)]
     return [n for n in names if n not in one or n not in other or not torch.equal(one[n], other[n])]

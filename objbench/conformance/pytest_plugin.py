@@ -1,4 +1,4 @@
-"""The conformance kit as pytest sees it: each check of a plugin is a test of its own.
+"""The conformance kit as a pytest plugin: each check of an objbench plugin is a separate test.
 
     import pytest
 
@@ -6,8 +6,8 @@
     def test_contract(objbench_check):
         objbench_check()
 
-The mark takes what `objbench check` takes, and options as `options={"lr": "1e-3"}`. Every pytest run where
-objbench is installed imports this module, so it imports nothing heavy until a test asks for it.
+The mark takes the same names as `objbench check`, and options as `options={"lr": "1e-3"}`. Every pytest run in an
+environment with objbench imports this module, so it imports slow packages only when a test needs them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the mark known."""
+    """Registers the mark."""
     config.addinivalue_line(
-        "markers", "objbench(name, options={}): the test's objbench_check is each check of that plugin"
+        "markers",
+        "objbench(name, options={}): run a test with objbench_check once for each check of the plugin",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Makes one test a check out of a test that takes `objbench_check`."""
+    """Turns a test with `objbench_check` into one test per check."""
     if "objbench_check" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("objbench")
     if mark is None:
-        raise pytest.UsageError('a test that takes objbench_check needs @pytest.mark.objbench("NAME")')
+        raise pytest.UsageError('a test with objbench_check needs @pytest.mark.objbench("NAME")')
 
     from objbench.conformance.subjects import find_subjects
     from objbench.plugins import load_plugins
@@ -49,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def objbench_check(request: pytest.FixtureRequest) -> Callable[[], None]:
-    """Runs the check: fails with what was expected, what came and where to read; skips with the reason."""
+    """Runs the check. A failure shows what was expected, what the plugin did, and where the docs explain it."""
     import torch
 
     from objbench.conformance.kit import run_check
@@ -57,7 +58,7 @@ def objbench_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     def run() -> None:
         __tracebackhide__ = True
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # batches are small: threads would only wait for one another
+        torch.set_num_threads(1)  # batches are small, so more threads would only wait for each other
         try:
             finding = run_check(*request.param)
         finally:

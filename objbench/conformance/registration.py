@@ -1,4 +1,4 @@
-"""What is the same for every plugin: how it registers."""
+"""Checks of registration, the same for every kind of plugin."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from objbench.cells.code import code_of, foreign
+from objbench.cells.code import clusterer_code_of, code_of, foreign
 from objbench.conformance.kit import DoesNotApply, Wrong
-from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec
+from objbench.hookspecs import ClustererSpec, DataSpec, MetricSpec, ModelSpec
 from objbench.plugins import Registry
 
 HEAVY = ["torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn"]
-EXPECTED = "importing the module that registers the plugin imports neither torch nor anything as heavy"
+EXPECTED = f"the module that registers the plugin imports none of the slow packages {', '.join(HEAVY)}"
 
 _IMPORT = (
     "import importlib, json, sys; sys.stdout, out = sys.stderr, sys.stdout; "
@@ -23,25 +23,31 @@ _IMPORT = (
 )
 
 
-CODE = "the code that its figures depend on is found: files of its own package, reached by import"
+CODE = "the code that its figures depend on can be found: the files of its own package that it imports"
 
 
 def code(registry: Registry, kind: str, name: str) -> str:
-    """Names the files that are in a key, and the packages whose code is not."""
-    table: dict[str, dict[str, ModelSpec | DataSpec | MetricSpec]] = {
-        "model": {**registry.models}, "data set": {**registry.data}, "metric": {**registry.metrics}
-    }  # fmt: skip
+    """Lists how many files are part of the key, and the imported packages that are not."""
+    table: dict[str, dict[str, ModelSpec | DataSpec | MetricSpec | ClustererSpec]] = {
+        "model": {**registry.models},
+        "data set": {**registry.data},
+        "metric": {**registry.metrics},
+        "clusterer": {**registry.clusterers},
+    }
     target = table[kind][name].target
-    files, others = code_of(target), foreign(target)
-    return f"{len(files)} files in the key" + (f"; not {', '.join(others)}, imported too" if others else "")
+    files = clusterer_code_of(target) if kind == "clusterer" else code_of(target)
+    others = foreign(target)
+    return f"{len(files)} files in the key" + (
+        f"; imported but not in it: {', '.join(others)}" if others else ""
+    )
 
 
 def light(registry: Registry, kind: str, name: str) -> str:
-    """Imports what its package registers by in a Python of its own, and looks at what that brought in."""
+    """Imports the registering modules of the plugin's package in a new process, and checks what they import."""
     owner = registry.owners[kind, name][0]
     if Path(owner).is_file():
         raise DoesNotApply(
-            "a file is loaded only when it is named, so it may import torch; a package may not"
+            "a plugin file may import torch, because it is loaded only when it is named; a package may not"
         )
     modules = [p.module.partition(":")[0] for p in registry.plugins if p.source == owner and not p.error]
     ran = subprocess.run(

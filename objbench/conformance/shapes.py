@@ -1,4 +1,4 @@
-"""The scenes that models are tried on: simple enough to learn in seconds, and there without any data set."""
+"""The scenes that models are tested on: simple enough to learn in seconds, and independent of any data set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
 
 SIDE = 64
-"""Of an image, in pixels."""
+"""The side of an image, in pixels."""
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """Nothing to set."""
+    """No options."""
 
 
 class Shapes(SceneSource):

@@ -1,4 +1,4 @@
-"""From what a user names to the plugins it means."""
+"""Finds the plugins that a name, file or package stands for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from objbench.cells.overrides import Overrides
 from objbench.conformance import detections, devices, models, training
+from objbench.conformance.clusterers import ClustererSubject
 from objbench.conformance.data import DataSubject
 from objbench.conformance.kit import Subject
 from objbench.conformance.metrics import MetricSubject
@@ -17,10 +18,9 @@ OF_MODELS = [*models.CHECKS, *training.CHECKS, *detections.CHECKS, *devices.CHEC
 
 
 def find_subjects(registry: Registry, what: str, overrides: Overrides | None = None) -> list[Subject]:
-    """What `what` means: a model, data set or metric, else all that a plugin file or a package registers.
+    """What `what` means: a model, data set, metric or clusterer, else all that a plugin file or a package registers.
 
-    The file must be among those that the registry was loaded with. UsageError when it means nothing, or a
-    plugin that did not load.
+    The registry must have been loaded with the file. UsageError when nothing is found, or the plugin did not load.
     """
     overrides = overrides or {}
     path = str(Path(what).resolve())
@@ -34,11 +34,12 @@ def find_subjects(registry: Registry, what: str, overrides: Overrides | None = N
             if what in (plugin.name, _package(plugin.source), plugin.module.partition(".")[0]) or (
                 path == plugin.source
             ):
-                nothing = "registers no model, data set or metric; its hooks do that, see docs/plugins.md"
+                nothing = "registers no model, data set, metric or clusterer; its hooks do that, see docs/plugins.md"
                 reason = f"did not load: {plugin.error}" if plugin.error else nothing
                 raise UsageError(f"the plugin '{plugin.name}' of {plugin.source} {reason}")
         packages = {_package(plugin.source) for plugin in registry.plugins}
-        raise unknown("plugin", what, {*registry.models, *registry.data, *registry.metrics, *packages})
+        known = {*registry.models, *registry.data, *registry.metrics, *registry.clusterers}
+        raise unknown("plugin", what, known | packages)
     return [_subject(registry, kind, name, overrides) for kind, name in names]
 
 
@@ -52,4 +53,6 @@ def _subject(registry: Registry, kind: str, name: str, overrides: Overrides) -> 
         return ModelSubject(registry, registry.model(name), overrides.get(name, {}), OF_MODELS)
     if kind == "data set":
         return DataSubject(registry, registry.data_spec(name), overrides.get(name, {}))
+    if kind == "clusterer":
+        return ClustererSubject(registry, registry.clusterer(name), overrides.get(name, {}))
     return MetricSubject(registry, registry.metric(name))

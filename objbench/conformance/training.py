@@ -1,4 +1,4 @@
-"""What a detector promises about training: losses, gradients, optimisers, repeatability, learning, resuming."""
+"""Checks of a detector's training: losses, gradients, optimisers, repeatability, learning, resuming."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def _loss(subject: ModelSubject) -> str:
 @check(
     "gradients",
     "training",
-    "every parameter gets a gradient at some time of the schedule, or has requires_grad=False",
+    "every parameter gets a gradient at some step of the schedule, or has requires_grad=False",
 )
 def _gradients(subject: ModelSubject) -> str:
     subject.needs_steps()
     names = list(subject.schedule[0].gradients)
     if without := [n for n in names if all(done.gradients[n] is None for done in subject.schedule)]:
         raise Wrong(f"none for {some(without)}")
-    zeros = only_zeros(subject.schedule)  # may be right: a gate that is shut at first
+    zeros = only_zeros(subject.schedule)  # may be correct, such as for a gate that is closed at first
     warning = f"; warning: only zeros for {some(zeros)}, see the check 'dead'" if zeros else ""
     return f"{len(names)} parameters{warning}"
 
 
-@check("optimizers", "training", "every parameter that needs a gradient is given to exactly one optimiser")
+@check("optimizers", "training", "every parameter that needs a gradient is in exactly one optimiser")
 def _optimizers(subject: ModelSubject) -> str:
     subject.needs_steps()
     detector = subject.built()
@@ -68,10 +68,14 @@ def _optimizers(subject: ModelSubject) -> str:
         raise Wrong(f"no optimiser has {some(left)}")
     if twice := [names[key] for key in names if held.count(key) > 1]:
         raise Wrong(f"several optimisers have {some(twice)}")
-    return f"{len(names)} parameters in {len(detector.optimizers())}"
+    return f"{len(names)} parameters in {len(detector.optimizers())} optimisers"
 
 
-@check("repeatable", "training", "the same seed gives the same weights, losses and training, bit for bit")
+@check(
+    "repeatable",
+    "training",
+    "the same seed gives the same weights and losses, at first and after training, bit for bit",
+)
 def _repeatable(subject: ModelSubject) -> str:
     runs = []
     for _ in range(2):
@@ -89,11 +93,11 @@ def _repeatable(subject: ModelSubject) -> str:
         raise Wrong(f"the loss of step {step} is {first[step]!r}, then {second[step]!r}")
     if other := differing(state, again):
         raise Wrong(f"different after the same training: {some(other)}")
-    return "two trainings alike" if trains_by_steps(subject.cls) else "two fits alike"
+    return "two trainings are equal" if trains_by_steps(subject.cls) else "two fits are equal"
 
 
 @check(
-    "learns", "training", f"ten images are learnt by heart: in {PATIENCE} steps the loss falls by {FALL:.0%}"
+    "learns", "training", f"it can memorise ten images: within {PATIENCE} steps the loss falls by {FALL:.0%}"
 )
 def _learns(subject: ModelSubject) -> str:
     subject.needs_steps()
@@ -108,8 +112,8 @@ def _learns(subject: ModelSubject) -> str:
 @check(
     "dead",
     "training",
-    "a parameter that had only zeros for gradients at first gets others once ten images are learnt, or has "
-    "requires_grad=False",
+    "a parameter whose gradients were all zero at first gets other gradients after ten images are learnt, or "
+    "has requires_grad=False",
 )
 def _dead(subject: ModelSubject) -> str:
     subject.needs_steps()
@@ -127,7 +131,7 @@ def _dead(subject: ModelSubject) -> str:
 @check(
     "state",
     "state",
-    "the state_dict holds all that detection needs: saved and loaded, the answers are the same",
+    "the state_dict contains all that detection needs: after saving and loading, the detections are the same",
 )
 def _state(subject: ModelSubject) -> str:
     detector = subject.finding
@@ -140,7 +144,7 @@ def _state(subject: ModelSubject) -> str:
     return f"{sum(v.numel() for v in detector.state_dict().values()):,} values"
 
 
-@check("resume", "state", "training that is stopped and resumed ends bit for bit as training that is not")
+@check("resume", "state", "a training that is stopped and resumed ends with the same weights, bit for bit")
 def _resume(subject: ModelSubject) -> str:
     subject.needs_steps()
     ends = []
@@ -153,18 +157,18 @@ def _resume(subject: ModelSubject) -> str:
             ends.append(detector.state_dict())
     if other := differing(*ends):
         raise Wrong(f"different in the end: {some(other)}")
-    return "4 steps, and 2 and 2"
+    return "4 steps in one run, and 2 + 2 steps"
 
 
 def _trained_to_end(subject: ModelSubject, folder: Path, stop_at: int | None) -> Detector:
-    """Four steps of the harness's own loop on small batches; raises Interrupted if it is to stop before."""
+    """Trains four steps with the harness's loop on small batches; raises Interrupted after `stop_at` steps."""
     detector = subject.built(steps=4, batch_size=2)
     train(detector, source(), 0, folder, StopAt(stop_at), FIT_SCENES)
     return detector
 
 
 class StopAt(Watch):
-    """Stops a training after its first `steps` steps; never if that is None."""
+    """Stops a training after its first `steps` steps; never if None."""
 
     def __init__(self, steps: int | None) -> None:
         self.left = steps

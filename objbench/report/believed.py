@@ -1,8 +1,8 @@
-"""Which cells of a results folder can be believed, beyond the checksums that `objbench.cells.store` looks at.
+"""Checks which cells of a results folder are trustworthy, beyond the checksums that `objbench.cells.store` verifies.
 
-A checksum tells an accident from what was written, but whoever edits a file can write a new one. What cannot
-be made to agree so easily: a cell's name is the hash of its identity, its record repeats that identity, its
-raw detections score what the record says.
+A checksum finds accidental damage, but a person who edits a file can also write a new checksum. Three other things
+are harder to forge together: the name of a cell is the hash of its identity, its record repeats this identity, and
+its figures must follow from its raw detections.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from objbench.cells.files import Damaged, verify_checksums
-from objbench.cells.identity import Cell, read_cell
+from objbench.cells.identity import Cell, read_cell, with_clusterer
 from objbench.cells.matrix import is_current
 from objbench.cells.result import CellResult
 from objbench.cells.store import read_record, read_trained, update_record
@@ -29,22 +29,21 @@ if TYPE_CHECKING:
     from objbench.cells.store import Store
 
 
-IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config"]
+IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config", "clusterer"]
 """What a record repeats of the identity."""
 
 
 def cell_of(result: CellResult) -> Cell:
-    """What the cell is, by its `cell.json` and its training's `training.json`.
+    """The cell, read from its `cell.json` and its training's `training.json`.
 
-    Damaged unless its folders are named by that, its record is of that, and every file with a checksum is as it was
-    written.
+    Damaged unless the names of its folders and its record agree with these, and all checksums are correct.
     """
     folder = Path(result.path)
     cell = read_cell(folder)
     by_cell = cell.result(result.status)
     for name in IDENTITY:
         says, is_ = getattr(result, name), getattr(by_cell, name)
-        if says != is_:
+        if says != is_ and not (name == "clusterer" and not says):  # earlier versions did not record it
             raise Damaged(f"record.json was edited: its {name} is {says}, the cell's {is_}")
     verify_checksums(folder, read_record(folder)[1])
     if result.status == "done":
@@ -53,9 +52,9 @@ def cell_of(result: CellResult) -> Cell:
 
 
 def check_figures(registry: Registry, result: CellResult) -> None:
-    """Damaged when the raw detections of a finished cell do not score what its record says.
+    """Damaged when metrics of a finished cell's raw detections differ from the figures in its record.
 
-    result: by the metrics as they are now. Imports torch, and scores.
+    result: computed with the installed metrics. Imports torch and computes all metrics.
     """
     from objbench.score.arrays import load_detections, load_truth
     from objbench.score.metrics import by_these_metrics, score_each, to_stderr
@@ -73,30 +72,35 @@ def check_figures(registry: Registry, result: CellResult) -> None:
             )
             if then.get(spec.name) != now[spec.name]:
                 raise Damaged(
-                    f"its {name} is {says:.4f}, and {value:.4f} by the metric '{spec.name}' as it is now, whose code "
-                    f"was changed without a new version; raise MetricSpec.version from {spec.version}"
+                    f"its {name} is {says:.4f}, but {value:.4f} with the present code of the metric '{spec.name}', "
+                    f"which was changed without a new version; raise MetricSpec.version from {spec.version}"
                 )
             raise Damaged(
-                f"record.json was edited: its {name} is {says:.4f}, its detections score {value:.4f}"
+                f"record.json was edited: its {name} is {says:.4f}, but its detections give {value:.4f}"
             )
+
+
+def _named(result: CellResult) -> str:
+    """The model with its clusterer, as `--models` has it."""
+    return with_clusterer(result.model, result.clusterer)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which cells a report is of; by default all."""
+    """Which cells a report includes; by default all."""
 
     protocol: str | None = None
     models: Sequence[str] = ()
-    """Empty: any; so is `data`."""
+    """Each a model, with any clusterer, or MODEL+CLUSTERER. Empty: any; so is `data`."""
     data: Sequence[str] = ()
     current: bool = False
-    """Only cells of what is installed now, as `is_current` says."""
+    """Only cells of the installed code and data; see `is_current`."""
 
     def admits(self, result: CellResult) -> bool:
-        """Whether a cell is wanted, but for `current`."""
+        """True if a cell is wanted, without a check of `current`."""
         return (
             self.protocol in (None, result.protocol)
-            and (not self.models or result.model in self.models)
+            and (not self.models or bool({result.model, _named(result)} & set(self.models)))
             and (not self.data or result.data in self.data)
         )
 
@@ -115,12 +119,13 @@ def read_cells(
     rescore: Callable[[CellResult], tuple[CellResult, list[str]]],
     hint: str = "objbench run",
 ) -> tuple[list[CellResult], dict[str, Cell]]:
-    """Cells that are wanted and can be believed: by the metrics as they are now, and what they are.
+    """The results of all wanted and trustworthy cells, with the installed metrics; and these cells by their key.
 
-    A line on stderr for each that cannot be believed, and for each name in `wanted` that no cell has. UsageError, which
-    says what there is, when nothing is left. recheck: whether the figures of finished cells are held against their raw
-    detections, which takes torch and time. rescore: gives a result by the metrics as they are now, and a line for each
-    metric that fails. hint: the command that makes cells there.
+    Prints a line on stderr for each cell that is not trustworthy, and for each name in `wanted` without a cell.
+    UsageError with a list of the existing cells when none is left.
+    recheck: recompute the figures of finished cells from their raw detections, which needs torch and time.
+    rescore: returns a result with the installed metrics, and a line for each metric that fails.
+    hint: the command that makes cells in this store.
     """
 
     found, warnings = store.results()
@@ -137,25 +142,25 @@ def read_cells(
                 fresh, complaints = rescore(result)
                 warnings += [f"cell {result.cell}: {complaint}" for complaint in complaints]
                 if fresh is not result:
-                    with contextlib.suppress(OSError):  # a store of somebody else's
+                    with contextlib.suppress(OSError):  # a store without write permission
                         update_record(fresh)
                 result = fresh
             elif result.status == "done" and recheck:
                 check_figures(registry, result)
-        except (Damaged, UsageError) as error:  # the latter of a data set whose content cannot be compared
+        except (Damaged, UsageError) as error:  # UsageError: the data set's content cannot be compared
             warnings.append(f"cell {result.cell} is left out: {error}")
             continue
         results.append(result)
         cells[result.cell] = cell
     for kind, names, known in (
-        ("model", wanted.models, {r.model for r in found}),
+        ("model", wanted.models, {name for r in found for name in (r.model, _named(r))}),
         ("data set", wanted.data, {r.data for r in found}),
     ):
         warnings += [f"no cell in {store.out} is of the {kind} '{n}'" for n in names if n not in known]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if not results:
-        kinds = Counter(f"{r.model} on {r.data} ({r.protocol}" for r in found)
+        kinds = Counter(f"{_named(r)} on {r.data} ({r.protocol}" for r in found)
         there = ", ".join(f"{kind}, {n})" for kind, n in sorted(kinds.items()))
         what = f"there are: {there}" if there else f"run some with `{hint}`"
         raise UsageError(f"no cells{wanted} in {store.out}; {what}")

@@ -1,4 +1,4 @@
-"""Figures of a folder of finished cells, from its files alone: curves of all trainings, scenes side by side."""
+"""Draws figures of a folder of finished cells from its files: curves of all trainings, and scenes side by side."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from objbench.score.arrays import load_detections, load_tensors, load_truth
 
 
 def draw_curves(folder: Path, metrics: Mapping[str, str]) -> None:
-    """Writes curves.png: metrics on validation scenes over training, as the paper's Fig. 2a; a panel a data set and
-    metric. Nothing is written when no training has a curve. metrics: metric value -> the title of its panel.
+    """Writes curves.png: metrics on validation scenes during training, like the paper's Fig. 2a.
+
+    There is one panel per data set and metric. Writes no file when no training has a curve.
+    metrics: metric value -> the title of its panel.
     """
     runs: dict[str, dict[str, list[Sequence[dict[str, Any]]]]] = defaultdict(lambda: defaultdict(list))
-    for result in Store(folder).results()[0]:
-        if points := read_curve(Path(result.path).parent):
+    trainings = {Path(result.path).parent: result for result in Store(folder).results()[0]}
+    for training, result in trainings.items():  # its cells share its curve
+        if points := read_curve(training):
             runs[result.data][result.model].append(points)
     if not runs:
         return
@@ -42,9 +45,9 @@ def draw_curves(folder: Path, metrics: Mapping[str, str]) -> None:
 
 
 def draw_scenes(folder: Path, across: int = 5) -> None:
-    """Writes scenes.png: the first test scenes of each data set, and what the first seed of every model finds there.
+    """Writes scenes.png: the first test scenes of each data set, and the detections of the first seed of every model.
 
-    A data set of which no training has kept its scenes is left out.
+    A data set is left out if none of its trainings has kept its scenes.
     """
     blocks: dict[str, dict[str, CellResult]] = defaultdict(dict)
     shown: dict[str, Path] = {}

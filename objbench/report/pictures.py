@@ -1,4 +1,4 @@
-"""Pictures of a finished cell: its test scenes, what its clusters hold, and how it learnt."""
+"""Draws pictures of a finished cell: its test scenes, the contents of its clusters, and its training curves."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from objbench.cells.files import write_file
 from objbench.cells.store import read_curve, read_trained
 from objbench.detector import NOISE, PRESENT, Detections
 from objbench.matching import as_numpy, best_truth
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.arrays import load_detections, load_tensors, load_truth
+from objbench.writing import write_file
 
 backend = os.environ.pop("MPLBACKEND", None)
-try:  # a notebook's is not always installed here; matplotlib would not import, and figures are only written
+try:  # a notebook's backend may not be installed here, and then matplotlib cannot be imported
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
@@ -32,18 +32,18 @@ finally:
         os.environ["MPLBACKEND"] = backend
 
 FAINT = 0.1
-"""Detections below this score are not drawn; those from here to PRESENT are dotted."""
+"""Detections below this score are not drawn; those from this score to PRESENT are dotted."""
 
 SCENES, ACROSS = 8, 2
-"""How many scenes the page shows, and how many of them side by side."""
+"""How many scenes the page shows, and how many of them are side by side."""
 
 CLUSTERS = 40
-"""How many clusters are shown at most, the fullest."""
+"""How many clusters are shown at most; the largest are shown."""
 
 CROPS, CROP_PIXELS, MARGIN = 20, 32, 2
-"""How many boxes of a cluster are shown, the pixels a side each is resampled to, and those around it."""
+"""How many boxes of a cluster are shown, the side to which each is resampled, and the margin around it, in pixels."""
 
-COLOURS = (  # bright enough for black scenes; where hues look alike to the colour-blind, lightness differs
+COLOURS = (  # visible on black scenes; colours that look equal to colour-blind people differ in lightness
     "#E69F00",  # orange
     "#56B4E9",  # sky
     "#F0E442",  # yellow
@@ -57,21 +57,21 @@ COLOURS = (  # bright enough for black scenes; where hues look alike to the colo
     "#FFC9B0",  # peach
     "#A9793B",  # brown
 )
-"""Of clusters, whose numbers are always written beside; the first seven are near Okabe and Ito's (2008)."""
+"""Colours of clusters; cluster numbers are always written too. The first seven are near Okabe and Ito's (2008)."""
 
 WRONG, INK = "#FF2D20", "#202024"
 
 LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A6A74"]
-"""Of the curves, on white."""
+"""Colours of curves, on white."""
 
 SPREAD = 30
-"""Lines of one panel may differ in size by so much; then a straight scale would show the small ones as nothing."""
+"""If lines in a panel differ in size by more than this factor, its scale is logarithmic: else small ones look flat."""
 
 DPI = 110
 
-PANEL, GAP = 2.0, 0.08  # the longer side of a scene, and the space between two, in inches
+PANEL, GAP = 2.0, 0.08  # the longer side of a scene, and the space between two scenes, in inches
 
-CROWD = 10  # objects in a scene beyond which what is written beside them is cut short
+CROWD = 10  # in a scene with more objects than this, their labels are shortened
 
 Listed = TypeVar("Listed", Detections, GroundTruth)
 Ints = NDArray[np.int64]
@@ -80,11 +80,11 @@ Picture = NDArray[np.float32]
 
 
 class Held(NamedTuple):
-    """The boxes that the detector stands by (score >= PRESENT), and what each of them lies on."""
+    """The boxes with score >= PRESENT, with their clusters and the classes of the objects below them."""
 
     detection: Ints  # [k] index into the detections, by descending score
     cluster: Ints  # [k]
-    label: Ints  # [k] class of the object it overlaps most; -1 when the IoU with that is 0.5 or less
+    label: Ints  # [k] class of the object that it overlaps most; -1 if this IoU is 0.5 or less
 
 
 def write_pictures(
@@ -96,12 +96,13 @@ def write_pictures(
     curve: list[dict[str, Any]],
     headings: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Writes scenes.png, clusters.png and curves.png into `directory`; returns those there was something for.
+    """Writes scenes.png, clusters.png and curves.png into `directory`; returns the files that were written.
 
-    scenes: n test scenes of 1 to 3 channels, and `detections` in them. reconstruction: [k, channels, height,
-    width] of the first k, or None. classes: the names of the truth's labels. curve: rows of `curve.jsonl`, of
-    which "step", "seconds", "loss", "terms", "watch" and "metrics" are used. headings: which metrics to plot,
-    and their names; without it all that stay within 0..1.
+    clusters.png and curves.png are written only if there are clusters and a curve.
+    scenes: n test scenes of 1 to 3 channels; `detections` are in these scenes. reconstruction: of the first k scenes
+    [k, channels, height, width], or None. classes: the names of the truth's labels. curve: rows of `curve.jsonl`;
+    "step", "seconds", "loss", "terms", "watch" and "metrics" are used. headings: the metrics to plot and their
+    names; None plots all metrics that stay within 0..1.
     """
     held = held_by(detections, scenes)
     pages = {"scenes.png": scenes_page(scenes, detections, held, reconstruction, classes)}
@@ -117,7 +118,7 @@ def write_pictures(
 
 
 def held_by(detections: Detections, scenes: Scenes) -> Held:
-    """What clusters hold; nothing when the detector does not cluster."""
+    """The boxes in clusters, by descending score; empty when the detector does not cluster."""
     if detections.clusters is None:
         return Held(*np.zeros((3, 0), dtype=np.int64))
     scores = as_numpy(detections.scores)
@@ -129,20 +130,20 @@ def held_by(detections: Detections, scenes: Scenes) -> Held:
 
 
 def majority(labels: Ints) -> tuple[int, float]:
-    """The most frequent of [k] labels, and its share; labels of -1 do not count. (-1, 0) when none does."""
+    """The most frequent of [k] labels, and its share; labels of -1 are ignored. (-1, 0) when all are -1."""
     counts = np.bincount(labels[labels >= 0], minlength=1)
     return (int(counts.argmax()), float(counts.max() / counts.sum())) if counts.any() else (-1, 0.0)
 
 
 def colour_of(cluster: int) -> str:
-    """The colour of a cluster; after twelve they come again."""
+    """The colour of a cluster; colours repeat after twelve clusters."""
     return COLOURS[cluster % len(COLOURS)]
 
 
 def scenes_page(
     scenes: Scenes, detections: Detections, held: Held, reconstruction: Tensor | None, classes: Sequence[str]
 ) -> Figure:
-    """The first scenes as found (boxes coloured by cluster), as they are, and as the model paints them."""
+    """The first scenes with detections (coloured by cluster), with true boxes, and as reconstructed by the model."""
     count = min(len(scenes), SCENES)
     titles = ["found", "true", "painted by the model"][: 2 if reconstruction is None else 3]
     across, rows = min(ACROSS, count), math.ceil(count / min(ACROSS, count))
@@ -184,7 +185,7 @@ def scenes_page(
 
 
 def draw_found(axes: Axes, detections: Detections, image: int) -> None:
-    """The boxes found in one image: solid, with cluster and score; dotted where that is below PRESENT."""
+    """Draws the detections in one image: solid, with cluster and score; dotted if the score is below PRESENT."""
     scores = as_numpy(detections.scores)
     here = np.flatnonzero((as_numpy(detections.image) == image) & (scores >= FAINT))
     roomy = (scores[here] >= PRESENT).sum() <= CROWD
@@ -202,7 +203,7 @@ def draw_found(axes: Axes, detections: Detections, image: int) -> None:
 
 
 def draw_true(axes: Axes, scenes: Scenes, image: int, classes: Sequence[str]) -> None:
-    """The true boxes of one image, with their classes."""
+    """Draws the true boxes of one image, with their classes."""
     here = np.flatnonzero(as_numpy(scenes.truth.image) == image)
     for j in here:
         box, name = scenes.truth.boxes[j].tolist(), _name(classes, int(scenes.truth.labels[j]))
@@ -213,7 +214,7 @@ def draw_true(axes: Axes, scenes: Scenes, image: int, classes: Sequence[str]) ->
 def _panel(
     figure: Figure, corner: tuple[float, float], size: tuple[float, float], pixels: tuple[int, int]
 ) -> Axes:
-    """Axes `corner` inches from the top left of the figure, `size` inches large, in image coordinates."""
+    """Axes with image coordinates; `corner` is the distance from the figure's top left corner, both in inches."""
     wide, tall = figure.get_size_inches()
     axes = figure.add_axes(
         (corner[0] / wide, 1 - (corner[1] + size[1]) / tall, size[0] / wide, size[1] / tall),
@@ -229,7 +230,7 @@ def _panel(
 
 
 def _frame(axes: Axes, box: Sequence[float], colour: str, width: float, style: str) -> None:
-    """A box xyxy in pixels, drawn where it is."""
+    """Draws a box, xyxy in pixels."""
     x0, y0, x1, y1 = box
     axes.add_patch(
         Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width, linestyle=style)
@@ -237,7 +238,7 @@ def _frame(axes: Axes, box: Sequence[float], colour: str, width: float, style: s
 
 
 def _tag(axes: Axes, box: Sequence[float], words: str, colour: str) -> None:
-    """Words above a box; inside it, or to its left, where the image has no room there."""
+    """Writes words above a box; inside it if the box is at the top, and aligned right if it is at the right edge."""
     if not words:
         return
     width, height = axes.get_xlim()[1], axes.get_ylim()[0]
@@ -260,7 +261,7 @@ def _name(classes: Sequence[str], label: int) -> str:
 
 
 def _picture(image: Tensor) -> Picture:
-    """[channels, height, width] in 0..1, of 1 to 3 channels, as [height, width, 3]; two are red and green."""
+    """An image [1 to 3 channels, height, width] in 0..1 as [height, width, 3]; two channels become red and green."""
     pixels = as_numpy(image).astype(np.float32).clip(0, 1)
     if len(pixels) == 1:
         pixels = pixels.repeat(3, axis=0)
@@ -269,7 +270,7 @@ def _picture(image: Tensor) -> Picture:
 
 
 def clusters_page(scenes: Scenes, detections: Detections, held: Held, classes: Sequence[str]) -> Figure:
-    """A row of boxes for each cluster, evenly spaced from its highest score to its lowest."""
+    """A row of boxes for each cluster, sampled evenly from its highest to its lowest score."""
     pixels = np.stack([_picture(image) for image in scenes.images])
     ids, sizes = np.unique(held.cluster, return_counts=True)
     clusters = sorted(ids[np.argsort(-sizes, kind="stable")[:CLUSTERS]].tolist())
@@ -305,9 +306,9 @@ def clusters_page(scenes: Scenes, detections: Detections, held: Held, classes: S
 
 
 def crops(pixels: Picture, detections: Detections, index: Ints) -> Picture:
-    """Squares around [k] boxes found in pixels [n, height, width, 3]: [k, CROP_PIXELS, CROP_PIXELS, 3].
+    """Square crops around [k] detections in pixels [n, height, width, 3]: [k, CROP_PIXELS, CROP_PIXELS, 3].
 
-    Nearest pixels, so that nothing is invented; grey outside the image.
+    Nearest pixels are taken, without interpolation; grey outside the image.
     """
     boxes = as_numpy(detections.boxes)[index]
     image = as_numpy(detections.image)[index]
@@ -323,9 +324,9 @@ def crops(pixels: Picture, detections: Detections, index: Ints) -> Picture:
 
 
 def curves_page(curve: Sequence[Mapping[str, Any]], headings: Mapping[str, str] | None = None) -> Figure:
-    """A training over its steps: metrics on the validation scenes, as in the paper's Figure 2a, and the loss.
+    """The curves of a training: metrics on the validation scenes, as in the paper's Figure 2a, and the loss.
 
-    Below, where there are such: the terms of the loss, if there are several, and what the detector watches.
+    Below them, if there are any: the terms of the loss (if there are several), and the values of `Detector.watch`.
     """
     names = list(dict.fromkeys(name for row in curve for name in row["metrics"]))
     series = {n: np.array([_number(row["metrics"].get(n)) for row in curve]) for n in names}
@@ -350,7 +351,7 @@ def curves_page(curve: Sequence[Mapping[str, Any]], headings: Mapping[str, str] 
 
 
 def _by_name(curve: Sequence[Mapping[str, Any]], group: str) -> dict[str, NDArray[np.float64]]:
-    """A line for each name in a group of the rows; NaN where a row lacks it."""
+    """The values of each name in a group of the rows; NaN where a row lacks the name."""
     names = dict.fromkeys(name for row in curve for name in row.get(group, {}))
     return {name: np.array([_number(row.get(group, {}).get(name)) for row in curve]) for name in names}
 
@@ -362,7 +363,7 @@ def _plot(
     lines: Mapping[str, NDArray[np.float64]],
     form: str = ".4g",
 ) -> None:
-    """Lines over the steps of a curve, each with its name and last value; one without a name is drawn in ink."""
+    """Plots lines over the steps of a curve, with names and last values; a line without a name is dark."""
     steps = [row["step"] for row in curve]
     styles = itertools.product(["-", "--", ":"], LINES)
     for (name, values), (style, colour) in zip(lines.items(), itertools.cycle(styles), strict=False):
@@ -391,7 +392,7 @@ def _plot(
 
 
 def _spread(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
-    """Gives axes whose lines are of very different sizes a logarithmic scale, straight around 0."""
+    """Sets a logarithmic scale (linear around 0) for axes with lines of very different sizes."""
     sizes = [float(np.abs(v[np.isfinite(v)]).max(initial=0)) for v in lines.values()]
     sizes = [size for size in sizes if size > 0]
     if sizes and max(sizes) > SPREAD * min(sizes):
@@ -409,9 +410,9 @@ def _duration(seconds: float) -> str:
 
 
 def draw(folder: Path, headings: Mapping[str, str]) -> list[Path]:
-    """Draws the first test scenes of the finished cell in `folder`; returns what was written.
+    """Draws the pictures of the finished cell in `folder`; returns the files that were written.
 
-    Everything is read from the cell's files: neither plugins nor weights are needed. headings: as `write_pictures`.
+    Reads only files of the cell; needs neither plugins nor weights. headings: as in `write_pictures`.
     """
     trained = read_trained(folder.parent)
     kept = load_tensors(folder.parent / "shown.safetensors")
@@ -425,7 +426,7 @@ def draw(folder: Path, headings: Mapping[str, str]) -> list[Path]:
 
 
 def _first(listed: Listed, count: int) -> Listed:
-    """What lies in the first `count` images."""
+    """The entries in the first `count` images."""
     keep = listed.image < count
     parts = {name: value[keep] for name, value in vars(listed).items() if isinstance(value, Tensor)}
     return replace(listed, images=count, **parts)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-from objbench.cells.about import spec_words
-from objbench.cells.code import clustering_code, digest
-from objbench.cells.identity import MIXTURE, OWN, Cell, Training, plain
-from objbench.cells.matrix import codes_now
+from objbench.cells.about import is_registered, spec_words
+from objbench.cells.code import clusterer_code_of, digest
+from objbench.cells.identity import OWN, Cell, Training, plain, with_clusterer
+from objbench.cells.matrix import USUAL, codes_now
 from objbench.cells.protocols import PROTOCOLS
 from objbench.cells.result import CellResult
-from objbench.hookspecs import DataSpec, ModelSpec, Published
+from objbench.hookspecs import ClustererSpec, DataSpec, ModelSpec, Published
 from objbench.options import as_text
 from objbench.plugins import Registry
 
@@ -40,7 +41,7 @@ def seeds_that_lack(rows: Iterable[Row]) -> list[str]:
     for row in ours:
         lacking = sorted(set(range(last[row.block] + 1)) - {result.seed for result in row.results})
         if lacking:
-            name = " ".join([row.model, *row.options])
+            name = " ".join([row.name, *row.options])
             seeds = f"seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
             lines.append(f"{name} on {row.data} ({row.protocol}): there is no cell of {seeds}")
     return lines
@@ -61,8 +62,13 @@ class Row:
     """What code it was run with that is not what is installed now: "gmair 498cf6 (now 3fae12)"."""
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """As `Training.about`: what is known of its plugins by the cells."""
-    mixture: bool | None = None
-    """Whether a Gaussian mixture clustered; None when the cells do not say."""
+    clusterer: str = ""
+    """The name of the clusterer; OWN where the detector clusters, "" when the cells do not say."""
+    replaces: bool = False
+    """Whether the detector has clusters of its own, which the clusterer's replace."""
+    clusters: int | None = None
+    """How many clusters there can be, by the options of the clusterer, or of a detector that clusters; None when its
+    options do not say."""
     results: tuple[CellResult, ...] = ()
     published: Published | None = None
     """What is printed beside it."""
@@ -78,9 +84,20 @@ class Row:
         return (self.protocol, self.data, *self.data_options)
 
     @property
+    def name(self) -> str:
+        """As `--models` has it: the model alone where it keeps its meaning, else with its clusterer."""
+        usual = self.clusterer == USUAL and not self.replaces
+        return self.model if usual else with_clusterer(self.model, self.clusterer)
+
+    @property
     def oracle(self) -> bool:
-        """Whether it was given the true boxes."""
+        """Whether its detector was given the true boxes."""
         return any(r.provenance.get("oracle") for r in self.results)
+
+    @property
+    def oracle_clusterer(self) -> bool:
+        """Whether its clusterer was fitted with the true labels."""
+        return any(r.provenance.get("oracle_clusterer") for r in self.results)
 
 
 def rows_of(
@@ -103,8 +120,8 @@ def rows_of(
     given: dict[tuple[Any, ...], set[tuple[str, str]]] = {}  # options that are in no identity
     cells = {r.cell: cells.get(r.cell) or Cell(Training(vars(r), {}, {}, {}), {}) for r in results}
     for result in sorted(results, key=lambda r: r.seed):
-        names = (result.protocol, result.data, result.model)
         cell = cells[result.cell]
+        names = (result.protocol, result.data, result.model, cell.clusterer.get("name", result.clusterer))
         of_data, of_model = facts_of_data(cell), facts_of_model(cell)
         group = (*names, of_data, of_model)
         groups.setdefault(group, []).append(result)
@@ -115,9 +132,10 @@ def rows_of(
             if key not in usual or (about and not usual[key].about):  # earlier versions recorded no settings
                 usual[key] = Usual.of(registry, cell)
             given.setdefault(key, set()).update(about.get(part, {}).get("given", {}).items())
+        given[group].update(cell.about.get("given", {}).items())
     rows = []
     for group, members in groups.items():
-        protocol, data, model, of_data, of_model = group
+        protocol, data, model, clusterer, of_data, of_model = group
         cell, of_block, of_row = cells[members[0].cell], usual[protocol, data, of_data], usual[group]
         row = Row(
             protocol=protocol,
@@ -125,10 +143,13 @@ def rows_of(
             model=model,
             data_options=_telling(of_data, shared[protocol, data], of_block.data)
             + _given(given[protocol, data, of_data]),
-            options=_telling(of_model, shared[protocol, data, model], of_row.model) + _given(given[group]),
+            options=_telling(of_model, shared[protocol, data, model, clusterer], of_row.model)
+            + _given(given[group]),
             other_code=of_row.other_code(cell),
             about=of_row.about,
-            mixture=cell.clusterer["name"] != OWN if cell.clusterer else None,
+            clusterer=clusterer,
+            replaces=bool(cell.about.get("replaces", False)),
+            clusters=_clusters(cell),
             results=tuple(members),
         )
         rows.append(row)
@@ -175,8 +196,14 @@ class Usual:
         identity, about = cell.training.identity, cell.training.about
         code = codes_now(registry, cell.training)
         name = cell.clusterer.get("name", OWN)
-        if name == MIXTURE:
-            code["clusterer_code"] = digest(clustering_code())
+        if is_registered(registry, "clusterer", name):
+            with contextlib.suppress(ModuleNotFoundError):
+                code["clusterer_code"] = digest(clusterer_code_of(registry.clusterers[name].target))
+        if cell.about:
+            about = {
+                **about,
+                name: cell.about,
+            }  # earlier versions recorded gmm's settings beside the training's
         known = {part: about.get(part, {}).get("settings", {}) for part in ("model", "data", name)}
         model = _options(known["model"]) | _options({f"{name}.{k}": v for k, v in known[name].items()})
         scale = identity["protocol"]
@@ -239,12 +266,22 @@ def _given(options: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, value in sorted(options))
 
 
+def _clusters(cell: Cell) -> int | None:
+    """How many clusters a cell's options allow, where they say."""
+    config = cell.clusterer.get("config") or cell.training.identity.get("model_config") or {}
+    found = config.get("clusters", config.get("components"))  # earlier versions called gmm's so
+    return found if isinstance(found, int) else None
+
+
 def words_of(row: Row, registry: Registry) -> dict[str, dict[str, Any]]:
-    """What is said of a row's "model" and "data": by their specs, or by its cells where no plugin registers them."""
-    specs: dict[str, ModelSpec | DataSpec | None]
+    """What is said of a row's "model", "data" and "clusterer": by their specs, or by its cells where no plugin
+    registers them."""
+    specs: dict[str, ModelSpec | DataSpec | ClustererSpec | None]
     specs = {"model": registry.models.get(row.model), "data": registry.data.get(row.data)}
+    specs["clusterer"] = registry.clusterers.get(row.clusterer)
+    keys = {"model": "model", "data": "data", "clusterer": row.clusterer}
     return {
-        part: dict(row.about.get(part, {})) if spec is None else spec_words(spec, row.protocol)
+        part: dict(row.about.get(keys[part], {})) if spec is None else spec_words(spec, row.protocol)
         for part, spec in specs.items()
     }
 
@@ -265,6 +302,8 @@ def _place(row: Row, registry: Registry) -> tuple[Any, ...]:
         row.block,
         _rank([row.model], [*(p.model for p in registry.published), *registry.models]),
         row.model,
+        _rank([row.clusterer], [OWN, "", *registry.clusterers]),
+        row.clusterer,
         row.options,
     )
 
@@ -276,9 +315,9 @@ def _rank(names: Sequence[str], order: Iterable[str]) -> int:
 
 
 def _published(row: Row, registry: Registry, published: Sequence[Published]) -> Published | None:
-    """The first that is of this model on this data, or on what this data stands in for."""
+    """The first that is of this model and clusterer on this data, or on what this data stands in for."""
     imitated = stand_in_for(row, registry)
     for p in published:
-        if p.model == row.model and (p.data == row.data or (imitated and p.data_label == imitated)):
+        if p.model == row.name and (p.data == row.data or (imitated and p.data_label == imitated)):
             return p
     return None

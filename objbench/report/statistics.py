@@ -1,14 +1,13 @@
-"""How sure a table's figures are: intervals by a bootstrap over test scenes and seeds, paired comparisons.
+"""The uncertainty of a table's figures: bootstrap intervals over test scenes and seeds, and paired comparisons.
 
-A row of the table is one model on one data set under several seeds: each seed is a training run, tested on
-its own scenes or on the same ones. Two things make its mean figure uncertain, and the bootstrap copies both:
+A row of the table is one model on one data set with several seeds. Each seed is a training run; runs are tested on
+the same scenes or on different ones. The mean over runs is uncertain for two reasons, and the bootstrap models both:
 
-- **Scenes.** Each run's test scenes are drawn again with replacement and scored again, many times. The draws
-  depend on the true boxes alone, so all runs tested on the same scenes see the same draws: comparisons are
-  paired.
-- **Seeds.** Three runs are too few to draw from: the 95 % interval of resampled means is their range,
-  which holds the true median 75 % of the time. So their share is drawn from Student's t with n - 1 degrees of
-  freedom, as wide as the spread between runs beyond what the scenes explain.
+- **Scenes.** The test scenes of each run are drawn again with replacement and scored again, many times. The draws
+  depend only on the true boxes, so all runs tested on the same scenes use the same draws: comparisons are paired.
+- **Seeds.** Three runs are too few to resample: the 95 % interval of resampled means would be their range, which
+  contains the true median only 75 % of the time. So this part is drawn from Student's t distribution with n - 1
+  degrees of freedom. Its width is the spread between runs that the scenes do not explain.
 
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 6, 8, 13 (percentiles).
 """
@@ -42,18 +41,18 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 DRAWS_AT_ONCE = 250
-"""Draws that are weighed together: enough that numpy's loops are long, few enough that its arrays fit a cache."""
+"""Draws that are computed together: enough for efficient numpy loops, few enough for the arrays to fit a cache."""
 PLAIN_DRAWS = 200
-"""Draws for a metric that is called once for each."""
+"""How many draws at most for a metric that is called once per draw."""
 LEVEL = 0.95
-"""The share of repeated experiments whose interval should hold the true figure."""
+"""The share of repeated experiments whose interval should contain the true value."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One metric value of one training run: as measured, and over resampled test scenes."""
+    """One metric value of one training run: as measured, and for resampled test scenes."""
 
     point: float
     replicates: Floats  # [resamples]
@@ -66,9 +65,9 @@ def resample(
     resamples: int,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Run]:
-    """Every value of every metric over `resamples` draws of the scenes, each scored anew; `tick` is called after each.
+    """Every value of every metric for `resamples` draws of the scenes; `tick` is called after each draw.
 
-    The plain way, which works for every metric; see `resample_weighted`.
+    Calls the metrics once per draw. This works for every metric; `resample_weighted` is faster.
     """
     points = _score(metrics, detections, truth)
     replicates: dict[str, list[float]] = {name: [] for name in points}
@@ -83,7 +82,7 @@ def resample(
 def resample_weighted(
     detections: Detections, truth: GroundTruth, metric: Metric, weighted: Weighted, resamples: int
 ) -> dict[str, Run]:
-    """As `resample`, for a metric that gives its values for many draws at once: the same draws, equal to rounding."""
+    """Like `resample`, for a metric that computes many draws at once: the same draws and, up to rounding, values."""
     points = _score([metric], detections, truth)
     of_weights = weighted(detections, truth)
     draws = _draws(truth, resamples)
@@ -96,20 +95,20 @@ def resample_weighted(
 
 
 def _score(metrics: Sequence[Metric], detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    """NaN for a value that is not finite, as records have it."""
+    """The values of all metrics; NaN for a value that is not finite, as in records."""
     values = {name: float(v) for metric in metrics for name, v in metric(detections, truth).items()}
     return {name: v if math.isfinite(v) else math.nan for name, v in values.items()}
 
 
 def _draws(truth: GroundTruth, resamples: int) -> Iterator[NDArray[np.int64]]:
-    """Scene indices [images] of each draw: a function of the truth, equal for all runs tested on it."""
+    """The scene indices [images] of each draw; they depend only on the truth, so runs on the same scenes share them."""
     generator = np.random.default_rng(list(scenes_digest(truth)))
     for _ in range(resamples):
         yield generator.integers(truth.images, size=truth.images)
 
 
 def scenes_digest(truth: GroundTruth) -> bytes:
-    """16 bytes that tell one set of test scenes from another."""
+    """16 bytes that identify a set of test scenes."""
     digest = hashlib.sha256(str(truth.images).encode())
     for tensor in (truth.image, truth.boxes, truth.labels):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -117,15 +116,15 @@ def scenes_digest(truth: GroundTruth) -> bytes:
 
 
 def interval(runs: Sequence[Run]) -> tuple[float, float]:
-    """The 95 % interval of the mean over runs; (nan, nan) where a run's figure is not defined.
+    """The 95 % interval of the mean over runs; (nan, nan) if the value of a run is undefined.
 
-    One run: its scenes alone speak, and what another seed would give is unknown.
+    With one run, only the uncertainty over scenes is included; that over seeds is unknown.
     """
     if not runs or np.isnan([run.point for run in runs]).any():
         return float("nan"), float("nan")
     points = np.array([run.point for run in runs])
     replicates = np.stack([run.replicates for run in runs])  # [runs, resamples]
-    # Repeated scenes bias some metrics (NMI upwards), so replicates count as deviations from their own mean.
+    # Repeated scenes bias some metrics (NMI upwards), so only deviations from the mean of the replicates are used.
     deviations = replicates - np.nanmean(replicates, axis=1, keepdims=True)
     of_scenes = np.nanmean(deviations, axis=0)
     means = points.mean() + of_scenes + _between_seeds(points, deviations)
@@ -135,7 +134,7 @@ def interval(runs: Sequence[Run]) -> tuple[float, float]:
 
 
 def _between_seeds(points: Floats, deviations: Floats) -> Floats | float:
-    """Draws [resamples] of how far the seeds' mean may lie off, beyond what the draw of scenes explains."""
+    """Draws [resamples] of the error of the mean over seeds that the draw of scenes does not explain."""
     n = len(points)
     if n == 1:
         return 0.0
@@ -147,9 +146,9 @@ def _between_seeds(points: Floats, deviations: Floats) -> Floats | float:
 
 
 def difference(ours: Mapping[Key, Run], theirs: Mapping[Key, Run]) -> tuple[float, float, float]:
-    """Mean of `ours - theirs` with its 95 % interval, paired run by run; all NaN without a common key.
+    """The mean of `ours - theirs` with its 95 % interval, paired run by run; all NaN without a common key.
 
-    Keys say what is paired: runs of one key must have been tested on the same scenes.
+    Runs with the same key are paired; they must have been tested on the same scenes.
     """
     shared = [key for key in ours if key in theirs]
     runs = [Run(ours[k].point - theirs[k].point, ours[k].replicates - theirs[k].replicates) for k in shared]
@@ -159,10 +158,10 @@ def difference(ours: Mapping[Key, Run], theirs: Mapping[Key, Run]) -> tuple[floa
 
 
 def best_and_tied(rows: Sequence[Mapping[Key, Run]]) -> list[bool]:
-    """Which rows are the best, or not distinguishable from it: those whose paired 95 % interval holds 0.
+    """Which rows are the best or not distinguishable from it: the paired 95 % interval of their difference contains 0.
 
-    Higher is better. Each pair stands for itself: no correction for the number of pairs. A row that shares no
-    test scenes with the best is not distinguishable from it; a row whose figure is not defined is never best.
+    Higher is better. There is no correction for the number of pairs. A row that shares no test scenes with the best
+    is not distinguishable from it. A row whose value is undefined is never best.
     """
     means = [float(np.mean([run.point for run in row.values()])) if row else np.nan for row in rows]
     if np.isnan(means).all():
@@ -174,17 +173,17 @@ def best_and_tied(rows: Sequence[Mapping[Key, Run]]) -> list[bool]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the rows of a table are known to be, and to differ by."""
+    """Intervals of the rows of a table, and differences between them."""
 
     resamples: int
     intervals: list[dict[str, tuple[float, float]]]
     """For each row: metric value -> 95 % interval of its mean over seeds."""
     best: list[set[str]]
-    """For each row: the metric values in which it is the best of its block, or not distinguishable from it."""
+    """For each row: the metric values in which it is the best of its block, or not distinguishable from the best."""
     pairs: list[tuple[int, int, dict[str, tuple[float, float, float]]]]
     """Two rows of a block, and for each metric value the mean of first - second with its 95 % interval."""
     notes: Sequence[str] = ()
-    """What else a reader must know, a line each."""
+    """Further notes for readers, one line each."""
 
 
 def compare(
@@ -193,10 +192,10 @@ def compare(
     contenders: Sequence[bool],
     resamples: int,
 ) -> Comparison:
-    """Compares the rows of each block with one another.
+    """Compares the rows within each block.
 
-    rows: runs of each row, by a key that says which test scenes and seed they share with another row's.
-    contenders: which rows may be called the best; one alone in its block is not.
+    rows: the runs of each row, by test scenes and seed; runs with the same key are paired.
+    contenders: which rows may be marked as the best; a row that is alone in its block is never marked.
     """
     names = list(dict.fromkeys(name for row in rows for runs in row.values() for name in runs))
     of = [{n: {k: r[n] for k, r in row.items() if n in r} for n in names} for row in rows]
@@ -219,9 +218,9 @@ def compare(
 def compare_rows(rows: list[Row], registry: Registry, resamples: int) -> Comparison:
     """Intervals and paired comparisons, from the raw detections of all finished cells.
 
-    A metric that cannot weigh draws is called once a draw, so it gets PLAIN_DRAWS at most.
+    A metric without `weighted` is called once per draw, so it gets at most PLAIN_DRAWS draws.
     """
-    torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
+    torch.set_num_threads(1)  # the tensors are small, so more threads would only wait for each other
     specs = [spec for spec in registry.metrics.values() if spec.columns]
     plain = [spec for spec in specs if not spec.weighted]
     fewer = min(resamples, PLAIN_DRAWS)

@@ -1,6 +1,6 @@
-"""The paper's Table 2 from finished cells, as numbers: who is in a row, and what the row says.
+"""The table of finished cells, as numbers, in the form of the paper's Table 2.
 
-A row is every seed of one (protocol, data, model, configuration). `objbench.report.text` writes it down.
+A row contains all seeds of one (protocol, data, model, configuration). `objbench.report.text` writes it as text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from objbench.cells.about import KINDS, package_words
+from objbench.cells.identity import OWN
+from objbench.cells.matrix import USUAL
 from objbench.cells.result import CellResult
 from objbench.hookspecs import SAID, Published
 from objbench.plugins import Registry
@@ -27,20 +29,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as numbers, and what to say of them."""
+    """Rows as numbers, with notes."""
 
     frame: pd.DataFrame
-    """A line a row. For each column `c`: `c` (mean over seeds), `c_std`, `c_n`; where rows were compared
-    `c_low` and `c_high` (95 % interval), `c_best`; `c_doubtful`, the seeds whose figure is not meaningful, if the
-    metric says when that is so; where some are published `c_paper`, `c_paper_std`,
+    """One line per row. For each column `c`: `c` (mean over seeds), `c_std`, `c_n`; if rows were compared, also
+    `c_low` and `c_high` (95 % interval) and `c_best`; if the metric's spec says when `c` is meaningful, also
+    `c_doubtful` (seeds for which it is not); if there are published figures, also `c_paper`, `c_paper_std`,
     `c_difference`."""
     pairs: pd.DataFrame
-    """A line for each pair of rows that were compared: for each column `c` the mean difference `c`, and its
-    95 % interval `c_low`, `c_high`."""
+    """One line per pair of compared rows: for each column `c` the mean difference `c` and its 95 % interval
+    `c_low`, `c_high`."""
     columns: Mapping[str, str]
-    """Metric value -> heading. Where the heading says "%", fractions are written as percent."""
+    """Metric value -> heading. If the heading contains "%", fractions are written as percent."""
     notes: Sequence[str]
-    """What a reader must know, one line each."""
+    """Notes for readers, one line each."""
 
 
 def columns_of(
@@ -49,16 +51,17 @@ def columns_of(
     results: Iterable[CellResult] = (),
     more: bool = False,
 ) -> dict[str, str]:
-    """Metric value -> heading: what metrics make columns of, also those that no plugin registers any more but of which
-    these results have figures; and what else was published, in its order. more: also what their specs list as `more`,
-    at the end."""
+    """Metric value -> heading: the columns of all registered metrics, and of metrics that are no longer registered but
+    have figures in these results; then other published values, in the order of their publication.
+
+    more: also the values that the metrics' specs list as `more`, at the end."""
     headings = {value: h for spec in registry.metrics.values() for value, h in spec.columns.items()}
     for result in results:
         for metric, columns in result.provenance.get("metric_columns", {}).items():
             if registry.is_gone("metric", metric):
                 headings |= {value: h for value, h in columns.items() if value not in headings}
     order = list(headings)
-    for row in sorted(published, key=lambda p: -len(p.values)):  # the fullest row knows the order best
+    for row in sorted(published, key=lambda p: -len(p.values)):  # the row with most values gives the order
         values = list(row.values)
         for value, following in zip(values, [*values[1:], None], strict=True):
             if value not in headings:
@@ -77,8 +80,8 @@ def build(
     comparison: Comparison | None = None,
     long: bool = False,
 ) -> Table:
-    """The table of `rows_of`. comparison: what `statistics.compare` says of these very rows. long: whether notes say of
-    each model what its spec does: paper, code, differences, what it knows beforehand."""
+    """The table of the rows from `rows_of`. comparison: the result of `statistics.compare` for the same rows.
+    long: add notes with each model's spec: paper, code, differences, prior knowledge."""
     import pandas as pd
 
     healthy = {k: v for spec in registry.metrics.values() for k, v in spec.healthy.items()}
@@ -96,7 +99,7 @@ def build(
                 record[f"{name}_doubtful"] = sum(r.metrics.get(other, math.nan) < least for r in row.done)
             if comparison is not None:
                 low, high = comparison.intervals[i].get(name, (math.nan, math.nan))
-                if "%" in heading:  # Student's t knows no bounds; a share does
+                if "%" in heading:  # Student's t distribution has no bounds, but a share is in 0..1
                     low, high = max(low, 0.0), min(high, 1.0)
                 record |= {
                     f"{name}_low": low,
@@ -124,13 +127,15 @@ def build(
 
 
 def _words(row: Row, registry: Registry) -> dict[str, Any]:
-    """What a row is, and how its seeds ended."""
+    """The texts of a row: model, data, options, and how its seeds ended."""
     p = row.published
     quoted = {"paper": p.source if p else "", "paper_data_label": (p.data_label or p.data) if p else ""}
+    words: dict[str, Any]
     if p and not row.results:
         words = {"protocol": "", "data": p.data, "data_label": p.data_label or p.data, "data_options": ""}
         words |= {"stand_in_for": "", "model": p.model, "model_label": f"{p.model_label or p.model} (paper)"}
-        words |= {"model_options": "", "other_code": ""}
+        words |= {"model_options": "", "other_code": "", "clusterer": "", "clusters": None}
+        words |= {"clusterer_seconds": math.nan}
     else:
         words = {"protocol": row.protocol, **_data_words(row, registry), **_model_words(row, registry)}
     ended = Counter("not run" if r.status == "new" else r.status for r in row.results if r.status != "done")
@@ -158,17 +163,30 @@ def _data_words(row: Row, registry: Registry) -> dict[str, Any]:
 
 
 def _model_words(row: Row, registry: Registry) -> dict[str, Any]:
-    words = words_of(row, registry)["model"]
-    mixture = not words.get("clusters", True) if row.mixture is None else row.mixture
-    label = words.get("label") or row.model
-    label += " + GMM" if mixture else ""
-    label += " (oracle)" if row.oracle else ""
+    label = name_of(row, registry) + (" (oracle)" if row.oracle or row.oracle_clusterer else "")
+    seconds = [r.clusterer_seconds for r in row.done if r.clusterer_seconds]
     return {
         "model": row.model,
+        "clusterer": row.clusterer,
+        "clusters": row.clusters,
+        "clusterer_seconds": statistics.fmean(seconds) if seconds else math.nan,
         "model_label": _with_options(label, row.options),
         "model_options": ", ".join(row.options),
         "other_code": ", ".join(row.other_code),
     }
+
+
+def name_of(row: Row, registry: Registry) -> str:
+    """A row's model and clusterer by their labels: "SPACE + GMM"."""
+    words = words_of(row, registry)
+    clusterer = row.clusterer
+    if not clusterer and not words["model"].get("clusters", True):  # the cells do not say
+        clusterer = USUAL
+    label = str(words["model"].get("label") or row.model)
+    if clusterer in ("", OWN):
+        return label
+    spec = registry.clusterers.get(clusterer)
+    return f"{label} + {(spec.label if spec else words['clusterer'].get('label')) or clusterer}"
 
 
 def _with_options(label: str, options: Sequence[str]) -> str:
@@ -176,9 +194,9 @@ def _with_options(label: str, options: Sequence[str]) -> str:
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample standard deviation (n - 1) over the seeds that have the figure; NaN where too few.
+    """Mean and sample standard deviation (n - 1) over the seeds that have this value; NaN when there are too few.
 
-    A value that is not finite is none.
+    Values that are not finite are left out.
     """
     known = [v for v in values if math.isfinite(v)]
     return {
@@ -189,7 +207,7 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _has_collapsed(result: CellResult, healthy: Mapping[str, tuple[float, float]]) -> bool:
-    """Whether a figure lies outside what a sound run gives; one that is not defined says nothing."""
+    """True if a value is outside its healthy range; undefined values are left out."""
     known = {k: result.metrics[k] for k in healthy if not math.isnan(result.metrics.get(k, math.nan))}
     return any(not healthy[k][0] <= v <= healthy[k][1] for k, v in known.items())
 
@@ -211,6 +229,7 @@ def _notes(
         notes.append(f"{name} stands in for {imitated}: a figure on it is not a figure on {imitated}.")
     if any(r["oracle"] for r in ours):
         notes.append("Oracle: was given the true boxes; a bound to compare with, not a detector.")
+    notes += _clusterer_notes(rows, registry)
     notes += [line for row, r in zip(rows, records, strict=True) if (line := _mixed(row, r))]
     notes += _provenance_notes(rows, registry)
     if healthy and any(r["done"] for r in ours):
@@ -227,6 +246,33 @@ def _notes(
     published = [row.published for row in rows if row.published]
     notes += [f"Paper: {source}." for source in dict.fromkeys(p.source for p in published)]
     return notes + list(dict.fromkeys(p.note for p in published if p.note))
+
+
+def _clusterer_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
+    """How many clusters there can be, whose clusters were replaced, and which clusterers were given labels."""
+    notes = []
+    ours = [row for row in rows if row.results]
+    for data in dict.fromkeys(row.data for row in ours):
+        mine = [row for row in ours if row.data == data and row.clusters is not None]
+        if not mine:
+            continue
+        label = words_of(mine[0], registry)["data"].get("label") or data
+        by_number: dict[int | None, list[str]] = {}
+        for row in mine:
+            by_number.setdefault(row.clusters, []).append(name_of(row, registry))
+        parts = [f"{n} ({', '.join(dict.fromkeys(names))})" for n, names in by_number.items()]
+        numbers = str(mine[0].clusters) if len(by_number) == 1 else "; ".join(parts)
+        notes.append(f"Clusters on {label}: {numbers}.")
+    for row in ours:
+        if row.replaces:
+            own = words_of(row, registry)["model"].get("label") or row.model
+            notes.append(f"{name_of(row, registry)}: replaces {own}'s own clusters.")
+    if any(row.oracle_clusterer for row in ours):
+        names = dict.fromkeys(name_of(row, registry) for row in ours if row.oracle_clusterer)
+        notes.append(
+            f"Oracle ({', '.join(names)}): its clusterer was fitted with the true labels; a bound to compare with."
+        )
+    return list(dict.fromkeys(notes))
 
 
 def _doubts(
@@ -246,7 +292,7 @@ def _doubts(
 
 
 def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
-    """What brackets mean, what is not of today, and what is gone."""
+    """Notes on brackets, on cells run with other code, and on plugins that are no longer registered."""
     ours, notes = [row for row in rows if row.results], []
     if any(row.options or row.data_options for row in ours):
         notes.append(
@@ -254,11 +300,12 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
         )
     if other := dict.fromkeys(text for row in ours for text in row.other_code):
         notes.append(f"Run with other code than is installed now: {', '.join(other)}.")
-    for part, kind in KINDS.items():
+    for part, kind in {**KINDS, "clusterer": "clusterer"}.items():
         for row in ours:
             name = getattr(row, part)
-            if registry.is_gone(kind, name):
-                source = package_words(row.about.get(part, {}).get("plugin", {}))
+            if name not in ("", OWN) and registry.is_gone(kind, name):
+                told = row.about.get(name if part == "clusterer" else part, {})
+                source = package_words(told.get("plugin", {}))
                 came = f"{source} did" if source else "which package did is not recorded"
                 notes.append(f"No plugin registers the {kind} {name} any more; {came}.")
     for metric in dict.fromkeys(
@@ -277,21 +324,29 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
 
 
 def spec_notes(row: Row, registry: Registry) -> list[str]:
-    """What the spec of a row's model says, a line each; a line that nothing is said where that is so."""
+    """What the specs of a row's model and clusterer say, a line each, or a line that nothing is said; and the time that
+    the clusterer took."""
     if not row.results:
         return []
-    words = words_of(row, registry)["model"]
-    name = words.get("label") or row.model
-    lines = []
-    for part, title in SAID.items():
-        under = f" under {row.protocol}" if part == "differs" else ""
-        if words.get(part):
-            lines.append(f"{name}, {title}{under}: {words[part]}")
-    return lines or [f"{name}: its plugin does not say of what paper it is, or what differs from it."]
+    words, lines = words_of(row, registry), []
+    names = {"model": row.model} | ({} if row.clusterer in ("", OWN) else {"clusterer": row.clusterer})
+    for kind, name in names.items():
+        label, said = words[kind].get("label") or name, []
+        for part, title in SAID.items():
+            under = f" under {row.protocol}" if part == "differs" else ""
+            if words[kind].get(part):
+                said.append(f"{label}, {title}{under}: {words[kind][part]}")
+        lines += said or [f"{label}: its plugin does not say of what paper it is, or what differs from it."]
+    seconds = [r.clusterer_seconds for r in row.done if r.clusterer_seconds]
+    if seconds:
+        lines.append(
+            f"{name_of(row, registry)} on {row.data}: the clusterer took {statistics.fmean(seconds):.1f} s a seed."
+        )
+    return lines
 
 
 def _mixed(row: Row, record: Mapping[str, Any]) -> str:
-    """A note on a row whose finished cells were run by different versions or on different devices; else ""."""
+    """A note if the finished cells of a row were run with different versions or on different devices; else ""."""
     found: dict[str, set[str]] = {"objbench": set(), "torch": set(), "device": set()}
     for result in row.done:
         known = result.provenance

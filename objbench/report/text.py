@@ -1,4 +1,4 @@
-"""How a table is written: for a terminal, Markdown and LaTeX, and as bare numbers in CSV and JSON."""
+"""Writes a table as text for a terminal, Markdown and LaTeX, and as plain numbers in CSV and JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 ABSENT = "--"
-"""What is written where there is no figure, as in the paper."""
+"""Written in place of a missing figure, as in the paper."""
 
 NAME = 12
-"""Characters of a name that a table on a narrow terminal leaves, at least; else each figure has its own line."""
+"""The least width of a column of names on a narrow terminal; with less space, each figure is on its own line."""
 
 Record = Mapping[Hashable, Any]
 
@@ -30,22 +30,22 @@ class Line(NamedTuple):
 
     cells: list[str]
     bold: frozenset[int] = frozenset()
-    """Which of its cells stand out."""
+    """The indices of its bold cells."""
     under: bool = False
-    """Whether it says more of the line above."""
+    """True if it adds to the line above."""
 
 
 class Sheet(NamedTuple):
-    """A table of text, in blocks of lines with a rule between them."""
+    """A table of text, in blocks of lines with a rule between blocks."""
 
     headings: list[str]
     figures: range
-    """Which of its columns hold figures."""
+    """The columns that contain figures."""
     blocks: list[list[Line]]
 
 
 def sheets_of(table: Table) -> list[Sheet]:
-    """The table as text; where rows were compared, a second one with the differences of all pairs."""
+    """The table as text; if rows were compared, also a second table with the differences of all pairs."""
     records = table.frame.to_dict("records")
     protocol = ["protocol"] * (len({r["protocol"] for r in records if r["seeds"]}) > 1)
     keys = [*protocol, "model_label", "data_label"]
@@ -72,12 +72,12 @@ def sheets_of(table: Table) -> list[Sheet]:
 
 
 def one_line(text: str) -> str:
-    """A label as every format can print it: white space and control characters become one space."""
+    """A label that every format can print: white space and control characters become one space."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _row_lines(record: Record, keys: list[str], columns: Mapping[str, str]) -> list[Line]:
-    """A row's own line, and those under it: its interval, the paper's figures, the difference from these."""
+    """The line of a row, and the lines under it: its interval, the paper's figures, the difference from them."""
     lead = [record[k] for k in keys]
     if not record["seeds"]:
         return [Line([*lead, *(_printed(record, c, h) for c, h in columns.items()), ABSENT])]
@@ -99,14 +99,14 @@ def _row_lines(record: Record, keys: list[str], columns: Mapping[str, str]) -> l
 
 
 def _pair_line(record: Record, keys: list[str], columns: Mapping[str, str]) -> Line:
-    """How much better the first is; bold where the interval leaves 0 out."""
+    """The difference of two rows; bold if the interval does not contain 0."""
     figures = [f"{_signed(record[c], h)} {_interval(record, c, h)}" for c, h in columns.items()]
     apart = (i for i, c in enumerate(columns, len(keys)) if record[f"{c}_low"] > 0 or record[f"{c}_high"] < 0)
     return Line([*(record[k] for k in keys), *figures], frozenset(apart))
 
 
 def _seeds(record: Record) -> str:
-    """How many seeds the figures are of, and what became of the others."""
+    """The number of finished seeds, and the status of the others."""
     done, parts = record["done"], []
     if done:
         parts.append("1 (single seed)" if done == 1 else str(done))
@@ -118,7 +118,7 @@ def _seeds(record: Record) -> str:
 
 
 def _figure(record: Record, column: str, heading: str) -> str:
-    """Mean ± std; with n where some finished seed has no such figure; in brackets where it is not meaningful."""
+    """Mean ± std; with n if some finished seeds have no such figure; in brackets if it is not meaningful."""
     mean, std, n = (record[column], record[f"{column}_std"], record[f"{column}_n"])
     if not n:
         return ABSENT
@@ -128,7 +128,7 @@ def _figure(record: Record, column: str, heading: str) -> str:
 
 
 def _printed(record: Record, column: str, heading: str) -> str:
-    """The paper's figure, with the digits it was printed with, two at most."""
+    """The paper's figure, with the digits printed there, at most two."""
     mean, std = record[f"{column}_paper"], record[f"{column}_paper_std"]
     if math.isnan(mean):
         return ABSENT
@@ -146,13 +146,13 @@ def _signed(value: float, heading: str) -> str:
 
 
 def _number(value: float, heading: str, digits: int) -> str:
-    """A fraction as percent where the heading says "%", else the number with two digits more."""
+    """A fraction as percent if the heading contains "%", else the number with two more digits."""
     text = f"{100 * value:.{digits}f}" if "%" in heading else f"{value:.{digits + 2}f}"
     return text.replace("-", "−")
 
 
 def markdown(table: Table) -> str:
-    """GitHub's Markdown: tables, and the notes as a list."""
+    """The table in GitHub's Markdown, with the notes as a list."""
     parts = []
     for sheet in sheets_of(table):
         aligned = ["---:" if i in sheet.figures else "---" for i in range(len(sheet.headings))]
@@ -169,12 +169,12 @@ def markdown(table: Table) -> str:
 
 
 def _md(text: str) -> str:
-    r"""Escapes what Markdown would read as markup: \ ` * | < [ ~~, an entity's &, and _ but inside a word."""
+    r"""Escapes Markdown's special characters: \ ` * | < [ ~~, the & of an entity, and _ except inside a word."""
     return re.sub(r"([\\`*|<\[]|~(?=~)|(?<=~)~|&(?=#?\w+;)|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def latex(table: Table) -> str:
-    """LaTeX tabulars for the package booktabs, each with a rule between data sets; the notes follow."""
+    """The table as LaTeX tabulars for the package booktabs, with a rule between data sets, then the notes."""
     parts = ["% needs \\usepackage{booktabs}"]
     for sheet in sheets_of(table):
         columns = "".join("r" if i in sheet.figures else "l" for i in range(len(sheet.headings)))
@@ -192,27 +192,27 @@ def _latex_line(line: Line) -> str:
     if line.under:
         cells = [f"\\quad {c}" if c and i == 0 else c for i, c in enumerate(cells)]
     text = " & ".join(cells) + r" \\"
-    return f"{{}}{text}" if text[0] in "[*" else text  # the line break before it would take these for its own
+    return f"{{}}{text}" if text[0] in "[*" else text  # else the \\ before it takes this as its argument
 
 
 def _tex(text: str) -> str:
-    """Escapes LaTeX's special characters, and writes ± and the minus sign as it knows them."""
+    """Escapes LaTeX's special characters, and writes ± and the minus sign in LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "−": "$-$", "<": "$<$", ">": "$>$"}
     return "".join(special.get(c, c) for c in text)
 
 
 def terminal(table: Table, width: int) -> list[rich.table.Table]:
-    """Tables for a rich console of `width` characters. The notes are not in them.
+    """The tables for a rich console of `width` characters, without the notes.
 
-    Names are wrapped where it is narrow; where that leaves fewer than NAME characters of them, each figure has a
-    line of its own.
+    On a narrow console, names are wrapped. If fewer than NAME characters are left for them, each figure is on its own
+    line.
     """
     return [_grid(sheet, width) or _stacked(sheet, width) for sheet in sheets_of(table)]
 
 
 def _grid(sheet: Sheet, width: int) -> rich.table.Table | None:
-    """A table as it is printed; None when it would not fit."""
+    """The sheet as a table; None when it does not fit."""
     from rich import box
     from rich.cells import cell_len
     from rich.table import Table as RichTable
@@ -224,7 +224,7 @@ def _grid(sheet: Sheet, width: int) -> rich.table.Table | None:
     least = 0
     for i, heading in enumerate(sheet.headings):
         cells = [line.cells[i] for line in lines]
-        if i in sheet.figures:  # where it is narrow, words are broken but figures never
+        if i in sheet.figures:  # on a narrow console, names are wrapped, but figures never are
             column = max(map(cell_len, [*heading.split(), *cells]))
             grid.add_column(Text(heading), justify="right", width=column)
         else:
@@ -242,7 +242,7 @@ def _grid(sheet: Sheet, width: int) -> rich.table.Table | None:
 
 
 def _stacked(sheet: Sheet, width: int) -> rich.table.Table:
-    """A line a name, then a line a figure; two where a figure does not fit beside its heading."""
+    """One line for the names of a row, then one line per figure; two if a figure does not fit beside its heading."""
     from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -264,12 +264,12 @@ def _stacked(sheet: Sheet, width: int) -> rich.table.Table:
 
 
 def csv(table: Table) -> str:
-    """The rows' numbers, fractions in 0..1, a line a row. An empty field is a figure that is not defined."""
+    """The numbers of the rows, one line per row; fractions are in 0..1, and an undefined figure is empty."""
     return table.frame.replace([math.inf, -math.inf], math.nan).to_csv(index=False)
 
 
 def as_json(table: Table) -> str:
-    """{"rows": [...], "pairs": [...], "notes": [...]}: numbers, fractions in 0..1; null where not defined."""
+    """{"rows": [...], "pairs": [...], "notes": [...]} with numbers; fractions are in 0..1, undefined ones are null."""
 
     def records(frame: Any) -> list[dict[str, Any]]:
         return [{k: _plain(v) for k, v in r.items()} for r in frame.to_dict("records")]
@@ -283,7 +283,7 @@ def _plain(value: Any) -> Any:
 
 
 def draw(table: Table, console: Console | None) -> str:
-    """The table for a terminal, wrapped to its width; without one as wide as it is, uncoloured."""
+    """The table for a terminal, wrapped to its width; without a terminal, not wrapped and without colours."""
     from rich.console import Console
 
     on = console or Console(width=10_000, color_system=None, force_terminal=False, emoji=False)

@@ -1,1 +1,1 @@
-"""Starts and watches processes. Nothing here changes a figure, and none of it is part of a key."""
+"""Starts and monitors processes. Nothing here can change a figure, so nothing here is part of a key."""

@@ -1,5 +1,5 @@
-"""Questions to plugins, each asked in a process of its own that is forked for it: it may print, hang, exit or crash,
-and whatever it changes ends with it."""
+"""Calls functions that use plugins, each in a separate forked process. A plugin may print, hang, exit or crash there,
+and its changes to the process are lost when the process ends."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from objbench.errors import UsageError, error_line
 from objbench.guarded import PluginFailed, watched
 
 POLL_S = 0.2
-"""How often a process that reports nothing is looked at."""
+"""Seconds between two checks of a process that reports nothing."""
 
 
 class Apart:
-    """Asks each question in a process of its own; an `objbench.guarded.Ask`."""
+    """Calls each function in a separate process; an `objbench.guarded.Ask`."""
 
     def __init__(self, limit_s: float, caller: int) -> None:
-        """limit_s: a plugin that does not come forward for so many seconds is killed. caller: a file descriptor that
-        can be read when whoever wants the answers is gone."""
+        """limit_s: a process that reports nothing for this many seconds is killed. caller: a file descriptor that
+        becomes readable when the calling process has ended."""
         self.limit_s, self.caller = limit_s, caller
 
     def __call__(self, who: str, question: Callable[..., Any], *arguments: Any) -> Any:
@@ -34,7 +34,9 @@ class Apart:
         reading, writing = os.pipe()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        with warnings.catch_warnings():  # Python says so when there are threads; those of libraries are idle
+        with (
+            warnings.catch_warnings()
+        ):  # Python warns of forks with threads, but the threads of libraries are idle
             warnings.simplefilter("ignore", DeprecationWarning)
             process = os.fork()
         if not process:
@@ -53,7 +55,7 @@ class Apart:
         return said["answer"]
 
     def _listen(self, process: int, reading: int, who: str) -> dict[str, Any]:
-        """The last that the process says. It is gone then, with whatever it has started."""
+        """The final message of the process. The process and all processes that it has started have then been killed."""
         part, unread = "its module", b""
         heard = time.monotonic()
         status = None
@@ -62,7 +64,7 @@ class Apart:
                 ready, _, _ = select.select([reading, self.caller], [], [], POLL_S)
                 if self.caller in ready:
                     raise SystemExit
-                ended, code = os.waitpid(process, os.WNOHANG)  # asked before the last look into the pipe
+                ended, code = os.waitpid(process, os.WNOHANG)  # checked before the last read from the pipe
                 status = code if ended else None
                 with contextlib.suppress(BlockingIOError):
                     while data := os.read(reading, 1 << 16):
@@ -79,16 +81,16 @@ class Apart:
                 if time.monotonic() - heard > self.limit_s:
                     raise PluginFailed.when(who, part, f"no answer within {self.limit_s:g} s; it was killed")
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left in the group
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
                 os.killpg(process, signal.SIGKILL)
             if status is None:
-                with contextlib.suppress(ProcessLookupError):  # it may not lead a group yet
+                with contextlib.suppress(ProcessLookupError):  # it may not have its own group yet
                     os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
 
 
 def how_it_ended(code: int) -> str:
-    """How a process ended that said nothing more, by its exit code."""
+    """How a process without a final message ended, by its exit code."""
     if code == -signal.SIGKILL:
         return "its process was killed (the system does that when memory runs out)"
     return (
@@ -97,7 +99,7 @@ def how_it_ended(code: int) -> str:
 
 
 def _answer(writing: int, who: str, question: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Answers in the new process, which ends with it."""
+    """Calls the function in the new process, sends the result, and ends the process."""
 
     def say(**said: Any) -> None:
         left = (json.dumps(said) + "\n").encode()

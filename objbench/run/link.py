@@ -1,4 +1,4 @@
-"""The pipe and the signal between a cell's process and whoever runs the matrix: both ends."""
+"""The connection between the process of a training and the runner: a pipe for events, and a signal to stop."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from objbench.cells.result import Event
 from objbench.errors import Interrupted
 
 DISK_FULL = 4
-"""Exit code when the disk is full, which an event has reported; nothing is recorded then."""
+"""Exit code when the disk is full. An event has reported it, and nothing is recorded."""
 
 
 class Link:
-    """The end that a cell's process has."""
+    """The training's end of the connection."""
 
     def __init__(self, descriptor: int) -> None:
-        """descriptor: that of the pipe, to write events to."""
+        """descriptor: the file descriptor to write events to."""
         self._descriptor = descriptor
         self._stop = False
         self._at_once = True
 
     def report(self, event: Event) -> None:
-        """Sends an event. When nobody reads any more, whoever ran the matrix is gone, and the cell stops."""
+        """Sends an event. If the pipe is closed, the runner has ended, and the training stops."""
         try:
             os.write(self._descriptor, (json.dumps(event) + "\n").encode())
         except BlockingIOError:
-            pass  # the reader is asleep; an event may get lost, a training not
+            pass  # the pipe is full because the runner is suspended; this event is lost, but the training continues
         except OSError:
             self.ask_to_stop()
 
     def ask_to_stop(self, *_: object) -> None:
-        """Also a signal handler. Raises Interrupted, but in a `deferred` block."""
+        """Raises Interrupted, except in a `deferred` block. Also used as a signal handler."""
         self._stop = True
         if self._at_once:
             raise Interrupted
 
     def stopping(self) -> bool:
-        """Whether the cell was asked to stop."""
+        """True if the training was asked to stop."""
         return self._stop
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """In this block a request to stop raises nothing; who is inside asks `stopping`, or is soon done."""
+        """In this block a request to stop raises no exception; long code in the block must call `stopping`."""
         before, self._at_once = self._at_once, False
         try:
             yield
@@ -53,15 +53,15 @@ class Link:
 
 
 class Reader:
-    """The end that whoever runs the matrix has."""
+    """The runner's end of the connection."""
 
     def __init__(self, descriptor: int) -> None:
-        """descriptor: that of the pipe, to read events from; not blocking."""
+        """descriptor: the file descriptor to read events from; non-blocking."""
         self._descriptor = descriptor
         self._unread = b""
 
     def events(self) -> Iterator[Event]:
-        """The events that have come since the last call."""
+        """The events received since the last call."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._descriptor, 1 << 16):
                 self._unread += data

@@ -1,4 +1,4 @@
-"""Cells as processes of this machine."""
+"""Runs trainings as processes on this machine."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from objbench.cells.result import Event
 from objbench.run.link import Reader
 
 ENVIRONMENT = {
-    # glibc keeps freed memory for the next step instead of giving it back to the system: getting its pages anew,
-    # zeroed, took a fifth of a step of GMAIR at the paper's size.
+    # glibc keeps freed memory for the next step and does not return it to the system: getting new, zeroed pages took
+    # 20 % of a step of GMAIR at the paper's size.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    # Threads that wait for one another spin a moment only, then sleep. Spinning, they can hold up the one that all
-    # wait for: beside two trainings of higher priority a step of GMAIR (demo) took two of them 4.0 s, asleep at once
-    # 0.26 s. Alone, asleep at once takes twice as long (0.13 s for 0.06 s), and this costs nothing.
+    # Waiting threads spin only for a moment, then sleep. Spinning threads can delay the one that all others wait for:
+    # beside two trainings of higher priority, a step of GMAIR (demo) with two threads took 4.0 s when they spin and
+    # 0.26 s when they sleep at once. On an idle machine, sleeping at once takes twice as long (0.13 s, not 0.06 s), but
+    # sleeping after a moment is as fast as spinning.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "30000",
 }
-"""What a cell's process is given unless the user's environment says otherwise. Other systems ignore it."""
+"""Environment variables of a training's process; the user's environment overrides them. Other systems ignore them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run, none of which is part of a key."""
+    """How to run trainings; none of this is part of a key."""
 
     devices: list[str]
-    """The n-th worker has the n-th, over and over: ["cpu"], or ["cuda:0", "cuda:1"]."""
+    """Such as ["cpu"] or ["cuda:0", "cuda:1"]; workers use them in turn."""
     workers: int
     threads: int
     """CPU threads of each worker."""
@@ -44,21 +45,22 @@ class Settings:
     checkpoint_s: float
     plugins: tuple[str, ...]
     points: int | None = None
-    """Of a training's curve: see `objbench.run.points`."""
+    """The number of points of a training's curve: see `objbench.run.points`."""
     log: str = ""
-    """The kind of log that is written beside a training: see `objbench.run.log`. "" is none."""
+    """The kind of log that is written for a training: see `objbench.run.log`. "" means no log."""
 
 
 class LocalJob:
-    """A training with the cells of it that are to be done, in a process of its own on this machine."""
+    """A training with those of its cells that are to be run, in a process on this machine."""
 
     def __init__(self, folder: Path, cells: list[Cell], lock: int, slot: int, settings: Settings) -> None:
-        """folder: the training's. lock: the descriptor that holds its lock. slot: which worker's place it has.
+        """folder: of the training. lock: the file descriptor that holds its lock. slot: the number of its worker.
 
         Raises OSError when no process can be started.
         """
         self.cells, self.slot = cells, slot
         self.started = time.monotonic()
+        """When what it does now began: the training, or one of its cells. Each may take the time limit."""
         self.timed_out = False
         self._lock_fd = lock
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
@@ -79,38 +81,38 @@ class LocalJob:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(write_fd, lock),  # the lock is held until both of us are gone
-                    start_new_session=True,  # Ctrl-C reaches us alone, and we ask the cells
+                    pass_fds=(write_fd, lock),  # the lock is held until both processes have ended
+                    start_new_session=True,  # Ctrl-C reaches only the runner, which then asks the trainings to stop
                     env=ENVIRONMENT | os.environ | threads | {"PYTHONUNBUFFERED": "1"},
                 )
         finally:
             os.close(write_fd)
 
     def ended(self) -> bool:
-        """Whether the process is gone."""
+        """True if the process has ended."""
         return self._process.poll() is not None
 
     def events(self) -> Iterator[Event]:
-        """The events that have come. All of them, if `ended` was asked before and said yes."""
+        """The events received so far; if `ended` has returned True before, all events."""
         return self._reader.events()
 
     def stop(self) -> None:
-        """Asks it to save a checkpoint and end."""
+        """Asks the process to save a checkpoint and end."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """Kills it and whatever it started."""
+        """Kills the process and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError):  # the group is empty
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Gives back the lock. What the process has started ends with it: it would hold the lock, too."""
+        """Releases the lock. Also kills processes that the training has started: they would keep the lock."""
         self.kill()
         self._reader.close()
         os.close(self._lock_fd)
 
     def failure(self) -> str:
-        """How a process that recorded nothing ended."""
+        """How a process without a record ended."""
         code = self._process.wait()
         if code == -signal.SIGKILL:
             return "its process was killed (the system does that when memory runs out); see log.txt"

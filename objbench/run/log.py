@@ -1,8 +1,8 @@
-"""What a training reports, written beside it while it runs: as a CSV file, or for TensorBoard.
+"""Writes the reports of a training to its folder while it runs, as a CSV file or for TensorBoard.
 
-Both hold a number for each step, and name it alike: `loss`, `terms/NAME` of the loss and `seconds` of training about
-twice a second; `watch/NAME` and `metrics/NAME` at the points of the curve. Rows of steps that are taken again after a
-crash are dropped.
+Both contain the same numbers by step: `loss`, `terms/NAME` (terms of the loss) and `seconds` (of training) about twice
+a second; `watch/NAME` and `metrics/NAME` at the points of the curve. When steps are repeated after a crash, their old
+rows are removed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from objbench.cells.files import write_file
 from objbench.cells.result import Event
 from objbench.errors import UsageError
+from objbench.writing import write_file
 
 KINDS = ("csv", "tensorboard")
 CSV, TENSORBOARD = "log.csv", "log.tensorboard"
-"""The file, and the folder, in a training's folder. Names with a dot are never taken for a cell's."""
+"""The names of the file and of the folder in a training's folder. A name with a dot is never a cell's name."""
 COLUMNS = ("step", "name", "value")
 
 
 class Log(Protocol):
-    """Where the reports of a training go."""
+    """A log of a training's reports."""
 
     def add(self, event: Event) -> None:
-        """Writes what an event says of a step; of other events nothing."""
+        """Writes the numbers of an event with a step; ignores other events."""
 
     def close(self) -> None:
-        """Nothing is added after this."""
+        """Closes the log; nothing can be added after this."""
 
 
 def check_log(kind: str) -> None:
-    """UsageError when what writes such a log is not installed."""
+    """UsageError when the package that writes such a log is not installed."""
     if kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
             "--log tensorboard needs the package tensorboard; run `pip install 'objbench[tensorboard]'`, "
@@ -44,12 +44,12 @@ def check_log(kind: str) -> None:
 
 
 def open_log(kind: str, folder: Path, step: int) -> Log:
-    """The log of the training in `folder`, to be continued after `step`; what it holds of later steps is dropped."""
+    """Opens the log of the training in `folder` to continue it after `step`; removes its rows of later steps."""
     return TensorBoardLog(folder, step) if kind == "tensorboard" else CsvLog(folder, step)
 
 
 def numbers(event: Event) -> Iterator[tuple[str, float]]:
-    """What an event says of its step, by name."""
+    """The numbers of an event, by name."""
     for name in ("loss", "seconds"):
         if name in event:
             yield name, event[name]
@@ -60,7 +60,7 @@ def numbers(event: Event) -> Iterator[tuple[str, float]]:
 
 
 class CsvLog:
-    """A row a number: step, name, value."""
+    """A CSV file with one row per number: step, name, value."""
 
     def __init__(self, folder: Path, step: int) -> None:
         path, kept = folder / CSV, [list(COLUMNS)]
@@ -75,12 +75,12 @@ class CsvLog:
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def add(self, event: Event) -> None:
-        """Writes what an event says of a step; of other events nothing."""
+        """Writes the numbers of an event with a step; ignores other events."""
         if "step" in event:
             self._writer.writerows((event["step"], name, value) for name, value in numbers(event))
 
     def close(self) -> None:
-        """Nothing is added after this."""
+        """Closes the file."""
         self._file.close()
 
 
@@ -93,11 +93,11 @@ class TensorBoardLog:
         self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1, flush_secs=10)
 
     def add(self, event: Event) -> None:
-        """Writes what an event says of a step; of other events nothing."""
+        """Writes the numbers of an event with a step; ignores other events."""
         if "step" in event:
             for name, value in numbers(event):
                 self._writer.add_scalar(name, value, event["step"])
 
     def close(self) -> None:
-        """Nothing is added after this."""
+        """Closes the event file."""
         self._writer.close()

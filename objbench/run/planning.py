@@ -1,4 +1,4 @@
-"""What a run asks plugins for before it begins, by way of `objbench.run.planner`: a process of its own."""
+"""Calls plugins before a run begins, in a separate process (`objbench.run.planner`)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from objbench.errors import UsageError
 from objbench.run.apart import how_it_ended
 
 GRACE_S = 5.0
-"""How long it may take to end when nothing is asked of it any more."""
+"""Seconds that the process may take to end."""
 
 
 class Planner:
-    """Asks plugins; a context manager. Its process starts with the first question, or with `start`."""
+    """Calls plugins in a separate process, which starts with the first request or with `start`. A context manager."""
 
     def __init__(self, plugins: tuple[str, ...], limit_s: float) -> None:
-        """plugins: files. limit_s: a plugin that is silent for so many seconds is given up."""
+        """plugins: plugin files. limit_s: a plugin that does not answer for this many seconds fails."""
         self.plugins, self.limit_s = plugins, limit_s
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -38,7 +38,7 @@ class Planner:
             return
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
-            self._process.stdin.close()  # it ends then, whatever a plugin is doing
+            self._process.stdin.close()  # the process then ends, also if a plugin is running
         try:
             self._process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
@@ -48,7 +48,7 @@ class Planner:
         self._answers.close()
 
     def start(self) -> None:
-        """Starts the process, which then loads plugins while others do something else."""
+        """Starts the process, which loads the plugins while this process continues."""
         reading, writing = os.pipe()
         command = [sys.executable, "-P", "-m", "objbench.run.planner", "--answers", str(writing)]
         command += ["--limit", str(self.limit_s)]
@@ -59,8 +59,8 @@ class Planner:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(writing,),
-                start_new_session=True,  # Ctrl-C reaches us alone
-                env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads would not survive a fork
+                start_new_session=True,  # Ctrl-C reaches only this process
+                env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads do not survive a fork
             )
         finally:
             os.close(writing)
@@ -74,24 +74,24 @@ class Planner:
         protocol: str,
         overrides: Mapping[str, Mapping[str, str]],
     ) -> tuple[list[Cell], list[CellResult]]:
-        """The cells of models x data x seeds, and a failed result for each whose plugins break when they are asked.
+        """The cells of models x data x seeds, and a failed result for each cell whose plugins fail.
 
-        Raises UsageError where the user's words or the scenes of a data set are wrong.
+        Raises UsageError for errors of the user and in the scenes of a data set.
         """
         planned = self._ask(
             "plan_matrix", models=models, data=data, seeds=seeds, protocol_name=protocol, overrides=overrides
         )
-        cells = [Cell(Training(**cell["training"]), cell["clusterer"]) for cell in planned["cells"]]
+        cells = [Cell(Training(**c["training"]), c["clusterer"], c["about"]) for c in planned["cells"]]
         return cells, [CellResult(**failure) for failure in planned["failures"]]
 
     def count_devices(self) -> int:
-        """How many CUDA devices torch finds here."""
+        """The number of CUDA devices that torch finds."""
         return int(self._ask("count_devices"))
 
     def rescore(self, result: CellResult, anew: bool = False) -> tuple[CellResult, list[str]]:
-        """A finished cell's result by the metrics as they are now, and a line for each metric that failed.
+        """The result of a finished cell with the installed metrics, and a line for each metric that failed.
 
-        It is the same result if it is by these metrics already, unless they are to be computed anew. Raises Damaged.
+        The result does not change if its metrics are up to date, unless `anew`. Raises Damaged.
         """
         said = self._ask("rescore_cell", result=asdict(result), anew=anew)
         return CellResult(**said["result"]), said["complaints"]
@@ -101,14 +101,14 @@ class Planner:
             self.start()
         assert self._process is not None
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; reading the answer will show this
             self._process.stdin.write(
                 (json.dumps({"request": request, "arguments": arguments}) + "\n").encode()
             )
             self._process.stdin.flush()
         line = self._answers.readline()
         if not line:
-            raise UsageError(f"the process that asks plugins failed: {how_it_ended(self._process.wait())}")
+            raise UsageError(f"the process that calls plugins failed: {how_it_ended(self._process.wait())}")
         said = json.loads(line)
         if "usage" in said:
             raise UsageError(said["usage"])

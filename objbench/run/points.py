@@ -1,30 +1,30 @@
-"""When a training is looked at on the validation scenes: the points of its curve. They change no weight."""
+"""When a training is evaluated on the validation scenes: the points of its curve. They do not affect the weights."""
 
 from __future__ import annotations
 
 from objbench.cells.result import Position
 
 POINTS = 20
-"""Of a curve, evenly spaced in steps, where nothing else is asked for."""
+"""The default number of evenly spaced points of a curve."""
 SHARE = 0.1
-"""A point waits while those before it took more than this share of the seconds of training."""
+"""A point is delayed while all earlier points took more than this share of the training time."""
 FIRST_S = 60.0
-"""A training so long that its first evenly spaced point comes later has one after so many seconds of training, and then
-others, each at twice the seconds of the one before."""
+"""If the first evenly spaced point of a training comes later than this, the curve has extra points: after this many
+seconds of training, and then each time that the seconds have doubled."""
 
 
 class Points:
-    """Says after which steps the curve has a point, beside the last."""
+    """Decides after which steps the curve has a point. It always has one after the last step."""
 
     def __init__(self, number: int | None = None) -> None:
-        """number: exactly so many, evenly spaced in steps, whatever they cost. None: POINTS at most, at a bounded cost.
+        """number: this many points, evenly spaced in steps, at any cost. None: about POINTS, with a limited cost.
 
-        With None, where the points are depends on how fast the machine is.
+        With None, the steps of the points depend on the speed of the machine.
         """
         self.number = number
 
     def due(self, at: Position, steps: int) -> bool:
-        """Whether there is to be a point after step `at.step` of `steps`, given those of `at.curve`."""
+        """True if the curve should have a point after step `at.step` of `steps`; `at.curve` has the points so far."""
         last = at.curve[-1] if at.curve else {"step": 0, "seconds": 0.0}
         number = self.number or POINTS
         even = at.step * number // steps > last["step"] * number // steps

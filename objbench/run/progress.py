@@ -1,4 +1,4 @@
-"""What a person sees while cells run: live on a terminal, a line now and then elsewhere. All on stderr."""
+"""Shows progress while cells run, on stderr: live on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from objbench.cells.identity import Cell
 from objbench.cells.result import CellResult, Event
 
 NARROWEST = 20
-"""Columns of a terminal; one that says it has fewer (COLUMNS=0) does not know."""
+"""The least width of a terminal. A smaller reported width (such as COLUMNS=0) is taken as unknown."""
 PLAIN_S = 15.0
-"""Seconds between two lines of a cell where there is no terminal."""
+"""Seconds between two lines of a cell when there is no terminal."""
 
 
 def console_on(stderr: bool) -> Console:
-    """A console on stdout or stderr, which is a terminal where that is one, whatever FORCE_COLOR says."""
+    """A console on stdout or stderr. It is a terminal only if the stream is one, also if FORCE_COLOR is set."""
     stream = sys.stderr if stderr else sys.stdout
     is_terminal = stream is not None and stream.isatty()
     console = Console(stderr=stderr, highlight=False, emoji=False, force_terminal=is_terminal)
@@ -32,10 +32,10 @@ def console_on(stderr: bool) -> Console:
 
 
 class Progress:
-    """Shows the cells at work; a context manager."""
+    """Shows the running cells; a context manager."""
 
     def __init__(self, total: int, metrics: Iterable[str]) -> None:
-        """total: cells to run. metrics: those worth showing while they run, the best first."""
+        """total: number of cells to run. metrics: shown while cells run, the most important first."""
         self.total, self.ended, self.metrics = total, 0, list(metrics)
         self.console = console_on(stderr=True)
         self._known: dict[str, dict[str, Any]] = {}
@@ -55,17 +55,17 @@ class Progress:
         self._bars.stop()
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Prints one line."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, cell: Cell) -> None:
-        """A cell was started."""
+        """Shows that a cell was started."""
         self._known[cell.key] = {"phase": "starting"}
         self._said[cell.key] = time.monotonic()
         self._tasks[cell.key] = self._bars.add_task(f"{cell.name}: starting", total=None)
 
     def update(self, cell: Cell, event: Event) -> None:
-        """A cell reported something."""
+        """Shows an event of a cell."""
         known = self._known[cell.key]
         known |= {"phase": "", **event}
         said = f"{cell.name}: {describe(known, self.metrics)}"
@@ -76,7 +76,7 @@ class Progress:
             self.say(said)
 
     def end(self, cell: Cell, result: CellResult) -> None:
-        """A cell ended."""
+        """Prints how a cell ended."""
         self.ended += 1
         if task := self._tasks.pop(cell.key, None):
             self._bars.remove_task(task)
@@ -87,7 +87,7 @@ class Progress:
 
 
 def describe(known: dict[str, Any], metrics: list[str]) -> str:
-    """Step, pace, time left, running metrics and loss, as far as they are known."""
+    """Step, pace, time left, metrics and loss, as far as they are known; or the phase."""
     if known["phase"]:
         return str(known["phase"])
     pace = known["steps_per_second"]
@@ -99,7 +99,7 @@ def describe(known: dict[str, Any], metrics: list[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "50 s", "12 min", "3.4 h"."""
+    """Seconds as text: "50 s", "12 min", "3.4 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,10 +1,11 @@
-"""Where a figure comes from: what somebody needs to get it again, or to see why not."""
+"""The provenance of a figure: everything that is needed to reproduce it, or to see why it differs."""
 
 from __future__ import annotations
 
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -41,11 +42,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def where_from(registry: Registry, model: str, data: str) -> dict[str, dict[str, Any]]:
-    """For a model and a data set, where their plugins are from: see `plugin_of`; with `git` (as `git_state`) where
-    that is an editable checkout, or a file in one."""
+def where_from(registry: Registry, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Kind -> where the plugin of that name is from: see `plugin_of`; with `git` (as `git_state`) where that is an
+    editable checkout, or a file in one. names: kind, as in `Registry.owners`, -> name."""
     found: dict[str, dict[str, Any]] = {}
-    for kind, name in (("model", model), ("data set", data)):
+    for kind, name in names.items():
         plugin: dict[str, Any] = dict(plugin_of(registry, kind, name))
         git = None
         if "file" in plugin:
@@ -58,7 +59,7 @@ def where_from(registry: Registry, model: str, data: str) -> dict[str, dict[str,
 
 
 def editable_folder(package: str) -> Path | None:
-    """The folder that a distribution was installed from in editable mode; None for another."""
+    """The source folder of a distribution that is installed in editable mode; None for other distributions."""
     try:
         said = json.loads(distribution(package).read_text("direct_url.json") or "{}")
         folder = Path(url2pathname(urlsplit(said["url"]).path)) if said["dir_info"]["editable"] else None
@@ -68,10 +69,10 @@ def editable_folder(package: str) -> Path | None:
 
 
 def git_state(folder: Path, known: str) -> dict[str, Any] | None:
-    """Commit, and whether files differ from it, of the checkout that a folder lies in; None without one.
+    """The commit of the git checkout that contains a folder, and whether files differ from it; None without a checkout.
 
-    known: a file in the folder, or "." for any, that the checkout must hold: what is installed below somebody else's
-    checkout is no checkout.
+    known: a file in the folder, or "." for any file. Git must track it: else the folder is only an installation inside
+    an unrelated checkout.
     """
 
     def git(*arguments: str) -> str:

@@ -1,5 +1,5 @@
-"""Runs trainings and their cells, each training in a process of its own: one may fail, hang or be killed, and no
-other notices."""
+"""Runs trainings with their cells, each training in its own process. A training that fails, hangs or is killed does not
+affect the others."""
 
 from __future__ import annotations
 
@@ -21,46 +21,51 @@ from objbench.errors import UsageError
 from objbench.run.local import LocalJob, Settings
 
 GRACE_S = 30.0
-"""A cell that was asked to stop and has not by then is killed."""
+"""Seconds that a cell has to stop; after that it is killed."""
 
 
 class Observer(Protocol):
-    """Whoever is shown what happens."""
+    """Is informed about the progress of a run."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Called with one line of text."""
 
     def begin(self, cell: Cell) -> None:
-        """A cell was started."""
+        """Called when a cell was started."""
 
     def update(self, cell: Cell, event: Event) -> None:
-        """A cell reported something."""
+        """Called with an event of a cell."""
 
     def end(self, cell: Cell, result: CellResult) -> None:
-        """A cell ended."""
+        """Called when a cell has ended."""
 
 
 class Runner:
-    """The loop over trainings that wait and processes at work."""
+    """The loop over waiting trainings and running processes."""
 
     def __init__(self, store: Store, settings: Settings, observer: Observer, force: bool = False) -> None:
-        """force: whether trainings that are there are set aside and run anew."""
+        """force: rename the folders of existing trainings, and train again."""
         self.store, self.settings, self.observer, self.force = store, settings, observer, force
         self.jobs: list[LocalJob] = []
         self.results: dict[str, CellResult] = {}
         self.stop_requests = 0
-        """How often we were asked to stop: once lets cells save a checkpoint, twice kills them."""
+        """How often the user asked to stop: after the first request cells save a checkpoint, after the second they are
+        killed."""
         self.fatal = ""
-        """What no cell can run with: a full disk, or a store that can no longer be written."""
+        """An error with which no cell can run: a full disk, or a store that can no longer be written."""
         self._disk_full = True
         self._unlocked = False
         self._deadline = 0.0
         self._waited_for: set[str] = set()
+        self._renewed: set[str] = set()
+        """Trainings that were set aside as `force` says: once each."""
+        self._again: list[list[Cell]] = []
+        """Cells whose process ended because of another cell of their training."""
 
     def run(self, cells: list[Cell]) -> dict[str, CellResult]:
-        """Runs the cells; their results by key. `stop_requests` says whether it was interrupted.
+        """Runs the cells and returns their results by key. If it was interrupted, `stop_requests` is above 0.
 
-        A training that another objbench is at work on is waited for. UsageError when the disk is full.
+        Waits for trainings that another objbench is running. UsageError when the disk is full.
         """
         jobs: dict[str, list[Cell]] = {}
         for cell in cells:
@@ -68,7 +73,9 @@ class Runner:
         waiting = deque(jobs.values())
         with self._signals():
             try:
-                while waiting or self.jobs:
+                while waiting or self.jobs or self._again:
+                    waiting.extend(self._again)
+                    self._again.clear()
                     if self.stop_requests or self.fatal:
                         waiting.clear()
                         self._stop_all()
@@ -78,11 +85,11 @@ class Runner:
                     for job in list(self.jobs):
                         self._poll(job)
             finally:
-                for job in self.jobs:  # only if this loop itself failed
+                for job in self.jobs:  # only after an error in this loop
                     job.kill()
         if self.fatal:
-            todo = "free some space" if self._disk_full else "mend that"
-            raise UsageError(f"{self.fatal}; {todo} and run the same command again: it goes on from here")
+            todo = "free some space" if self._disk_full else "correct this"
+            raise UsageError(f"{self.fatal}; {todo} and run the same command again: it continues from here")
         return self.results
 
     @contextlib.contextmanager
@@ -90,7 +97,7 @@ class Runner:
         def ask(*_: object) -> None:
             self.stop_requests += 1
             if self.stop_requests == 1:
-                self.observer.say("stopping: cells save a checkpoint (again to kill them)")
+                self.observer.say("stopping: cells save a checkpoint (press Ctrl-C again to kill them)")
 
         previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -100,7 +107,7 @@ class Runner:
                 signal.signal(number, handler)
 
     def _stop_all(self) -> None:
-        """Asks the jobs to stop; kills those that do not, or at once when we were asked twice."""
+        """Asks the jobs to stop. Kills them after GRACE_S, or at once after a second request to stop."""
         if not self._deadline:
             self._deadline = time.monotonic() + GRACE_S
             for job in self.jobs:
@@ -110,10 +117,12 @@ class Runner:
                 job.kill()
 
     def _poll(self, job: LocalJob) -> None:
-        """Passes on what a job reports; kills it when its time is over; takes its results when it has ended."""
-        ended = job.ended()  # asked first: then all that it reported is in the pipe
+        """Passes on the events of a job; kills it when its time is over; takes its results when it has ended."""
+        ended = job.ended()  # checked first: if it has ended, all its events are in the pipe
         for event in job.events():
             self.fatal = self.fatal or event.get("disk_full", "")
+            if "cell" in event:
+                job.started = time.monotonic()
             self.observer.update(job.cells[0], event)
         if ended:
             self._end(job)
@@ -122,8 +131,8 @@ class Runner:
             job.kill()
 
     def _fill_slots(self, waiting: deque[list[Cell]]) -> None:
-        """Fills the idle slots with trainings that nobody else is at work on."""
-        for _ in range(len(waiting)):  # a look at each
+        """Starts waiting trainings in the idle slots, if no other process is running them."""
+        for _ in range(len(waiting)):  # each is tried once
             if len(self.jobs) >= self.settings.workers:
                 return
             cells = waiting.popleft()
@@ -136,7 +145,8 @@ class Runner:
             if self.store.lockless and not self._unlocked:
                 self._unlocked = True
                 self.observer.say(
-                    f"warning: the file system of {self.store.out} has no locks: run nothing else there until this ends"
+                    f"warning: the file system of {self.store.out} has no locks: "
+                    "run no other objbench there until this one ends"
                 )
             if lock is None:
                 waiting.append(cells)
@@ -156,37 +166,38 @@ class Runner:
                 return
 
     def _give_up(self, error: OSError) -> None:
-        """Nothing can be run any more; what is at work is asked to stop."""
+        """Starts no more jobs after this error; running jobs are asked to stop."""
         self.fatal = f"{error.strerror}: {error.filename or self.store.out}"
         self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
     def _still_to_do(self, cells: list[Cell]) -> list[Cell]:
-        """Those of a locked training's cells that are not done; what is damaged is set aside."""
+        """The cells of a locked training that are not done. Folders that are damaged are renamed."""
         left = []
         training = cells[0].training.key
-        if self.force and self.store.folder(training).exists():
+        if self.force and training not in self._renewed and self.store.folder(training).exists():
             others = [key for key in self.store.cell_keys() if key.startswith(f"{training}/")]
             aside = self.store.set_aside(training, "old")
-            what = f", with its {len(others)} cells" if len(others) > 1 else ""
-            self.observer.say(f"{cells[0].name}: what was there{what} is set aside as {aside}")
+            what = f" with its {len(others)} cells" if len(others) > 1 else ""
+            self.observer.say(f"{cells[0].name}: the old training{what} was renamed to {aside}")
+        self._renewed.add(training)
         self._set_aside_if_damaged(cells[0], training)
         for cell in cells:
             known = self._set_aside_if_damaged(cell, cell.key)
-            if known and known.status == "done":  # by another objbench, meanwhile
+            if known and known.status == "done":  # another objbench has run it in the meantime
                 self.results[cell.key] = known
             else:
                 left.append(cell)
         return left
 
     def _set_aside_if_damaged(self, cell: Cell, key: str) -> CellResult | None:
-        """The result of the cell of that key, or None of a training; renames what is damaged."""
+        """The result of the cell with this key, or None for a training; renames a damaged folder."""
         try:
             if "/" in key:
                 return self.store.verify(key)
             self.store.verify_training(key)
         except Damaged as error:
             aside = self.store.set_aside(key)
-            self.observer.say(f"{cell.name}: {error}; set aside as {aside.name}, run again")
+            self.observer.say(f"{cell.name}: {error}; renamed to {aside.name}, run again")
         return None
 
     def _start(self, cells: list[Cell], lock: int) -> None:
@@ -201,24 +212,37 @@ class Runner:
         self.observer.begin(cells[0])
 
     def _end(self, job: LocalJob) -> None:
-        """Takes the results of a process that has ended, or records why there are none."""
+        """Takes the results of a process that has ended, or records why there are none.
+
+        Where it ended in one of its cells, of which the training was done, the cells after that one are run in another
+        process: they are not to blame.
+        """
         self.jobs.remove(job)
+        status, error = self._how_it_ended(job)
+        blamed = False
+        again = []
         for cell in job.cells:
             folder = self.store.folder(cell.key)
-            status, error = self._how_it_ended(job)
             try:
                 result, _ = read_record(folder)
                 if result.status == "running":
+                    if blamed and status in ("failed", "timed out"):
+                        again.append(cell)
+                        continue
                     result = end_early(folder, status, error)
+                    blamed = (folder.parent / "trained.json").exists()
             except (Damaged, OSError) as trouble:  # the record of a failure may find the disk full
                 result = cell.result(status, error=error or str(trouble))
             self.results[cell.key] = replace(result, path=str(folder))
         job.close()
         for cell in job.cells:
-            self.observer.end(cell, self.results[cell.key])
+            if cell not in again:
+                self.observer.end(cell, self.results[cell.key])
+        if again:
+            self._again.append(again)
 
     def _how_it_ended(self, job: LocalJob) -> tuple[Status, str]:
-        """For a process that left no record of its own."""
+        """The status and error of a process that left no record."""
         if job.timed_out:
             return "timed out", f"killed after {self.settings.timeout:g} s"
         if self.stop_requests or self.fatal:

@@ -17,28 +17,31 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from objbench.cells.identity import MIXTURE, OWN, Cell, MixtureConfig, Training, read_cell, read_training
-from objbench.cells.matrix import changes_of_code
+from objbench.cells.identity import OWN, Cell, Training, read_cell, read_training
+from objbench.cells.matrix import changes_of_code, clusterer_changed, config_of_clusterer
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import Event, Position, Status, Trained
 from objbench.cells.store import end_early, position, read_record, read_trained, write_record, write_trained
+from objbench.clusterer import ObjectShape
+from objbench.detector import trains_by_steps
 from objbench.errors import Interrupted, UsageError, error_line
-from objbench.options import build
-from objbench.plugins import Registry, load_plugins
+from objbench.plugins import Registry, load_plugins, load_target
 from objbench.run.link import DISK_FULL, Link
 from objbench.run.log import KINDS, Log, open_log
 from objbench.run.points import Points
 from objbench.run.provenance import now, provenance, where_from
 from objbench.scenes import first_indices
-from objbench.score.arrays import flat, load_detections, load_truth, save_tensors
+from objbench.score import clustering
+from objbench.score.arrays import flat, load_detections, load_found, load_truth, save_tensors
 from objbench.score.detect import detect
 from objbench.score.metrics import by_these_metrics, score, score_each
-from objbench.score.mixture import cluster
 from objbench.score.random_state import undisturbed
 from objbench.score.scene_checks import FIRST, check_scenes
 from objbench.score.trained import Built, build_training, load_weights
@@ -47,6 +50,24 @@ from objbench.train.loop import Watch
 from objbench.train.machine import peak_memory_mb
 from objbench.train.outcome import run_training
 from objbench.train.steps import Diverged
+
+
+class Clustered(NamedTuple):
+    """What a clusterer made of the test objects of a training."""
+
+    clusters: Tensor
+    """`[m]` int64."""
+    state: dict[str, Tensor]
+    """All that it learnt."""
+    warnings: list[str]
+    seconds: float
+    """It took to fit and to assign."""
+    objects: int
+    """How many it was fitted on."""
+    shape: ObjectShape
+    """Of them."""
+    oracle: bool
+    """Whether it was fitted with the true labels."""
 
 
 class Worker(Link, Watch):
@@ -70,6 +91,7 @@ class Worker(Link, Watch):
         self.points, self.log_kind = Points(points), log
         self.log: Log | None = None
         self.began = time.monotonic()
+        self._of_test: clustering.Found | None = None
 
     def run(self, folder: Path, cells: list[Path], registry: Registry) -> None:
         """Trains the training in `folder`, unless that is done, then clusters, scores and records its cells.
@@ -92,6 +114,9 @@ class Worker(Link, Watch):
                 check_scenes(training.identity["data"], self.built.train_source, "train", first)
             if self.log_kind:
                 self.log = open_log(self.log_kind, folder, position(folder).step)
+            cells = self._without_those_that_need_what(cells)
+            if not cells:
+                return
             try:
                 self._train(folder, training)
             finally:
@@ -102,8 +127,11 @@ class Worker(Link, Watch):
             load_weights(folder, self.built.detector)
         for cell in cells:
             try:
+                self.report({"phase": "scoring", "cell": f"{folder.name}/{cell.name}"})
                 self._finish(read_cell(cell), cell, seconds_before)
-            except Exception as error:
+            except Interrupted:
+                raise
+            except BaseException as error:  # a plugin may raise anything
                 if is_disk_full(error):
                     raise
                 traceback.print_exc()
@@ -122,13 +150,12 @@ class Worker(Link, Watch):
     def evaluate(self) -> dict[str, float]:
         """The metrics of the main table on the validation scenes, for the curve; those that are defined.
 
-        A mixture is here fitted on these very detections, and once: what runs often must be cheap.
+        Those of clusters are not, for a detector that does not cluster: a clusterer that is fitted at every point costs
+        too much, and one that is fitted in another way than for the table would show other figures.
         """
         found, truth = detect(
             self.built.detector, self.built.test_source, "validation", self.protocol.validation_scenes
         )
-        if found.clusters is None:
-            found = cluster(MixtureConfig(restarts=1), found, found)[0]
         of_table = {name: spec for name, spec in self.registry.metrics.items() if spec.columns}
         values = score(replace(self.registry, metrics=of_table), found, truth)
         return {name: value for name, value in values.items() if math.isfinite(value)}
@@ -136,7 +163,7 @@ class Worker(Link, Watch):
     def _train(self, folder: Path, training: Training) -> None:
         """Runs the training to its end, and commits what it gave."""
         identity = training.identity
-        plugins = where_from(self.registry, identity["model"], identity["data"])
+        plugins = where_from(self.registry, {"model": identity["model"], "data set": identity["data"]})
         began = provenance(self.device) | {"plugins": plugins}
         detector = self.built.detector
         outcome = run_training(self.built, training.identity["seed"], self.protocol, folder, self)
@@ -167,17 +194,20 @@ class Worker(Link, Watch):
 
     def _finish(self, cell: Cell, folder: Path, seconds_before: float) -> None:
         """Clusters and scores a cell of the finished training, and records it as done."""
-        self.report({"phase": "scoring"})
         trained = read_trained(folder.parent)
         tensors: dict[str, Mapping[str, Tensor]] = {}
         warnings = list(trained.warnings)
-        if cell.clusterer["name"] != OWN:
-            config = build(MixtureConfig, MIXTURE, cell.clusterer["config"])
-            seen, _ = detect(self.built.detector, self.built.train_source, "train", self.protocol.fit_scenes)
-            found, state, warning = cluster(config, seen, load_detections(folder))
-            assert found.clusters is not None
-            warnings += [warning] if warning else []
-            tensors = {"clusters": {"clusters": found.clusters}, "clusterer": state}
+        more: dict[str, Any] = {"oracle": trained.oracle}
+        seconds = 0.0
+        if (name_ := cell.clusterer["name"]) != OWN:
+            self.report({"phase": "clustering"})
+            made = self._clustered(cell, folder)
+            warnings, seconds = warnings + made.warnings, made.seconds
+            tensors = {"clusters": {"clusters": made.clusters}, "clusterer": made.state}
+            more |= {"oracle_clusterer": made.oracle, "objects_fitted_on": made.objects}
+            more["object_shape"] = [made.shape.channels, made.shape.size, made.shape.what]
+            plugin = where_from(self.registry, {"clusterer": name_})
+            more["plugins"] = trained.provenance.get("plugins", {}) | plugin
         for name, named in tensors.items():  # before any metric has seen them
             save_tensors(folder / f"{name}.safetensors", named)
         scored = list(score_each(self.registry, load_detections(folder), load_truth(folder), warnings.append))
@@ -189,16 +219,84 @@ class Worker(Link, Watch):
             train_steps=at.step,
             images_per_second=at.images / at.seconds,
             peak_memory_mb=max(at.peak_memory_mb, peak_memory_mb(self.device)),
+            clusterer_seconds=seconds,
             provenance=trained.provenance
             | by_these_metrics(self.registry, [spec for spec, _ in scored])
+            | more
             | {
-                "oracle": trained.oracle,
                 "warnings": warnings,
                 "wall_seconds": seconds_before + time.monotonic() - self.began,
             },
         )
         with self.deferred():  # a cell that is done stays done
             write_record(folder, result, [f"{name}.safetensors" for name in tensors])
+
+    @cached_property
+    def _seen(self) -> clustering.Found:
+        """What the trained detector stands by in the protocol's training scenes; once for all clusterers."""
+        found, truth = detect(self.built.detector, self.built.train_source, "train", self.protocol.fit_scenes)
+        return clustering.Found(self.built.train_source, "train", clustering.present(found), truth)
+
+    def _tested(self, folder: Path) -> clustering.Found:
+        """What the detector found in the test scenes; once for all clusterers. folder: the training's."""
+        if self._of_test is None:
+            self._of_test = clustering.Found(self.built.test_source, "test", load_found(folder))
+        return self._of_test
+
+    def _without_those_that_need_what(self, cells: list[Path]) -> list[Path]:
+        """The cells but for those whose clusterer needs what-latents and whose detector gives none.
+
+        These are recorded as failed: better before a long training than after it. A detector that says it does not
+        cluster must give them, so it is not asked; neither is one that cannot detect before it is fitted.
+        """
+        left = []
+        for folder in cells:
+            cell = read_cell(folder)
+            name, model = cell.clusterer["name"], cell.training.identity["model"]
+            if (
+                name == OWN
+                or not load_target(self.registry.clusterer(name).target).needs_what
+                or not self.registry.model(model).clusters
+                or not trains_by_steps(type(self.built.detector))
+                or detect(self.built.detector, self.built.train_source, "train", 1)[0].what is not None
+            ):
+                left.append(folder)
+            else:
+                end_early(folder, "failed", clustering.no_what(name, f"'{model}'"))
+        return left
+
+    def _clustered(self, cell: Cell, folder: Path) -> Clustered:
+        """Fits the clusterer of a cell on what the detector finds in training scenes, and assigns the test objects.
+
+        Raises PluginFailed, UsageError or ValueError, with one line for the table.
+        """
+        name = cell.clusterer["name"]
+        if clusterer_changed(self.registry, cell):
+            raise UsageError(
+                f"the source of '{name}' changed since this run was planned; run the command again"
+            )
+        clusterer = load_target(self.registry.clusterer(name).target)
+        config = config_of_clusterer(self.registry, cell)
+        clustering.cut_of(name, clusterer, config)
+        objects = self._seen.objects(clusterer, config, with_labels=clusterer.oracle)
+        shape, seed = clustering.shape_of(objects), cell.training.identity["seed"]
+        if clusterer.needs_what and not shape.what:
+            raise ValueError(clustering.no_what(name, f"'{cell.training.identity['model']}'"))
+        began = time.perf_counter()
+        made, warnings = clustering.fit(name, clusterer, config, objects, seed)
+        state = clustering.state_of(name, made)
+        fitted = time.perf_counter() - began
+        asked = self._tested(folder.parent).objects(clusterer, config)
+        began = time.perf_counter()
+        clusters = clustering.assign(name, made, asked, config.clusters)
+        seconds = fitted + time.perf_counter() - began
+        again = clustering.restored(name, clusterer, config, shape, state)
+        if other := int((clustering.assign(name, again, asked, config.clusters) != clusters).sum()):
+            raise ValueError(
+                f"the state_dict of '{name}' does not hold all that it learnt: with its saved state {other} of "
+                f"{len(asked)} objects are in another cluster"
+            )
+        return Clustered(clusters, state, warnings, seconds, len(objects), shape, clusterer.oracle)
 
 
 def main(words: list[str]) -> int:
@@ -244,7 +342,8 @@ def main(words: list[str]) -> int:
 def how_it_failed(error: BaseException) -> tuple[Status, str]:
     """A status, and the error as a table can show it; its traceback is in the log."""
     line = textwrap.shorten(str(error) if isinstance(error, Diverged) else error_line(error), 300)
-    return ("out of memory" if is_out_of_memory(error) else "failed"), line
+    no_memory = is_out_of_memory(error) or (error.__context__ and is_out_of_memory(error.__context__))
+    return ("out of memory" if no_memory else "failed"), line
 
 
 def is_disk_full(error: BaseException) -> bool:

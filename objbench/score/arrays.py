@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from objbench.cells.files import Damaged, write_file
+from objbench.cells.files import Damaged
 from objbench.detector import Detections
 from objbench.scenes import GroundTruth
+from objbench.writing import write_file
 
 
 def flat(listed: Detections | GroundTruth) -> dict[str, Tensor]:
-    """Detections or truth as tensors to save, under the names of their fields."""
+    """Detections or truth as tensors to save, by the names of their fields."""
     tensors = {name: value for name, value in vars(listed).items() if isinstance(value, Tensor)}
     return tensors | {"images": torch.tensor(listed.images)}
 
 
-def load_detections(folder: Path) -> Detections:
-    """The detections of a cell on its test scenes, with its clusters if it has any."""
-    tensors = load_tensors(folder.parent / "detections.safetensors")
-    if (folder / "clusters.safetensors").exists():
-        tensors |= load_tensors(folder / "clusters.safetensors")
+def load_found(training: Path) -> Detections:
+    """What the detector of a training found in its test scenes, with its own clusters if it has any."""
+    tensors = load_tensors(training / "detections.safetensors")
     return Detections(int(tensors.pop("images")), **tensors)
 
 
+def load_detections(folder: Path) -> Detections:
+    """The detections of a cell on its test scenes, with its clusters if it has any: those of its clusterer."""
+    found = load_found(folder.parent)
+    if (folder / "clusters.safetensors").exists():
+        found = replace(found, clusters=load_tensors(folder / "clusters.safetensors")["clusters"])
+    return found
+
+
 def load_truth(folder: Path) -> GroundTruth:
-    """The true objects of a cell's test scenes."""
+    """The true objects of the test scenes of the cell in `folder`."""
     tensors = load_tensors(folder.parent / "truth.safetensors")
     return GroundTruth(int(tensors.pop("images")), **tensors)
 
@@ -41,7 +49,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file onto the CPU. Damaged when it is not one."""
+    """Reads a safetensors file; tensors are on the CPU. Damaged when the file is missing or not valid."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -56,7 +64,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def select_scenes(
     detections: Detections, truth: GroundTruth, indices: Tensor
 ) -> tuple[Detections, GroundTruth]:
-    """The scenes at `indices` [n] int64, repeats allowed, as scenes 0..n-1; order within a scene is kept."""
+    """The scenes at `indices` [n] int64 (may repeat) as scenes 0..n-1; the order within a scene is kept."""
     found, found_in = _rows_of(detections.image, detections.images, indices)
     there, there_in = _rows_of(truth.image, truth.images, indices)
 
@@ -77,7 +85,7 @@ def select_scenes(
 
 
 def _rows_of(image: Tensor, images: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows belong to the scenes at `indices`, one scene after another, and to which of them each."""
+    """The rows that belong to the scenes at `indices`, scene by scene; and for each row its new scene number."""
     order = torch.argsort(image, stable=True)
     counts = torch.bincount(image, minlength=images)
     starts = counts.cumsum(0) - counts

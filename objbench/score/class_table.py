@@ -1,4 +1,4 @@
-"""What was found of each class, once clusters have been assigned to classes."""
+"""The results for each class, after clusters have been assigned to classes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from objbench.scenes import GroundTruth
 
 
 class ClassRow(NamedTuple):
-    """One class. Shares are in 0..1, and None where there is nothing to take a share of."""
+    """The results for one class. Shares are in 0..1, or None when there is nothing to count."""
 
     label: int
     objects: int
-    """How many there are."""
+    """How many objects of this class there are."""
     found: float | None
-    """The share of them that are the best match (IoU > 0.5) of some box of score >= PRESENT."""
+    """The share of these objects that are the best match (IoU > 0.5) of some box with a score >= PRESENT."""
     cluster: int | None
-    """The cluster that stands for the class; None when none is left for it."""
+    """The cluster assigned to the class; None when no cluster is left for it."""
     right: float | None
-    """The share of the correct boxes on its objects that are in that cluster."""
+    """Of the correct boxes on objects of this class: the share that is in that cluster."""
     ap50: float | None
-    """Average precision at IoU > 0.5 (as `ap50`) of all detections in that cluster, for its objects alone."""
+    """Average precision at IoU > 0.5 (as `ap50`) of all detections in that cluster, on objects of this class only."""
 
 
 def class_table(detections: Detections, truth: GroundTruth, classes: int) -> list[ClassRow]:
     """A row for each of `classes` classes, by label.
 
     Clusters are assigned to classes one to one, so that as many correct boxes as possible are in the cluster of
-    their class (Hungarian method), as for `acc`; noise stands for no class. Without clusters, only what is found
-    is filled in.
+    their class (Hungarian method), as for `acc`; noise is assigned to no class. Without clusters, only `label`,
+    `objects` and `found` have values.
     """
     labels = as_numpy(truth.labels)
     stood_by = present(detections)
@@ -50,7 +50,7 @@ def class_table(detections: Detections, truth: GroundTruth, classes: int) -> lis
         table, clusters = table[:, clusters != NOISE], clusters[clusters != NOISE]
         right = dict.fromkeys(named.tolist(), 0.0)
         for row, column in zip(*linear_sum_assignment(table, maximize=True), strict=True):
-            if table[row, column]:  # a cluster that shares no box with the class says nothing of it
+            if table[row, column]:  # a cluster without a box on this class is not assigned to it
                 cluster_of[int(named[row])] = int(clusters[column])
                 right[int(named[row])] = float(table[row, column] / boxes[row])
     rows = []

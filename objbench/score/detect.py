@@ -1,4 +1,4 @@
-"""What a detector finds on held-out scenes, and what that scores."""
+"""Runs a detector on held-out scenes and checks its detections."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from objbench.scenes import GroundTruth, Scenes, SceneSource, Split, first_indic
 from objbench.score.random_state import undisturbed
 
 BATCH = 32
-"""Images that a detector is shown at once."""
+"""How many images a detector receives at once."""
 
 
 def detect(
     detector: Detector, source: SceneSource, split: Split, count: int
 ) -> tuple[Detections, GroundTruth]:
-    """What the detector finds in the first `count` scenes of a split, and what is there; both on the CPU.
+    """The detections in the first `count` scenes of a split, and the truth; both on the CPU.
 
-    Leaves training as it was: mode, random generators and batch statistics are not touched.
+    Does not affect the training: mode, random generators and batch statistics do not change.
     """
     found, truths = [], []
     with undisturbed(detector):
@@ -29,7 +29,7 @@ def detect(
 
 
 def shown(scenes: Scenes, detector: Detector) -> Scenes:
-    """What the detector may see of scenes, on its device: the truth only if it is an oracle."""
+    """The scenes on the detector's device; without the truth, unless the detector is an oracle."""
     device = device_of(detector)
     seen = scenes if detector.oracle else blind(scenes)
     image, boxes, labels = (t.to(device) for t in (seen.truth.image, seen.truth.boxes, seen.truth.labels))
@@ -37,7 +37,7 @@ def shown(scenes: Scenes, detector: Detector) -> Scenes:
 
 
 def checked(found: Detections, images: int) -> Detections:
-    """The same detections; ValueError when they are not of `images` images, or break their contract."""
+    """Returns the detections; ValueError when they are not for `images` images or break their contract."""
     if found.images != images:
         raise ValueError(f"detect was shown {images} images and answers for {found.images}")
     if fault := found.fault():
@@ -46,6 +46,6 @@ def checked(found: Detections, images: int) -> Detections:
 
 
 def device_of(detector: Detector) -> torch.device:
-    """Where the detector's tensors lie; the CPU when it has none."""
+    """The device of the detector's tensors; the CPU when it has none."""
     tensors = [*detector.parameters(), *detector.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Runs every registered metric on one set of detections."""
+"""Computes all registered metrics for one set of detections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Listed = TypeVar("Listed", Detections, GroundTruth)
 
 
 def to_stderr(text: str) -> None:
-    """Shows a warning to whoever runs the program."""
+    """Prints a warning to stderr."""
     print(f"objbench: {text}", file=sys.stderr)
 
 
@@ -35,7 +35,7 @@ def score(
     truth: GroundTruth,
     complain: Callable[[str], None] = to_stderr,
 ) -> dict[str, float]:
-    """Every value of every registered metric, by the value's name. See `score_each`."""
+    """All values of all registered metrics, by the value's name. See `score_each`."""
     found = score_each(registry, detections, truth, complain)
     return {name: value for _, values in found for name, value in values.items()}
 
@@ -49,9 +49,10 @@ def score_each(
 ) -> Iterator[tuple[MetricSpec, dict[str, float]]]:
     """Each registered metric with its values, in the order of registration.
 
-    A metric that raises, or returns what it should not, is left out, and `complain` is called with one line
-    that names it. Each metric gets a copy of its own, so that none can change what another is given. What a metric
-    prints goes to stderr. ask: how it is asked for them. Raises ValueError when the detections break their contract.
+    A metric that raises an error or returns invalid values is left out, and `complain` is called with one line that
+    names it. Each metric gets its own copy of the detections, so that no metric can change the input of another.
+    What a metric prints goes to stderr. ask: how metrics are called. Raises ValueError when the detections break
+    their contract.
     """
     check(detections, truth)
     owner: dict[str, str] = {}
@@ -82,7 +83,7 @@ def _copied(listed: Listed) -> Listed:
 
 
 def check(detections: Detections, truth: GroundTruth) -> None:
-    """Raises ValueError when detections break their contract, or are of other scenes than the truth."""
+    """Raises ValueError when the detections break their contract, or their number of images is not the truth's."""
     if detections.images != truth.images:
         raise ValueError(f"detections of {detections.images} images, but the truth of {truth.images}")
     if fault := detections.fault():
@@ -90,8 +91,8 @@ def check(detections: Detections, truth: GroundTruth) -> None:
 
 
 def by_these_metrics(registry: Registry, specs: Iterable[MetricSpec]) -> dict[str, dict[str, Any]]:
-    """What a record says of the metrics that its figures are by, by name: versions, digests of their code, the columns
-    that they make, and where they come from."""
+    """What a record contains about the metrics that computed its figures, by name: versions, digests of their code,
+    columns, and plugins."""
     names = {spec.name for spec in specs}
     return {
         "metric_versions": {name: v for name, v in registry.metric_versions.items() if name in names},
@@ -112,10 +113,10 @@ def rescore(
     ask: Ask = ask_here,
     anew: bool = False,
 ) -> CellResult:
-    """The result by the metrics as they are now, from raw detections; itself if it is by these already.
+    """The result with metrics recomputed from raw detections; unchanged if the metrics are up to date.
 
-    A metric that failed the last time is not among those that the result is by, so it gets another try.
-    complain, ask: as in `score_each`. anew: whatever the result is by.
+    A metric that failed last time is not in the result's versions, so it is computed again.
+    complain, ask: as in `score_each`. anew: recompute even if the metrics are up to date.
     """
     then = result.provenance["metric_versions"]
     if result.status != "done" or (registry.up_to_date(then) and not anew):
@@ -125,12 +126,12 @@ def rescore(
     metrics = {name: value for _, values in scored for name, value in values.items()}
     by = by_these_metrics(registry, [spec for spec, _ in scored])
     for name in then:
-        if registry.is_gone("metric", name):  # what it said once cannot be computed again, and is kept
+        if registry.is_gone("metric", name):  # its old values cannot be computed again, so they are kept
             by = {part: of | _only(result.provenance.get(part, {}), name) for part, of in by.items()}
             columns = result.provenance.get("metric_columns", {}).get(name, {})
             metrics = {v: result.metrics[v] for v in columns if v in result.metrics} | metrics
     if not anew and metrics.keys() == result.metrics.keys() and by["metric_versions"] == then:
-        return result  # what failed has failed again
+        return result  # the metrics that had failed have failed again
     return replace(result, metrics=metrics, provenance=result.provenance | by)
 
 

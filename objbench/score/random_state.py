@@ -1,4 +1,4 @@
-"""The global random generators: seeding them, and leaving them as they were."""
+"""Seeds, saves and restores the global random generators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rng_states() -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Undoes whatever was drawn since `rng_states`."""
+    """Restores the states that `rng_states` returned."""
     torch.set_rng_state(states["torch"])
     keys, place, has_gauss, gauss = states["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), place, has_gauss, gauss))
@@ -41,7 +41,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def undisturbed(detector: Detector) -> Iterator[None]:
-    """Eval mode without gradients; afterwards training goes on as if nothing had been."""
+    """In this block the detector is in eval mode, without gradients. Then its mode and all generators are restored."""
     was_training, states = detector.training, rng_states()
     detector.eval()
     try:

@@ -1,8 +1,8 @@
-"""Are scenes what the contract says? They are checked where they enter, here, for every data plugin.
+"""Checks that the scenes of a data plugin follow the contract, before anything is trained on them.
 
-Of a data set of a known size every scene is decoded and checked, once: a set that was found right is remembered
-in the user's cache under a hash of its name, options, source code and fingerprint. Of one that is generated
-without end the first batch of each split is checked, every time.
+In a data set of known size every scene is decoded and checked, once: if all are correct, this is remembered in the
+user's cache under a hash of the data set's name, options, source code and fingerprint. In a data set generated
+without end, the first `FIRST` scenes of each split are checked, every time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 import torch
 from torch import Tensor
 
-from objbench.cells.files import canonical, write_file
+from objbench.cells.files import canonical
 from objbench.cells.identity import Cell
 from objbench.cells.result import CellResult
 from objbench.errors import UsageError
@@ -26,33 +26,34 @@ from objbench.guarded import Ask, PluginFailed, ask_here, calling
 from objbench.options import build
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
+from objbench.writing import write_file
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 FIRST = 32
-"""Scenes of a split without end that are checked."""
+"""How many scenes of a split without end are checked."""
 VERSION = 1
-"""Raised when something else is checked: what was remembered as right is then looked at again."""
+"""To be raised when the checks change: then data sets that were remembered as correct are checked again."""
 
 _BATCH = 256
-_VALUES = 2**24  # of pixels, at most, in a batch: 64 MB
-_MANY = 1000  # scenes; checking more is announced
+_VALUES = 2**24  # pixel values in a batch at most: 64 MB
+_MANY = 1000  # a check of more scenes than this is announced
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with a batch of scenes."""
+    """One error in a batch of scenes."""
 
     part: Literal["images", "truth"]
     scene: int | None
-    """Its place in the batch; None when it is the batch as a whole that is wrong."""
+    """The scene's index in the batch; None when the batch as a whole is wrong."""
     what: str
 
 
 def faults(scenes: Scenes, shape: SceneShape, classes: int, expected: int) -> list[Fault]:
-    """What is wrong with `expected` scenes of that shape and number of classes; nothing when all is right.
+    """The errors in `expected` scenes of this shape and number of classes; an empty list when there is no error.
 
-    Images must be `[n, *shape]` float32, finite and in 0..1; the truth of as many images, `image` ascending in
-    0..n-1, boxes finite, of positive size and inside the image, labels in 0..classes-1. At most one entry a
-    scene for its pixels, one for its boxes and one for its labels.
+    Images must be `[n, *shape]` float32, finite and in 0..1. The truth must be for n images, with `image` ascending
+    in 0..n-1, boxes finite, of positive size and inside the image, and labels in 0..classes-1. The list has at most
+    one entry per scene for its pixels, one for its boxes and one for its labels.
     """
     if not (isinstance(scenes, Scenes) and isinstance(scenes.images, Tensor)):
         return [Fault("images", None, f"{type(scenes).__name__} instead of Scenes with a tensor of images")]
@@ -116,7 +117,7 @@ def _of_truth(truth: GroundTruth, shape: SceneShape, classes: int, n: int) -> li
 
 
 def check_scenes(name: str, source: SceneSource, split: Split, indices: Tensor) -> Scenes:
-    """The scenes at `indices` [n]. UsageError, naming data set, split, scene and value, when they are wrong."""
+    """The scenes at `indices` [n]. UsageError with data set, split, scene and value when one is wrong."""
     scenes = scenes_of(name, source, split, indices)
     for fault in faults(scenes, source.shape, len(source.classes), len(indices)):
         raise UsageError(described(name, source, split, indices, fault))
@@ -124,10 +125,10 @@ def check_scenes(name: str, source: SceneSource, split: Split, indices: Tensor) 
 
 
 def check_source(name: str, source: SceneSource, identity: Mapping[str, Any] | None = None) -> None:
-    """Checks the scenes of every split: all where a split has a size, the first `FIRST` where it has none.
+    """Checks the scenes of every split: all scenes of a split with a size, the first `FIRST` of one without end.
 
-    identity: what the scenes depend on, as JSON values. With it, a data set of a known size that was found right
-    is remembered and not decoded again. Raises UsageError on the first thing that is wrong.
+    identity: everything that the scenes depend on, as JSON values. If it is given, a data set of known size that is
+    correct is remembered and not decoded again. Raises UsageError for the first error.
     """
     sizes = checked_sizes(name, source)
     scenes = sum(size or 0 for size in sizes.values())
@@ -137,13 +138,13 @@ def check_source(name: str, source: SceneSource, identity: Mapping[str, Any] | N
         remembered = _memory() / hashlib.sha256(canonical(described).encode()).hexdigest()[:32]
     if remembered is None or not remembered.exists():
         if scenes > _MANY:
-            click.echo(f"{name}: checking its {scenes:,} scenes, once", err=True)
+            click.echo(f"{name}: checking all {scenes:,} scenes (only once)", err=True)
         for split, size in sizes.items():
             if size is not None:
                 for indices in batches(source.shape, size):
                     check_scenes(name, source, split, indices)
         if remembered is not None:
-            with suppress(OSError):  # a cache that cannot be written only means that it is checked again
+            with suppress(OSError):  # if the cache cannot be written, the data set is checked again next time
                 remembered.parent.mkdir(parents=True, exist_ok=True)
                 write_file(remembered, b"")
     for split, size in sizes.items():
@@ -154,9 +155,9 @@ def check_source(name: str, source: SceneSource, identity: Mapping[str, Any] | N
 def check_data_of(
     registry: Registry, cells: Iterable[Cell], ask: Ask = ask_here, failures: list[CellResult] | None = None
 ) -> list[Cell]:
-    """Checks the scenes of every data set that the cells are trained on, each once. UsageError as `check_source`.
+    """Checks the scenes of every data set that the cells use, each once. Raises the errors of `check_source`.
 
-    Returns the cells. ask, failures: as `objbench.cells.matrix.matrix` has them; without the cells that fail.
+    Returns the cells that did not fail. ask, failures: as in `objbench.cells.matrix.matrix`.
     """
     failed: dict[str, PluginFailed | None] = {}
     left = []
@@ -187,25 +188,25 @@ def _check_data(registry: Registry, config: Mapping[str, Any], depends_on: Mappi
 
 
 def checked_sizes(name: str, source: SceneSource) -> dict[Split, int | None]:
-    """How many scenes each split has, None where it is without end. UsageError when one has none."""
+    """How many scenes each split has; None for a split without end. UsageError when a split has no scenes."""
     with calling(f"'{name}'", "its size"):
         sizes = {split: source.size(split) for split in SPLITS}
     for split, size in sizes.items():
         if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
             raise UsageError(
-                f"{name}: its {split} split has {size!r} scenes; it needs at least one (None is without end)"
+                f"{name}: its {split} split has {size!r} scenes; it needs at least one (None means without end)"
             )
     return sizes
 
 
 def batches(shape: SceneShape, count: int) -> Iterator[Tensor]:
-    """The indices 0..count-1 in runs whose images need no more than some 64 MB."""
+    """The indices 0..count-1 in consecutive parts whose images need at most about 64 MB."""
     length = max(1, min(_BATCH, _VALUES // max(1, shape.channels * shape.height * shape.width)))
     yield from torch.split(torch.arange(count), length)
 
 
 def scenes_of(name: str, source: SceneSource, split: Split, indices: Tensor) -> Scenes:
-    """The scenes at `indices` [n]. PluginFailed, which is one line, whatever the plugin raises."""
+    """The scenes at `indices` [n]. Any error of the plugin becomes PluginFailed, with a text of one line."""
     try:
         with calling(f"'{name}'", "its scenes"):
             return source.scenes(split, indices)
@@ -217,7 +218,7 @@ def scenes_of(name: str, source: SceneSource, split: Split, indices: Tensor) -> 
 
 
 def described(name: str, source: SceneSource, split: Split, indices: Tensor, fault: Fault) -> str:
-    """A fault of the scenes at `indices` in one line: data set, split, scene, where it comes from, and what."""
+    """A fault of the scenes at `indices` in one line: data set, split, scene, its origin, and the error."""
     if fault.scene is None:
         return f"{name}: {split} scenes {int(indices[0])} to {int(indices[-1])}: {fault.what}"
     index = int(indices[fault.scene])

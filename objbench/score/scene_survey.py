@@ -1,4 +1,4 @@
-"""What is in a data set, scene by scene: `objbench data check` prints it."""
+"""The contents of a data set, counted over all its scenes, for `objbench data check`."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from objbench.scenes import Scenes, SceneSource, Split
 from objbench.score.scene_checks import SPLITS, Fault, batches, checked_sizes, described, faults, scenes_of
 
 SHOWN = 3
-"""Of the faults of a split, and of the images that two splits share."""
+"""How many faults of a split, and how many images that are in two splits, are listed."""
 
-_SURE = 10  # objects expected: that none comes by chance has a probability below 1 in 20,000
+_SURE = 10  # expected objects of a class: the probability that a sample then has none is below 1 in 20,000
 
 
 @dataclass
 class SplitSurvey:
-    """What was seen of one split."""
+    """The contents of one split."""
 
     scenes: int
     without_end: bool
     low: float = math.inf
-    """The least value of any pixel, NaN and infinities left out."""
+    """The lowest pixel value; NaN and infinities are left out."""
     high: float = -math.inf
     per_image: Counter[int] = field(default_factory=Counter)
-    """How many images have so many objects."""
+    """Number of objects -> how many images have that number."""
     per_class: Counter[int] = field(default_factory=Counter)
     """Objects of each label."""
     repeated: int = 0
-    """Images that the same split has already; images of one colour are not compared."""
+    """Images that occur earlier in the same split; images of a single colour are not compared."""
     faults: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Survey:
-    """What was seen of a data set."""
+    """The contents of a data set."""
 
     classes: tuple[str, ...]
     splits: dict[Split, SplitSurvey]
     shared: dict[tuple[Split, Split], list[tuple[int, int]]] = field(default_factory=dict)
-    """(scene of the one, scene of the other) with equal images, under the names of two splits."""
+    """For two splits: pairs (scene of the first, scene of the second) with equal images."""
 
     def missing(self, split: Split) -> list[str]:
-        """The classes that no object of a split is of."""
+        """The classes without an object in a split."""
         there = self.splits[split].per_class
         return [name for label, name in enumerate(self.classes) if not there[label]]
 
     def wrong(self) -> list[str]:
-        """Everything that is wrong, a line each: faults, equal images in two splits, and classes in one split only."""
+        """All errors, one line each: faults, equal images in two splits, and classes that a split lacks."""
         lines = []
         for split, seen in self.splits.items():
             lines += seen.faults[:SHOWN]
@@ -69,14 +69,14 @@ class Survey:
         return lines
 
     def _should_have(self, split: Split, name: str) -> bool:
-        """Whether another split has a class; if only a sample was seen of this one, so often that chance is out."""
+        """True if another split has the class; if this split was sampled: often enough to rule out chance."""
         seen, label = self.splits[split], self.classes.index(name)
         others = [other.per_class for other in self.splits.values() if other.per_class[label]]
         most = max((counts[label] / sum(counts.values()) for counts in others), default=0)
         return bool(others) and (not seen.without_end or most * sum(seen.per_class.values()) >= _SURE)
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The survey as JSON values."""
         rows = {}
         for split, seen in self.splits.items():
             images, objects = sum(seen.per_image.values()), sum(seen.per_class.values())
@@ -107,9 +107,9 @@ class Survey:
 
 
 def survey(name: str, source: SceneSource, endless: int) -> Survey:
-    """Decodes every scene of every split; the first `endless` of a split that is generated without end.
+    """Decodes every scene of every split; of a split without end, the first `endless` scenes.
 
-    UsageError when a split has no scenes, or the plugin raises.
+    UsageError when a split has no scenes or the plugin raises an error.
     """
     sizes = checked_sizes(name, source)
     found = Survey(
@@ -122,7 +122,7 @@ def survey(name: str, source: SceneSource, endless: int) -> Survey:
             scenes = scenes_of(name, source, split, indices)
             bad = faults(scenes, source.shape, len(source.classes), len(indices))
             found.splits[split].faults += [described(name, source, split, indices, fault) for fault in bad]
-            if all(fault.scene is not None for fault in bad):  # else there is nothing to be counted on
+            if all(fault.scene is not None for fault in bad):  # else the batch as a whole is wrong
                 _count(found.splits[split], scenes, bad, len(source.classes))
                 _compare(found, first_seen, split, indices, scenes.images)
     return found

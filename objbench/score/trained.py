@@ -1,4 +1,4 @@
-"""The parts of a training, made of its plugins: the detector untrained, or with the weights of a finished training."""
+"""Makes the parts of a training from its plugins; the detector is untrained or has the weights of a training."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Built(NamedTuple):
     train_source: SceneSource
     """Scenes of the training's own seed."""
     test_source: SceneSource
-    """Scenes of seed 0: trainings that differ in seed alone are tested on the same scenes."""
+    """Scenes of seed 0: trainings that differ only in the seed are tested on the same scenes."""
 
 
 def build_training(registry: Registry, training: Training, device: torch.device | str) -> Built:
-    """Makes the parts of a training, the detector untrained. Seeds every global random generator."""
+    """Makes the parts of a training, with an untrained detector. Seeds every global random generator."""
     identity = training.identity
     source_class = load_target(registry.data_spec(identity["data"]).target)
     data_config = build(source_class.Config, identity["data"], training.data_config)
@@ -51,9 +51,9 @@ def build_detector(
 
 
 def load_detector(registry: Registry, folder: Path, device: torch.device | str = "cpu") -> Detector:
-    """The detector of the finished training in `folder`, in eval mode; neither data nor data plugin is needed.
+    """The detector of the finished training in `folder`, in eval mode. Needs neither the data nor its plugin.
 
-    UsageError when its weights are not there or do not fit the plugin as it is now; Damaged when a file is.
+    UsageError when its weights are missing or do not fit the present plugin; Damaged when a file is damaged.
     """
     trained = read_trained(folder)
     verify_checksums(folder, trained.files)
@@ -63,7 +63,7 @@ def load_detector(registry: Registry, folder: Path, device: torch.device | str =
 
 
 def load_weights(folder: Path, detector: Detector) -> None:
-    """Gives an untrained detector the weights of the finished training in `folder`; raises as `load_detector`."""
+    """Loads the weights of the finished training in `folder` into a detector. Raises the errors of `load_detector`."""
     if not (folder / "weights.safetensors").exists():
         raise UsageError(f"training {folder.name} was kept without its weights; train it again first")
     try:

@@ -1,6 +1,7 @@
 """Glimpses: cropped out of images, painted onto canvases.
 
-Both resample bilinearly with zeros outside, pixel centres at half-integers (`align_corners=False`).
+Both resample bilinearly, pixel centres at half-integers (`align_corners=False`), with zeros outside unless asked
+otherwise.
 
 Painting never makes a canvas for each object. Along one axis, bilinear resampling is a product with a matrix of hat
 functions, so an object's canvas is A_y G A_x^T, and the sum of all of an image's objects is one matrix product over
@@ -18,11 +19,12 @@ from torch import Tensor
 from objbench.spatial.parts import in_parts
 
 
-def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def crop(images: Tensor, boxes: Tensor, size: int, outside: str = "zeros") -> Tensor:
     """Crops the content of each box.
 
     images: [n, channels, height, width]; boxes: [n, k, 4] xyxy in pixels; size: the side g of a glimpse in pixels.
-    Returns [n, k, channels, g, g]; differentiable in both. A box may reach outside the image, where it is black.
+    outside: what a box that reaches outside the image shows there: "zeros" is black, "border" repeats the image's
+    outermost pixels. Returns [n, k, channels, g, g]; differentiable in both.
     """
     n, channels, height, width = images.shape
     k = boxes.shape[1]
@@ -35,13 +37,15 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     )
     # All glimpses of an image are one tall grid, so that the image is not copied for each of them.
     tall = F.grid_sample(
-        images, grid.reshape(n, k * size, size, 2), padding_mode="zeros", align_corners=False
+        images, grid.reshape(n, k * size, size, 2), padding_mode=outside, align_corners=False
     )  # [n, channels, k * g, g]
     return tall.reshape(n, channels, k, size, size).transpose(1, 2)
 
 
 CACHED = 4_000_000
 """On a CPU, the number of intermediate floats (between the two products of `paint`) computed at once."""
+CANVASES = 200_000
+"""The same of canvases, one for each object, where they are only looked at (`Painter.overlap`)."""
 
 
 class Painter:
@@ -50,15 +54,11 @@ class Painter:
     def __init__(self, boxes: Tensor, glimpse: int, height: int, width: int) -> None:
         """boxes: [n, k, 4] xyxy in pixels, of positive size; glimpse: the side g of a glimpse; the canvas in pixels."""
         x0, y0, x1, y1 = boxes.unbind(-1)
-        self.px = torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5
-        self.py = torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5
-        self.boxes, self.glimpse = boxes, glimpse
-        self.along_y = hat(
-            (self.py - y0[..., None]) * (glimpse / (y1 - y0))[..., None], glimpse
-        )  # [n, k, height, g]
-        self.along_x = hat(
-            (self.px - x0[..., None]) * (glimpse / (x1 - x0))[..., None], glimpse
-        )  # [n, k, width, g]
+        px = torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5
+        py = torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5
+        # [n, k, height, g] and [n, k, width, g]
+        self.along_y = hat((py - y0[..., None]) * (glimpse / (y1 - y0))[..., None], glimpse)
+        self.along_x = hat((px - x0[..., None]) * (glimpse / (x1 - x0))[..., None], glimpse)
 
     def paint(self, glimpses: Tensor) -> Tensor:
         """The sum over objects of each glimpse painted into its box.
@@ -66,50 +66,67 @@ class Painter:
         glimpses: [n, k, channels, g, g]. Returns [n, channels, height, width]; differentiable in both.
         """
         _, k, channels, g, _ = glimpses.shape
-        at_once = max(1, CACHED // (k * g * channels * len(self.px)))
+        at_once = max(1, CACHED // (k * g * channels * self.along_x.shape[2]))
         # A few images at a time: the intermediate result then fits a processor's cache and is not kept.
         return in_parts(_paint, (glimpses, self.along_y, self.along_x), at_once)
 
-    def strongest(self, glimpses: Tensor) -> Tensor:
-        """The largest value that any one object paints at each pixel.
+    def overlap(self, glimpses: Tensor) -> Tensor:
+        """For each image, the sum over pixels of what all objects paint there less what the strongest paints.
 
-        glimpses: [n, k, g, g], not negative. Returns [n, height, width]; differentiable in both. Which object is
-        strongest is found without gradients, then its value alone is sampled again with them.
+        glimpses: [n, k, g, g], not negative. Returns [n]; differentiable in both.
         """
-        with torch.no_grad():
-            winner = torch.stack(
-                [  # image by image: one image's canvases fit a processor's cache
-                    torch.bmm(torch.bmm(y, glimpse), x.transpose(1, 2)).max(0).indices  # faster than argmax
-                    for y, glimpse, x in zip(self.along_y, glimpses, self.along_x, strict=True)
-                ]
-            )
-        return self.sample(glimpses, winner)
+        # The sum over all pixels of A_y G A_x^T needs no canvas: it is (1^T A_y) G (A_x^T 1).
+        rows = self.along_y.sum(2)[:, :, None] @ glimpses  # [n, k, 1, g]
+        total = (rows[:, :, 0] * self.along_x.sum(2)).sum((1, 2))
+        strongest: Tensor = _Strongest.apply(glimpses, self.along_y, self.along_x)
+        return total - strongest
 
-    def sample(self, glimpses: Tensor, winner: Tensor) -> Tensor:
-        """At each pixel, the value that one chosen object paints there.
 
-        glimpses: [n, k, g, g]; winner: [n, height, width] int64, which of the k objects. Returns [n, height, width];
-        differentiable in glimpses and boxes.
-        """
-        n, _, g, _ = glimpses.shape
-        box = self.boxes.gather(1, winner.reshape(n, -1, 1).expand(-1, -1, 4)).reshape(*winner.shape, 4)
-        x0, y0, x1, y1 = box.unbind(-1)  # [n, height, width]
-        u = (self.px[None, None, :] - x0) * (
-            g / (x1 - x0)
-        ) - 0.5  # in glimpse pixels, 0 at the centre of the first
-        v = (self.py[None, :, None] - y0) * (g / (y1 - y0)) - 0.5
-        flat = glimpses.reshape(n, -1)
-        value = torch.zeros_like(u)
-        left, top = u.detach().floor(), v.detach().floor()
-        for row in (top, top + 1):
-            for column in (left, left + 1):
-                weight = (1 - (u - column).abs()) * (1 - (v - row).abs())
-                inside = (row >= 0) & (row < g) & (column >= 0) & (column < g)
-                tap = (winner * g + row.long().clamp(0, g - 1)) * g + column.long().clamp(0, g - 1)
-                value = value + torch.where(
-                    inside, weight * flat.gather(1, tap.flatten(1)).reshape(u.shape), 0
+class _Strongest(torch.autograd.Function):
+    """For each image, the sum over pixels of the largest value that any one object paints there: [n].
+
+    Takes glimpses and weights as `_paint`, but without channels. The canvases of a few images at a time are made and
+    left again; for the gradient only which object won each pixel is kept, and the backward pass is three products with
+    a canvas for each object that holds the gradient where it won, and zero elsewhere.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, glimpses: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
+        n, k = glimpses.shape[:2]
+        pixels = along_y.shape[2] * along_x.shape[2]
+        at_once = n if glimpses.is_cuda else max(1, CANVASES // (k * pixels))
+        sums, winners = [], []
+        for part in zip(*(torch.split(t, at_once) for t in (along_y, glimpses, along_x)), strict=True):
+            y, glimpse, x = (t.flatten(0, 1) for t in part)
+            painted = torch.bmm(torch.bmm(y, glimpse), x.transpose(1, 2)).view(-1, k, pixels)
+            value, winner = painted.max(1)  # [images, pixels]
+            sums.append(value.sum(1))
+            winners.append(winner)
+        ctx.save_for_backward(glimpses, along_y, along_x, torch.cat(winners))
+        ctx.at_once = at_once
+        return torch.cat(sums)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        glimpses, along_y, along_x, winners = ctx.saved_tensors
+        k, height, width = glimpses.shape[1], along_y.shape[2], along_x.shape[2]
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        inputs = (along_y, glimpses, along_x, winners, grad)
+        for *part, winner, slope in zip(*(torch.split(t, ctx.at_once) for t in inputs), strict=True):
+            y, glimpse, x = (t.flatten(0, 1) for t in part)
+            won = y.new_zeros(len(winner), k, height * width)
+            won.scatter_(1, winner[:, None], slope[:, None, None].expand(-1, 1, height * width))
+            won = won.view(-1, height, width)
+            won_x = torch.bmm(won, x)  # [images * k, height, g]
+            found.append(
+                (
+                    torch.bmm(y.transpose(1, 2), won_x),
+                    torch.bmm(won_x, glimpse.transpose(1, 2)),
+                    torch.bmm(won.transpose(1, 2), torch.bmm(y, glimpse)),
                 )
-        return value
+            )
+        of_glimpses, of_y, of_x = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return of_glimpses.view_as(glimpses), of_y.view_as(along_y), of_x.view_as(along_x)
 
 
 def _paint(glimpses: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
@@ -161,8 +178,7 @@ def overlap(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     GMAIR's overlap loss (section 2.3), before its average. glimpses: [n, k, g, g], not negative; boxes: [n, k, 4]
     xyxy in pixels. Returns [n]; differentiable in both.
     """
-    painter = Painter(boxes, glimpses.shape[-1], height, width)
-    return painter.paint(glimpses[:, :, None]).sum((1, 2, 3)) - painter.strongest(glimpses).sum((1, 2))
+    return Painter(boxes, glimpses.shape[-1], height, width).overlap(glimpses)
 
 
 def hat(positions: Tensor, taps: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from objbench.spatial.glimpses import canvases
 
 
-def crop_plain(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def crop_plain(images: Tensor, boxes: Tensor, size: int, outside: str = "zeros") -> Tensor:
     """As `objbench.spatial.crop`, the image copied for each of its boxes."""
     n, channels, height, width = images.shape
     k = boxes.shape[1]
@@ -26,7 +26,8 @@ def crop_plain(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     )
     grid = F.affine_grid(theta, [n * k, channels, size, size], align_corners=False)
     copies = images[:, None].expand(n, k, channels, height, width).reshape(n * k, channels, height, width)
-    return F.grid_sample(copies, grid, align_corners=False).reshape(n, k, channels, size, size)
+    glimpses = F.grid_sample(copies, grid, padding_mode=outside, align_corners=False)
+    return glimpses.reshape(n, k, channels, size, size)
 
 
 def paint_plain(glimpses: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:

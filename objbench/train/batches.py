@@ -1,4 +1,4 @@
-"""Which scenes a step is shown, and batches made ahead of time on a thread."""
+"""Which scenes each step uses, and a thread that makes batches in advance."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 AHEAD = 8
-"""Batches that wait to be used."""
+"""How many batches are made in advance at most."""
 
 
 class Ahead:
-    """Makes the images of coming steps on a thread of its own, in pinned memory where they go to a GPU."""
+    """Makes the images of the next steps on a separate thread, in pinned memory when the device is a GPU."""
 
     def __init__(self, make: Callable[[int], Tensor], steps: Iterable[int], device: torch.device) -> None:
-        """make: the images of a step, a pure function; steps: which, in the order in which they will be used."""
+        """make: a pure function that returns the images of a step. steps: in the order in which they will be used."""
         self.lock = threading.Lock()
-        """Held while a batch is made. Whoever holds it knows that the thread does nothing."""
+        """The thread holds it while it makes a batch. While another thread holds it, no batch is made."""
         self._make, self._steps, self._device = make, iter(steps), device
         self._made: queue.Queue[tuple[int, Tensor | BaseException]] = queue.Queue(AHEAD)
         self._closed = threading.Event()
@@ -30,7 +30,7 @@ class Ahead:
         self._thread.start()
 
     def __call__(self, step: int) -> Tensor:
-        """The images of the next step, which must be `step`; raises what making them raised."""
+        """The images of the next step, which must be `step`. An error while making them is raised here."""
         made, images = self._made.get()
         if isinstance(images, BaseException):
             raise images
@@ -53,13 +53,13 @@ class Ahead:
                     try:
                         images = self._make(step)
                         images = images.pin_memory() if on_gpu else images
-                    except BaseException as error:  # whatever it is, it is for the training to raise
+                    except BaseException as error:  # any error: the training loop raises it
                         images = error
                 if not self._put(step, images) or isinstance(images, BaseException):
                     return
 
     def _put(self, step: int, images: Tensor | BaseException) -> bool:
-        """Waits for a place; False when there is nobody to use it any more."""
+        """Waits for space in the queue; False when the queue was closed."""
         while not self._closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._made.put((step, images), timeout=0.1)
@@ -70,7 +70,7 @@ class Ahead:
 def batch_indices(size: int | None, seed: int, step: int, batch: int) -> Tensor:
     """The scenes of one step, [batch] int64: a pure function of its arguments.
 
-    A split without end is read in order; one of `size` scenes in a new order every epoch.
+    A split without end (size None) is read in order. A split of `size` scenes is read in a new order every epoch.
     """
     places = torch.arange(step * batch, (step + 1) * batch)
     if size is None:

@@ -1,9 +1,9 @@
-"""Training steps on a GPU: captured once a phase and replayed, on batches that are made meanwhile.
+"""Training steps on a GPU: each phase is captured once and then replayed.
 
-A step of many small kernels costs a GPU less than it costs a processor to ask for them one by one. So the whole
-step, forward, backward, clipping and optimisers, is captured into a CUDA graph, which is launched as one. What
-changes from step to step lies in tensors that are written before each launch: the batch, the values of the
-detector's `schedule`, learning rates. `Detector.phase` says when it takes another graph.
+A step consists of many small kernels, and launching them one by one takes the CPU longer than the GPU needs to
+run them. So the whole step (forward, backward, clipping, optimisers) is captured as a CUDA graph, which is launched
+as one unit. Values that change from step to step (the batch, the detector's `schedule`, learning rates) are in
+tensors that are written before each launch. A new graph is captured when `Detector.phase` changes.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from objbench.detector import Detector
 from objbench.train.steps import InitialGroup, Losses, rate_left, rates_fall, take_step
 
 WARM_STEPS = 3
-"""Steps of each phase that are taken uncaptured. They are part of the training, and they have cuDNN and cuBLAS choose
-their ways and optimisers make their state, none of which a capture may do."""
+"""Steps at the start of each phase that are not captured. They are normal training steps. In them cuDNN and cuBLAS
+choose their algorithms and optimisers create their state, which is not allowed during a capture."""
 
 QUEUED = 16
-"""Steps that wait for the GPU: enough that it never waits, and few enough that their batches stay few."""
+"""Steps that may wait for the GPU: enough to keep it busy, few enough to limit the memory of their batches."""
 
 
 class Recorder(Protocol):
     """Captures and replays. `CudaGraph` does; tests have one that runs on a CPU."""
 
     def prepare(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Has the optimisers do nothing in a step that a capture does not allow."""
+        """Sets up the optimisers so that their steps can be captured."""
 
     def record(self, work: Callable[[], None]) -> None:
-        """Captures `work` in the place of what was captured before."""
+        """Captures `work`; it replaces the previous capture."""
 
     def replay(self) -> None:
-        """Does what was captured last once more."""
+        """Runs the last captured work again."""
 
 
 class CudaGraph:
-    """Captures work on a stream of its own, which training as a whole must run on: `with graph.stream():`."""
+    """Captures work on its own stream. The whole training must run on this stream: `with graph.stream():`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -51,7 +51,7 @@ class CudaGraph:
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Makes the stream the current one, after what is queued now and before what will be queued then."""
+        """Makes this the current stream. It waits for earlier work; later work on the old stream waits for it."""
         before = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
@@ -59,9 +59,9 @@ class CudaGraph:
         before.wait_stream(self._stream)
 
     def prepare(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Sets `capturable`, and moves what counts the steps to the GPU; TypeError if an optimiser has no such flag."""
+        """Sets `capturable` and moves the step counters to the GPU; TypeError if an optimiser has no such flag."""
         for optimizer in optimizers:
-            # It would warn about the steps that come before a capture.
+            # Otherwise it warns about the steps before a capture.
             optimizer._warned_capturable_if_run_uncaptured = True
             for group in optimizer.param_groups:
                 if "capturable" not in group:
@@ -75,20 +75,20 @@ class CudaGraph:
                     state["step"] = count.to(self.device)
 
     def record(self, work: Callable[[], None]) -> None:
-        """Captures `work`, which is not done by that. No other thread may allocate pinned memory meanwhile."""
-        self._stream.synchronize()  # the graph that goes now may still be running
+        """Captures `work` without running it. No other thread may allocate pinned memory during the capture."""
+        self._stream.synchronize()  # the old graph may still be running
         self._graph = None
         graph = torch.cuda.CUDAGraph()
-        # Other threads are not this one's business: only what this thread asks for can spoil the capture.
+        # Calls by other threads do not invalidate the capture, only calls by this thread.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             work()
         self._graph = graph
 
     def replay(self) -> None:
-        """Launches the graph, and waits for the one of QUEUED steps ago at most."""
+        """Launches the graph. Waits until at most QUEUED launches are unfinished."""
         assert self._graph is not None
         self._graph.replay()
-        # Blocking, so that whoever waits leaves the processor to whoever makes batches.
+        # With a blocking event, waiting does not use the CPU, which the thread that makes batches needs.
         done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         done.record(self._stream)
         self._queued.append(done)
@@ -97,7 +97,7 @@ class CudaGraph:
 
 
 class CapturedSteps:
-    """As `Steps`, but each phase is captured after its first `WARM_STEPS` and then replayed."""
+    """Like `Steps`, but each phase is captured after its first `WARM_STEPS` steps and then replayed."""
 
     how = ", steps captured"
 
@@ -109,9 +109,9 @@ class CapturedSteps:
         recorder: Recorder,
         quiet: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
-        """As `Steps`. quiet: held while capturing; other threads leave the GPU alone meanwhile.
+        """The parameters of `Steps`, and quiet: held during a capture, so that other threads do not use the GPU.
 
-        Until `close`, the detector reads its schedule from tensors.
+        The detector reads its schedule from tensors until `close`.
         """
         self.detector, self.optimizers, self.initial = detector, optimizers, initial
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -127,15 +127,15 @@ class CapturedSteps:
                 group["lr"] = torch.zeros((), device=device)
         self._images: Tensor | None = None
         self._losses: Losses | None = None
-        self._phase: Hashable = object()  # that of no step
-        self._taken = 0  # steps of this phase
+        self._phase: Hashable = object()  # equal to no step's phase
+        self._taken = 0  # steps of this phase so far
 
     def close(self) -> None:
-        """Gives the detector back its plain schedule."""
+        """The detector reads plain numbers from its schedule again."""
         self.detector.held = None
 
     def __call__(self, images: Tensor, step: int) -> Losses:
-        """As `Steps`; images: on the CPU, pinned if they are not to be waited for."""
+        """Like `Steps`. images: on the CPU; in pinned memory, so that the copy does not block."""
         self._write(images, step)
         assert self._images is not None
         phase = self.detector.phase(step)
@@ -149,23 +149,23 @@ class CapturedSteps:
         self._recorder.replay()
         assert self._losses is not None
         names, losses = self._losses
-        return names, losses.clone()  # the next replay writes there
+        return names, losses.clone()  # the next replay overwrites them
 
     def _take(self, images: Tensor, step: int) -> Losses:
         return take_step(self.detector, self.optimizers, images, step, self._copy_rates)
 
     def _copy_rates(self, step: int) -> None:
-        """Within what is captured: takes the rates from where `_write` has put them."""
+        """Part of the captured step: copies the rates that `_write` has written to the optimisers."""
         if rates_fall(self.detector):
             for group, rate in zip(self.groups, self._rates, strict=True):
                 group["lr"].copy_(rate)
 
     def _write(self, images: Tensor, step: int) -> None:
-        """Queues the copies of what differs from step to step."""
+        """Queues the copies of all values that change from step to step."""
         scheduled = list(self.detector.schedule(step).values())
         share = rate_left(step / self.detector.config.steps, self.detector.config.lr_end)
         values = [*scheduled, *(float(made.rate) * share for made in self.initial)]
-        pinned = self._values.is_cuda  # kept by the allocator until the copy is done, so new ones each time
+        pinned = self._values.is_cuda  # a new tensor each time: the allocator keeps it until the copy is done
         self._values.copy_(torch.tensor(values, dtype=torch.float64, pin_memory=pinned), non_blocking=True)
         if self._images is None:
             self._images = torch.empty(images.shape, dtype=images.dtype, device=self._values.device)
@@ -179,8 +179,8 @@ class CapturedSteps:
             self._losses = self._take(images, step)
 
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)  # gradients are to lie in the graph's own memory
-        self._losses = None  # of the graph that goes, whose memory can then be used again
+            optimizer.zero_grad(set_to_none=True)  # new gradients must be in the graph's own memory
+        self._losses = None  # frees memory of the old graph
         try:
             with self._quiet:
                 self._recorder.record(work)

@@ -1,4 +1,4 @@
-"""Checkpoints: the complete state for resuming training exactly, as safetensors and JSON, without pickle."""
+"""Checkpoints: all state that is needed to resume a training exactly, as safetensors and JSON, without pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from objbench.score.random_state import rng_states, set_rng_states
 
 
 def save(folder: Path, at: Position, detector: Detector, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Writes the tensors under a new name, then `checkpoint.json`, which alone says that they count."""
+    """Writes the tensors to a file with a new name, then `checkpoint.json`, which names the file that is valid."""
     tensors: dict[str, Tensor] = {}
     state = {
         "model": detector.state_dict(),
@@ -51,7 +51,7 @@ def restore(folder: Path, detector: Detector, optimizers: Sequence[torch.optim.O
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
         for parameter, moments in optimizer.state.items():
-            for key, value in moments.items():  # a fused step reads them as if laid out like the parameter
+            for key, value in moments.items():  # a fused step expects the memory layout of the parameter
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     moments[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     set_rng_states(state["rng"])
@@ -65,7 +65,7 @@ def remove(folder: Path) -> None:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a tree of dicts, lists and plain values; its tensors go into `tensors` under dotted names."""
+    """A tree of dicts, lists and plain values as JSON; its tensors are added to `tensors` with dotted names."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}

@@ -22,73 +22,76 @@ from objbench.train import checkpoint
 from objbench.train.batches import Ahead, batch_indices
 from objbench.train.captured import CapturedSteps, CudaGraph
 from objbench.train.machine import device_name, peak_memory_mb
+from objbench.train.products import ONEDNN, choose, onednn
 from objbench.train.steps import InitialGroup, Losses, Steps, check_finite
 
 READ_S = 0.5
-"""Seconds between two reports of progress. On a GPU losses are read only then: reading waits for all that is queued."""
+"""Seconds between two reports of progress. On a GPU losses are read only then: a read waits for all queued steps."""
 
 FADES_S = 10.0
-"""Seconds after which a step counts for a third of its weight in the pace."""
+"""Seconds after which the weight of a step in the pace has fallen to about a third (1/e)."""
 
 EAGER = "OBJBENCH_EAGER"
-"""Environment variable: when it is set, no training step is captured. For finding faults."""
+"""Environment variable: if it is set, no training step is captured. For debugging."""
 
 
 class Watch:
-    """Whoever watches a training: hears of its progress, and may stop it. This one does neither."""
+    """Receives the progress of a training and can stop it. This base class does neither."""
 
     checkpoint_s = math.inf
-    """Seconds between two checkpoints; there is one at the end in any case."""
+    """Seconds between two checkpoints. One is always written at the end."""
 
     def report(self, event: Event) -> None:
-        """Progress."""
+        """Receives an event of progress."""
 
     def stopping(self) -> bool:
-        """Whether the training shall stop after this step."""
+        """True if the training should stop after this step."""
         return False
 
     def deferred(self) -> contextlib.AbstractContextManager[None]:
-        """In this block a request to stop raises nothing: who is inside asks `stopping`."""
+        """In this block a request to stop raises no exception; the code inside calls `stopping`."""
         return contextlib.nullcontext()
 
     def due(self, at: Position, steps: int) -> bool:
-        """Whether the curve gets a point after step `at.step` of `steps`; after the last it always does.
+        """True if the curve should get a point after step `at.step` of `steps`. It always gets one after the last step.
 
         `at.curve` holds the points so far.
         """
         return False
 
     def evaluate(self) -> dict[str, float]:
-        """The running figures of the detector as it is now; leaves it and all random generators as they are."""
+        """Metrics of the detector in its present state. Does not change it or any random generator."""
         return {}
 
 
 def train(
     detector: Detector, source: SceneSource, seed: int, folder: Path, watch: Watch, fit_scenes: int
 ) -> Position:
-    """Trains from the checkpoint in `folder`, or from the start, to `config.steps`; ends with a checkpoint.
+    """Trains from the checkpoint in `folder`, or from the start, to `config.steps`, and writes a checkpoint there.
 
-    Stopped at any step and resumed, it ends with the same weights, bit for bit on a CPU: the batch of a step
-    depends on (seed, step) alone, and the checkpoint holds every random generator.
-    fit_scenes: how many training images `at_milestone` is shown.
-    Raises Diverged with the step and the term, and Interrupted after a checkpoint when `watch.stopping()`.
+    A training that was stopped at any step and resumed ends with the same weights, bit for bit on a CPU: the batch
+    of a step depends only on (seed, step), and the checkpoint holds the state of every random generator.
+    fit_scenes: how many training images `at_milestone` receives.
+    Raises Diverged with the step and the term. When `watch.stopping()`, writes a checkpoint and raises Interrupted.
     """
     config, device = detector.config, next(detector.parameters()).device
     optimizers = detector.optimizers()
     initial = InitialGroup.of(optimizers)
-    at = checkpoint.restore(folder, detector, optimizers)  # and with it rates that may have fallen
+    at = checkpoint.restore(folder, detector, optimizers)  # also restores the learning rates
     size = source.size("train")
 
     def images_of(step: int) -> Tensor:
         return source.scenes("train", batch_indices(size, seed, step, config.batch_size)).images
 
-    recent: list[Losses] = []  # of the steps since losses were last read
+    recent: list[Losses] = []  # of the steps since the last report
     read, pace, first = time.perf_counter(), Pace(), True
     saver = Saver(folder, at, detector, optimizers, watch.checkpoint_s)
     milestones = detector.milestones()
     detector.train()
     with execution_for(detector, optimizers, initial, images_of, at.step) as run:
-        at.machine = f"{device_name(device)} with {torch.get_num_threads()} threads{run.take.how}"
+        machine = f"{device_name(device)} with {torch.get_num_threads()} threads{run.take.how}"
+        by_onednn = choose(machine, at.machine, detector.fast_products and device.type == "cpu")
+        at.machine = machine + (ONEDNN if by_onednn else "")
         while at.step < config.steps:
             if at.step in milestones:
                 began = time.perf_counter()
@@ -99,7 +102,8 @@ def train(
                 first = True
             began = time.perf_counter()
             images = run.images_of(at.step)
-            recent.append(run.take(images, at.step))
+            with onednn(by_onednn):
+                recent.append(run.take(images, at.step))
             if first:
                 pace.leave_out(time.perf_counter() - began, steps=1)
                 first = False
@@ -142,9 +146,10 @@ def train(
 
 
 class Pace:
-    """Steps a second, mostly those of the last FADES_S seconds.
+    """Steps per second, mostly of the last FADES_S seconds.
 
-    Pauses do not count; neither does the first step after one, which may prepare much that later steps find ready.
+    Pauses do not count. The first step after a pause does not count either: it is often slower, because of one-time
+    preparations.
     """
 
     def __init__(self) -> None:
@@ -152,7 +157,7 @@ class Pace:
         self._left_out_steps, self._left_out_s, self._paused_s = 0, 0.0, 0.0
 
     def leave_out(self, seconds: float, steps: int = 0) -> None:
-        """Leaves these seconds of the lap that is under way out: those of a pause, or of so many steps."""
+        """Excludes these seconds from the present lap: those of a pause, or, if `steps` > 0, of that many steps."""
         if steps:
             self._left_out_steps += steps
             self._left_out_s += seconds
@@ -160,7 +165,7 @@ class Pace:
             self._paused_s += seconds
 
     def after(self, steps: int, seconds: float) -> float:
-        """The pace at the end of a lap of at least one step, of which the pauses are a part."""
+        """The pace at the end of a lap of at least one step. seconds: the length of the lap, with its pauses."""
         seconds -= self._paused_s
         counted, counted_s = steps - self._left_out_steps, seconds - self._left_out_s
         if counted:
@@ -169,11 +174,11 @@ class Pace:
         self._left_out_steps, self._left_out_s, self._paused_s = 0, 0.0, 0.0
         if self._steps:
             return self._steps / max(self._seconds, 1e-9)
-        return steps / max(seconds, 1e-9)  # nothing is known but a first step
+        return steps / max(seconds, 1e-9)  # so far there were only first steps
 
 
 class Saver:
-    """Saves checkpoints: not more often than asked, and so seldom that it takes a fiftieth of the time at most."""
+    """Saves checkpoints at most every `every_s` seconds, and less often if saving would take over 2 % of the time."""
 
     def __init__(
         self,
@@ -183,12 +188,12 @@ class Saver:
         optimizers: Sequence[torch.optim.Optimizer],
         every_s: float,
     ) -> None:
-        """at: the position that is saved, as the training loop keeps it."""
+        """at: the position to save; the training loop updates this object."""
         self.folder, self.at, self.detector, self.optimizers = folder, at, detector, optimizers
         self.every_s, self.took_s, self.saved = every_s, 0.0, time.perf_counter()
 
     def due(self) -> bool:
-        """Whether it is time to save."""
+        """True if it is time to save."""
         return time.perf_counter() - self.saved >= max(self.every_s, 50 * self.took_s)
 
     def save(self) -> None:
@@ -202,13 +207,13 @@ class Saver:
 
 
 class Execution(NamedTuple):
-    """How training runs on a device."""
+    """How a training runs on its device."""
 
     take: Steps | CapturedSteps
     images_of: Callable[[int], Tensor]
-    """The images of a step, on the CPU; to be asked for in order."""
+    """Returns the images of a step, on the CPU; must be called for the steps in order."""
     quiet: contextlib.AbstractContextManager[Any]
-    """While it is held, no other thread uses the training scenes."""
+    """While this is held, no other thread uses the training scenes."""
 
 
 @contextlib.contextmanager
@@ -219,10 +224,9 @@ def execution_for(
     images_of: Callable[[int], Tensor],
     first: int,
 ) -> Iterator[Execution]:
-    """For the detector's device: plain on a CPU; on a GPU batches are made ahead, and steps captured.
+    """The execution for the detector's device. On a GPU, a thread makes batches in advance, and steps are captured.
 
-    first: the step to begin with. Steps are captured where the detector says that they can be, unless OBJBENCH_EAGER
-    is set.
+    first: the first step. Steps are captured only if the detector is `capturable` and OBJBENCH_EAGER is not set.
     """
     device = next(detector.parameters()).device
     if device.type != "cuda":

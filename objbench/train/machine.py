@@ -9,7 +9,7 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's model as the system tells it."""
+    """The model name of the GPU or the processor, as the system reports it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -22,10 +22,10 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held, in MB (10^6 bytes): on the GPU if it uses one, else resident."""
+    """The peak memory of this process in MB (10^6 bytes): GPU memory for a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    try:  # not getrusage: what it says of a process includes its parent before exec
+    try:  # not getrusage: its value includes the memory of the parent process before exec
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024 / 1e6

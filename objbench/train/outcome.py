@@ -1,4 +1,4 @@
-"""A complete training: from the plugins' objects to the detections on the test scenes."""
+"""A complete training: from the objects of the plugins to the detections on the test scenes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from objbench.score.trained import Built
 from objbench.train.loop import Watch, train
 
 SHOWN = 100
-"""Test scenes that are kept for pictures."""
+"""How many test scenes are kept for pictures."""
 RECONSTRUCTED = 8
-"""How many of them the detector paints itself."""
+"""For how many of them the detector's reconstruction is kept."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a training gives, beside the detector's weights."""
+    """All results of a training, except the detector's weights."""
 
     position: Position
     detections: Detections
-    """On the test scenes, raw: with what-latents, if the detector has any."""
+    """On the test scenes, before clustering; with what-latents, if the detector has any."""
     truth: GroundTruth
     pictures: dict[str, Tensor]
     """`images` [SHOWN, channels, height, width] and, if the detector has any, `reconstructions` of the first
@@ -41,13 +41,13 @@ class Outcome:
 
 
 def run_training(built: Built, seed: int, protocol: Protocol, folder: Path, watch: Watch) -> Outcome:
-    """Trains the detector from the training's checkpoint, or from the start, to its end; then lets it detect.
+    """Trains the detector from its checkpoint, or from the start, to the end; then runs it on the test scenes.
 
-    Raises what `train` raises; TypeError when the detector's state cannot be saved.
+    Raises the errors of `train`, and TypeError when the detector's state cannot be saved.
     """
     detector = built.detector
     for name, value in detector.state_dict().items():
-        if not isinstance(value, Tensor):  # better found now than after the training
+        if not isinstance(value, Tensor):  # checked now, not after a long training
             raise TypeError(f"its state '{name}' is {type(value).__name__}; weights can only be tensors")
     before = position(folder)
     if trains_by_steps(type(detector)):
@@ -65,7 +65,7 @@ def run_training(built: Built, seed: int, protocol: Protocol, folder: Path, watc
 
 
 def _fit(built: Built, protocol: Protocol) -> Position:
-    """For a detector that does not train by steps: calls `fit` once with the first training scenes."""
+    """For a detector that does not train by steps: calls its `fit` once, with the first training scenes."""
     indices = first_indices(built.train_source, "train", protocol.fit_scenes)
     scenes = shown(built.train_source.scenes("train", indices), built.detector)
     began = time.perf_counter()
@@ -74,13 +74,13 @@ def _fit(built: Built, protocol: Protocol) -> Position:
 
 
 def pictures(detector: Detector, source: SceneSource) -> dict[str, Tensor]:
-    """The first test scenes as bytes, and how the detector paints them, so that drawing needs neither of the two."""
+    """The first test scenes and the detector's reconstructions, as uint8: pictures are drawn from these alone."""
     images = source.scenes("test", first_indices(source, "test", SHOWN)).images
     kept = {"images": _bytes(images)}
     try:
         with undisturbed(detector):
             painted = detector.reconstruct(images[:RECONSTRUCTED].to(device_of(detector)))
-    except Exception:  # the training is done whether or not it can be drawn
+    except Exception:  # an error here must not lose a finished training
         traceback.print_exc()
         return kept
     return kept if painted is None else kept | {"reconstructions": _bytes(painted.cpu())}

@@ -12,7 +12,7 @@ from torch import Tensor
 from objbench.detector import Detector
 
 Losses = tuple[list[str], Tensor]
-"""The terms of one step's loss: their names, and their values [terms] float32."""
+"""The terms of the loss of one step: their names and their values [terms] float32."""
 
 
 class Diverged(Exception):
@@ -20,7 +20,7 @@ class Diverged(Exception):
 
 
 class InitialGroup(NamedTuple):
-    """What an optimiser's group of parameters was made with, before a checkpoint was loaded over it."""
+    """The initial settings of an optimiser's parameter group, before a checkpoint was loaded."""
 
     rate: float | Tensor
     capturable: bool | None
@@ -28,7 +28,7 @@ class InitialGroup(NamedTuple):
 
     @staticmethod
     def of(optimizers: Sequence[torch.optim.Optimizer]) -> list[InitialGroup]:
-        """Those of all groups of new optimisers, in order."""
+        """The initial settings of all groups of new optimisers, in order."""
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         return [InitialGroup(group["lr"], group.get("capturable")) for group in groups]
 
@@ -40,10 +40,10 @@ def take_step(
     step: int,
     set_rates: Callable[[int], None] = lambda step: None,
 ) -> Losses:
-    """One step of training on images [batch, channels, height, width] on the detector's device.
+    """Takes one training step on images [batch, channels, height, width], which are on the detector's device.
 
-    set_rates: called with the step before the optimisers are. Returns the terms of the loss before the step. Raises
-    Diverged when one is not finite, but on a GPU: there nothing waits for the values.
+    set_rates: called with the step number before the optimisers' steps. Returns the terms of the loss before the
+    step. On a CPU, raises Diverged when a term is not finite; on a GPU this check would have to wait for the values.
     """
     names, losses = terms_of(detector.training_step(images, step))
     terms = names, losses.detach()
@@ -61,23 +61,23 @@ def take_step(
 
 
 class Steps:
-    """Training steps, each computed as it comes."""
+    """Takes training steps one by one, without capturing."""
 
     how = ""
-    """What a record of the machine adds about the way steps were computed."""
+    """Added to the name of the machine in records: how steps were computed."""
 
     def __init__(
         self, detector: Detector, optimizers: Sequence[torch.optim.Optimizer], initial: Sequence[InitialGroup]
     ) -> None:
-        """optimizers: as the checkpoint left them; initial: what each of their groups was made with, in order."""
+        """optimizers: after the checkpoint was loaded. initial: the initial settings of their groups, in order."""
         self.detector, self.optimizers, self.initial = detector, optimizers, initial
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, made in zip(self.groups, initial, strict=True):
-            if made.capturable is not None:  # the checkpoint may be of steps that were captured
+            if made.capturable is not None:  # the checkpoint may be from captured steps
                 group["capturable"] = made.capturable
 
     def __call__(self, images: Tensor, step: int) -> Losses:
-        """Takes one step on images [batch, channels, height, width] from the CPU; the terms of its loss."""
+        """Takes one step on images [batch, channels, height, width] on the CPU; returns the terms of its loss."""
         images = images.to(next(self.detector.parameters()).device, non_blocking=True)
         return take_step(self.detector, self.optimizers, images, step, self._set_rates)
 
@@ -89,17 +89,17 @@ class Steps:
 
 
 def rates_fall(detector: Detector) -> bool:
-    """Whether learning rates are set by the harness; otherwise they are the detector's own affair."""
+    """True if the harness changes the learning rates during training; otherwise the detector controls them."""
     return bool(detector.config.lr_end < 1)
 
 
 def rate_left(done: float, end: float) -> float:
-    """The share of the learning rate left at `done` (0..1) of training: 1 to the half, then down to `end`."""
+    """The factor on the learning rate at `done` (0..1) of training: 1 in the first half, then linearly to `end`."""
     return 1 - (1 - end) * max(0.0, 2 * done - 1)
 
 
 def terms_of(loss: Tensor | Mapping[str, Tensor]) -> Losses:
-    """What a training step returned, as one tensor. ValueError when a term is not a scalar."""
+    """The return value of a training step as names and one tensor. ValueError when a term is not a scalar."""
     terms = loss if isinstance(loss, Mapping) else {"loss": loss}
     for name, term in terms.items():
         if term.numel() != 1:
@@ -108,7 +108,7 @@ def terms_of(loss: Tensor | Mapping[str, Tensor]) -> Losses:
 
 
 def check_finite(recent: list[Losses], last_step: int) -> None:
-    """Raises Diverged, naming step and term, unless all losses of the steps up to `last_step` are finite."""
+    """Raises Diverged with the step and the term, unless all losses of the steps up to `last_step` are finite."""
     if torch.cat([losses for _, losses in recent]).isfinite().all():
         return
     for step, (names, losses) in enumerate(recent, last_step + 1 - len(recent)):

@@ -17,6 +17,6 @@ def objbench_models() -> list[ModelSpec]:
             code="this repository",
             licence="that of this repository",
             differs={"*": "There is no publication."},
-            prior_knowledge="The true boxes. The number of classes reaches the mixture alone (gmm.components).",
+            prior_knowledge="The true boxes. The number of classes reaches the mixture alone (gmm.clusters).",
         )
     ]

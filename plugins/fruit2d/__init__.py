@@ -12,6 +12,7 @@ def objbench_data() -> list[DataSpec]:
             label="Fruit2D",
             summary="the published fruit scenes, from files that you download by hand",
             target="objbench_plugins.fruit2d.official:Fruit2D",
+            clusters=9,
         ),
         DataSpec(
             name="fruit2d-sim",
@@ -19,5 +20,6 @@ def objbench_data() -> list[DataSpec]:
             summary="piles of nine kinds of cut fruit from a simulated merge game; needs no download",
             target="objbench_plugins.fruit2d.simulated:Fruit2DSim",
             stand_in_for="Fruit2D",
+            clusters=9,
         ),
     ]

@@ -12,9 +12,9 @@ costs log(1 / EPS), about 20.7 nats; this keeps cells present at first."""
 
 
 def log_presence_prior(step: int, decay: float, floor: float) -> dict[str, float]:
-    """Logarithms of the prior of presence, exp(-decay step) but at least `floor`, and of absence."""
-    prior = max(math.exp(-decay * step), floor)
-    return {"log_prior": math.log(prior + EPS), "log_absent": math.log(1 - prior + EPS)}
+    """Logarithms of the prior of presence, exp(-decay step) but at least `floor`, and of that of absence (+ EPS)."""
+    log_prior = max(-decay * step, math.log(floor))
+    return {"log_prior": log_prior, "log_absent": math.log(1 - math.exp(log_prior) + EPS)}
 
 
 def presence_kl(prob: Tensor, log_prior: Tensor | float, log_absent: Tensor | float) -> Tensor:

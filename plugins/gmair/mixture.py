@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objbench.detector import PRESENT
-from objbench.spatial import crop
 
 if TYPE_CHECKING:
     from objbench_plugins.gmair.model import Gmair
@@ -88,7 +87,7 @@ def present_objects(model: Gmair, images: Tensor) -> tuple[Tensor, Tensor, Tenso
     for batch in images.split(100):
         objects = model.infer_modes(batch)
         present = (objects.presence >= PRESENT) & objects.what_mean.isfinite().all(-1)
-        glimpses = crop(batch, objects.boxes, model.config.glimpse).flatten(2)
+        glimpses = model.glimpses(batch, objects.boxes)
         found.append((glimpses[present], objects.what_mean[present], objects.what_std[present]))
     model.train(training)
     glimpses, mean, std = (torch.cat(parts) for parts in zip(*found, strict=True))

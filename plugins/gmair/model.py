@@ -6,9 +6,9 @@ is summed over pixels, not averaged (`overlap_mean`); the encoders are three lay
 means pass through a batch normalisation of fixed scale (`where_norm`); ReLU comes before group normalisation in the
 decoder.
 
-Two things differ from both. The renderer multiplies colour, alpha and importance before it interpolates, not after
-(`renderer`, see `render.py`): this is fast. And in short trainings the mixture is started once from what the encoder
-knows at that step (`mixture_start`, see `mixture.py`); under the `paper` protocol it never is.
+Short trainings differ from both, see `config.SETTINGS`. Above all the mixture is started there once from what the
+encoder knows at that step (`mixture_start`, see `mixture.py`), and the renderer multiplies colour, alpha and importance
+before it interpolates, not after (`renderer`, see `render.py`), which is faster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objbench.detector import MIN_SCORE, PRESENT, Detections, Detector, other_parameters
@@ -28,7 +29,6 @@ from objbench.latents import (
     gumbel_softmax,
     normal_kl,
     normal_sample,
-    positive,
     relaxed_bernoulli,
 )
 from objbench.options import settings_for
@@ -50,7 +50,7 @@ from objbench_plugins.gmair.render import render, render_published
 class GridCells(NamedTuple):
     """q(presence), q(where) and q(depth) of all grid cells, cells = rows x columns, numbered row by row."""
 
-    presence_logit: Tensor  # [n, cells] in -10..10
+    presence_logit: Tensor  # [n, cells]
     presence_prob: Tensor  # [n, cells] its sigmoid
     where_mean: Tensor  # [n, cells, 4] logits: centre x, centre y, width, height
     where_std: Tensor  # [n, cells, 4]
@@ -94,6 +94,7 @@ class Gmair(Detector):
     Config = GmairConfig
     config: GmairConfig
     capturable = True
+    fast_products = True
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
@@ -125,6 +126,7 @@ class Gmair(Detector):
         else:
             self.backbone = networks.small_backbone(shape.channels, c.backbone_width)
             features = 4 * c.backbone_width
+        self.backbone.to(memory_format=torch.channels_last)  # faster on a CPU
         self.presence_head = networks.head(features, c.head_width, c.head_layers, 1)
         self.depth_head = networks.head(features, c.head_width, c.head_layers, 2)
         self.where_head = networks.head(features, c.head_width, c.head_layers, 8)
@@ -146,8 +148,8 @@ class Gmair(Detector):
         self._watch: dict[str, Tensor] = {}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam, with a learning rate of its own for encoders, decoder and mixture prior, as published."""
-        own = (self.cat_encoder, self.what_encoder, self.decoder, self.prior_mean, self.prior_std)
+        """Adam, with a learning rate of its own for encoders and decoder, as published."""
+        own = (self.cat_encoder, self.what_encoder, self.decoder)
         what = [p for module in own for p in module.parameters()]
         rest = other_parameters(self, what)
         groups = [{"params": rest, "lr": self.config.lr}, {"params": what, "lr": self.config.lr_what}]
@@ -165,7 +167,7 @@ class Gmair(Detector):
         cells = self.infer_cells(images)
         chosen = top_cells(cells.presence_prob, c.gate_cells if now.gated else 0)  # [n, k]
         objects = self.infer_objects(images, cells, chosen, sample=True)
-        image, overlap = self.render(objects, now.overlapping)  # [n, channels, h, w], [n, h, w]
+        image, overlap = self.render(objects, now.overlapping)  # [n, channels, h, w], [n]
         what_prior_mean, what_prior_std = self.what_prior(objects.cat, now.what_prior)  # [n, k, A]
 
         # q(presence = 1 | x), which weights the other KLs: [n, cells], and [n, k] of the chosen cells
@@ -192,7 +194,8 @@ class Gmair(Detector):
             "what": c.what * (chosen_prob * kl_what).sum(1),  # Eq. 10
         }
         if now.overlapping:  # section 2.3, "Overlap Loss"
-            terms["overlap"] = c.overlap * (overlap.mean((1, 2)) if c.overlap_mean else overlap.sum((1, 2)))
+            pixels = self.shape.height * self.shape.width
+            terms["overlap"] = c.overlap * (overlap / pixels if c.overlap_mean else overlap)
         self._watch = {
             "presence": prob.detach(),
             "chosen": chosen_prob.detach(),
@@ -252,23 +255,29 @@ class Gmair(Detector):
 
     def infer_cells(self, images: Tensor) -> GridCells:
         """q(presence | x), q(where | x) and q(depth | x) of every cell, from images [n, channels, height, width]."""
-        features = self.backbone(images)  # [n, features, rows, columns]
-        n = len(images)
-        logit = self.presence_head(features).reshape(n, -1) + self.config.presence_bias  # [n, cells]
-        logit = logit.clamp(-10, 10)
-        depth_mean, depth_raw = self.depth_head(features).reshape(n, 2, -1).unbind(1)  # [n, cells]
-        where = self.where_head(features).reshape(n, 8, -1).transpose(1, 2)  # [n, cells, 8]
-        where_mean, where_raw = where.chunk(2, -1)
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        heads = (self.presence_head, self.depth_head, self.where_head)
+        said = networks.run_heads(heads, features)  # [n, cells, 1 + 2 + 8]
+        logit, depth_mean, depth_raw, where_mean, where_raw = said.split([1, 1, 1, 4, 4], -1)
         if self.where_norm is not None:
             where_mean = self.where_norm(where_mean)
+        logit = self.limited(logit[..., 0] + self.config.presence_bias)
         return GridCells(
             presence_logit=logit,
             presence_prob=torch.sigmoid(logit),
-            where_mean=where_mean.clamp(-10, 10),
-            where_std=positive(where_raw),
-            depth_mean=depth_mean.clamp(-10, 10),
-            depth_std=positive(depth_raw),
+            where_mean=self.limited(where_mean),
+            where_std=self.deviation(where_raw),
+            depth_mean=self.limited(depth_mean[..., 0]),
+            depth_std=self.deviation(depth_raw[..., 0]),
         )
+
+    def limited(self, raw: Tensor) -> Tensor:
+        """`raw` in -10..10 if the options ask for that (`clamp`)."""
+        return raw.clamp(-10, 10) if self.config.clamp else raw
+
+    def deviation(self, raw: Tensor) -> Tensor:
+        """A standard deviation from what a network says: its softplus."""
+        return F.softplus(self.limited(raw))
 
     def infer_objects(self, images: Tensor, cells: GridCells, chosen: Tensor, sample: bool) -> Objects:
         """The objects of the cells `chosen` [n, k]: q(cat | x, where), then q(what | x, where, cat).
@@ -282,12 +291,12 @@ class Gmair(Detector):
         presence = self.sample_presence(cells.presence_prob) if sample else cells.presence_prob  # [n, cells]
         boxes = take_cells(self.boxes(where), chosen)  # [n, k, 4]
         # z ~ q(cat | x, where), from each box's glimpse
-        glimpses = crop(images, boxes, c.glimpse).flatten(2)  # [n, k, channels * g * g]
+        glimpses = self.glimpses(images, boxes)  # [n, k, channels * g * g]
         cat_logits = self.cat_encoder(glimpses)  # [n, k, C]
         cat = gumbel_softmax(cat_logits, c.temperature) if sample else cat_logits.softmax(-1)
         # z ~ q(what | x, where, cat), from glimpse and cat
         what_mean, what_raw = self.what_encoder(torch.cat([glimpses, cat], -1)).chunk(2, -1)  # [n, k, A]
-        what_std = positive(what_raw)
+        what_std = self.deviation(what_raw)
         what = normal_sample(what_mean, what_std, sample)
         return Objects(
             presence=take_cells(presence, chosen),
@@ -300,6 +309,10 @@ class Gmair(Detector):
             what=what,
         )
 
+    def glimpses(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """What boxes [n, k, 4] show of images [n, channels, height, width]: [n, k, channels * g * g]."""
+        return crop(images, boxes, self.config.glimpse, self.config.glimpse_outside).flatten(2)
+
     def infer_modes(self, images: Tensor) -> Objects:
         """The objects of all cells that can be detections, every latent at its mode (Appendix B.3)."""
         cells = self.infer_cells(images)
@@ -308,7 +321,7 @@ class Gmair(Detector):
 
     def boxes(self, where: Tensor) -> Tensor:
         """The boxes of where-latents [n, cells, 4]: centres inside the own cell, sides up to `base_box`."""
-        centre, size = torch.sigmoid(where).chunk(2, -1)
+        centre, size = torch.sigmoid(where.clamp(-10, 10)).chunk(2, -1)
         return boxes_around(centre, size * self.config.base_box, self.grid, self.shape[1:])
 
     def sample_presence(self, prob: Tensor) -> Tensor:
@@ -321,7 +334,7 @@ class Gmair(Detector):
 
     def what_prior(self, cat: Tensor, kind: WhatPrior) -> tuple[Tensor, Tensor]:
         """Mean and deviation of p(what | cat), [n, k, A] each, of cat [n, k, C] (Eq. 2)."""
-        mean, std = self.prior_mean(cat), positive(self.prior_std(cat))
+        mean, std = self.prior_mean(cat), self.deviation(self.prior_std(cat))
         if kind is WhatPrior.STANDARD:
             return torch.zeros_like(mean), torch.ones_like(std)
         return (mean, std) if kind is WhatPrior.LEARNED else (mean.detach(), std.detach())
@@ -331,16 +344,15 @@ class Gmair(Detector):
         n, k, a = what.shape
         logits = self.decoder(what.reshape(n * k, a)).unflatten(0, (n, k))
         colour = torch.sigmoid((logits[:, :, :-1] + self.config.colour_bias).clamp(-10, 10))
-        alpha = torch.sigmoid(logits[:, :, -1:] + self.config.alpha_bias)
+        alpha = torch.sigmoid((logits[:, :, -1:] + self.config.alpha_bias).clamp(-10, 10))
         return colour, alpha
 
     def render(self, objects: Objects, with_overlap: bool = False) -> tuple[Tensor, Tensor | None]:
         """The image that p(x | z) expects, and if asked for the overlap of its objects; see `render.py`."""
-        colour, alpha = self.decode(objects.what)
-        way = render_published if self.config.renderer == "published" else render
-        return way(
-            objects.boxes, objects.presence, objects.depth, colour, alpha, self.shape[1:], with_overlap
-        )
+        painted = (objects.boxes, objects.presence, objects.depth, *self.decode(objects.what))
+        if self.config.renderer == "published":
+            return render_published(*painted, self.shape[1:], self.config.base_box, with_overlap)
+        return render(*painted, self.shape[1:], with_overlap)
 
     # Detection (Appendix B.3)
 

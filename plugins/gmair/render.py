@@ -7,7 +7,7 @@ At each pixel the image is the average of what all objects show there, weighted 
     image      = sum(colour x shown x importance) / sum(importance), sums over objects
 
 `render` multiplies in the glimpses and interpolates the products, so each sum is one product of matrices.
-`render_published` interpolates the three factors and multiplies in the image, which needs a canvas for each object.
+`render_published` interpolates the three factors and multiplies in the image, see `published.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from objbench.spatial import Painter, canvases
+from objbench.spatial import Painter
+from objbench_plugins.gmair.published import render_windows
 
 MIN_IMPORTANCE = 1e-4
 """An absent object keeps this importance, so that its presence still has a gradient and it can come back."""
@@ -24,7 +25,7 @@ MIN_IMPORTANCE = 1e-4
 def weights(presence: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """`shown` and `importance`, [n, k, 1, g, g] each, of presence and depth [n, k] and alpha [n, k, 1, g, g]."""
     shown = alpha * presence[:, :, None, None, None]
-    importance = shown * 4 * torch.sigmoid(depth)[:, :, None, None, None]
+    importance = shown * (4 * torch.sigmoid(depth.clamp(-10, 10)))[:, :, None, None, None]
     return shown, importance.clamp(min=MIN_IMPORTANCE)
 
 
@@ -39,17 +40,13 @@ def render(
 ) -> tuple[Tensor, Tensor | None]:
     """The image that p(x | z) expects, [n, channels, height, width] in 0..1, and if asked for the overlap.
 
-    Overlap, [n, height, width]: at each pixel what all objects show less what the strongest shows; a mean of channels.
+    Overlap, [n]: the sum over pixels of what all objects show there less what the strongest shows; a mean of channels.
     """
     shown, importance = weights(presence, depth, alpha)
-    layers = [colour * shown * importance, importance]
-    if with_overlap:
-        layers.append((colour * shown).mean(2, keepdim=True))
     painter = Painter(boxes, colour.shape[-1], *size)
-    canvas = painter.paint(torch.cat(layers, 2))  # [n, channels + 1 or + 2, height, width]
-    channels = colour.shape[2]
-    image = (canvas[:, :channels] / (canvas[:, channels : channels + 1] + 1e-9)).clamp(0, 1)
-    return image, canvas[:, -1] - painter.strongest(layers[-1][:, :, 0]) if with_overlap else None
+    canvas = painter.paint(torch.cat([colour * shown * importance, importance], 2))
+    image = (canvas[:, :-1] / (canvas[:, -1:] + 1e-9)).clamp(0, 1)
+    return image, painter.overlap((colour * shown).mean(2)) if with_overlap else None
 
 
 def render_published(
@@ -59,16 +56,9 @@ def render_published(
     colour: Tensor,
     alpha: Tensor,
     size: tuple[int, int],
+    largest: float,  # no side of a box is above it, in pixels
     with_overlap: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """As `render`, but colour, shown and importance are interpolated first and then multiplied."""
     shown, importance = weights(presence, depth, alpha)
-    layers = torch.cat([colour, shown, importance], 2)
-    painted = canvases(layers, boxes, *size)  # [n, k, channels + 2, height, width]
-    colours = painted[:, :, :-2] * painted[:, :, -2:-1]
-    importances = painted[:, :, -1:] + 1e-9
-    image = (colours * importances / importances.sum(1, keepdim=True)).sum(1).clamp(0, 1)
-    if not with_overlap:
-        return image, None
-    mean = colours.mean(2)  # over channels: [n, k, height, width]
-    return image, mean.sum(1) - mean.amax(1)
+    return render_windows(boxes, colour, shown, importance, size, largest, with_overlap)

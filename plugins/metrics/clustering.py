@@ -1,4 +1,4 @@
-"""Whether the clusters that a detector sorts its boxes into are the classes of the objects in them."""
+"""Metrics that compare the clusters of boxes with the classes of the objects in them."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ WORST = {
     "largest_cluster": 1.0,
     "objects_found": 0.0,
 }
-"""The values when no box is correct."""
+"""The values if no box is correct."""
 
 
 def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     """Agreement of clusters with classes over correct boxes, as in Appendix C of GMAIR (arXiv 2106.01722).
 
-    A box counts when its score is >= PRESENT (0.5). It is correct when its IoU with a true box of its image
-    is > 0.5; its class is then that of the true box with the highest IoU. Several correct boxes on one object
-    all count.
+    Only boxes with a score >= PRESENT (0.5) are used. A box is correct when its IoU with a true box of its image
+    is > 0.5; its class is then the class of the true box with the highest IoU. If several correct boxes are on one
+    object, all of them count.
 
-    acc: share of correct boxes whose cluster stands for their class, under the best one-to-one assignment
-        of clusters to classes (Hungarian method). The stricter figure, and the field's usual one.
-    acc_all: the same over all true objects: an object without a correct box is wrong. Of several correct boxes on one
-        object, that of the highest score counts (of equal scores, that of the highest IoU).
+    acc: share of correct boxes whose cluster is assigned to their class, with the best one-to-one assignment
+        of clusters to classes (Hungarian method). This is the stricter and more common definition.
+    acc_all: the same over all true objects: an object without a correct box is wrong. If several correct
+        boxes are on one object, the one with the highest score counts (of equal scores, the highest IoU).
         Never above objects_found.
-    acc_many_to_one: as acc, when several clusters may stand for one class: Eq. 16, what the paper calls ACC.
+    acc_many_to_one: as acc, if several clusters may be assigned to one class: Eq. 16, the paper's ACC.
         Never below acc; it grows with the number of clusters, and is 1 when every box is its own cluster.
     nmi: normalised mutual information 2 I(G; P) / (H(G) + H(P)): Eq. 17, the arithmetic mean.
-    clusters_used: exp(H(P)), the effective number of clusters; 1 when all correct boxes fell into one.
-    largest_cluster: share of the correct boxes that the fullest cluster holds; 1 when all fell into one.
-    objects_found: share of the true objects that are the best match of some correct box: what these figures
-        rest on. A detector that finds few objects can cluster those few well.
+    clusters_used: exp(H(P)), the effective number of clusters; 1 when all correct boxes are in one cluster.
+    largest_cluster: share of the correct boxes in the largest cluster; 1 when all are in one cluster.
+    objects_found: share of the true objects that are the best match of some correct box. The other figures are
+        computed on these objects: a detector that finds few objects can cluster these few well.
 
-    Cluster -1 (NOISE) holds the boxes that the detector puts into no cluster. It stands for no class, so such a box is
-    wrong in acc and acc_many_to_one; in the other figures it is a cluster like any other.
+    Cluster -1 (NOISE) contains the boxes that belong to no cluster. It is assigned to no class, so these boxes are
+    wrong in acc and acc_many_to_one; in the other figures it is a normal cluster.
 
-    All are NaN when the detector does not cluster, or when there are no objects. When no box is correct all
-    take their worst value (0; largest_cluster 1): NaN would leave such a run out of a mean over seeds, and so
-    make finding nothing look good. For the same reason nmi is 0, not 0/0, when the correct boxes are of one
-    class and one cluster.
+    All are NaN when the detector does not cluster, or when there are no objects. When no box is correct, all
+    have their worst value (0; largest_cluster 1): with NaN, such a run would be left out of the mean over seeds, so
+    that a detector that finds nothing would look good. For the same reason nmi is 0, not 0/0, when all correct boxes
+    have one class and one cluster.
     """
     if detections.clusters is None or not len(truth.labels):
         return dict.fromkeys(WORST, math.nan)
@@ -76,7 +76,7 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
         "acc": float(_assigned(named) / boxes),
         "acc_all": float(_assigned(of_objects[:, groups != NOISE]) / len(truth.labels)),
         "acc_many_to_one": float(named.max(axis=0).sum() / boxes),
-        "nmi": min(max(nmi, 0.0), 1.0),  # rounding may step outside
+        "nmi": min(max(nmi, 0.0), 1.0),  # because of rounding errors
         "clusters_used": math.exp(of_clusters),
         "largest_cluster": float(table.sum(axis=0).max() / boxes),
         "objects_found": len(np.unique(hit)) / len(truth.labels),
@@ -86,7 +86,7 @@ def clustering(detections: Detections, truth: GroundTruth) -> dict[str, float]:
 def weighted(
     detections: Detections, truth: GroundTruth
 ) -> Callable[[Weights], Mapping[str, NDArray[np.float64]]]:
-    """`clustering` for many draws of the scenes at once: counts by scene, then weighs."""
+    """`clustering` for many draws of the scenes at once: counts per scene are multiplied by the weights."""
     objects = np.bincount(as_numpy(truth.image), minlength=truth.images)  # [images]
     if detections.clusters is None or not len(truth.labels):
         return lambda weights: dict.fromkeys(WORST, np.full(len(weights), np.nan))
@@ -151,13 +151,13 @@ def _assigned(table: NDArray[np.int64]) -> int:
 
 
 def _entropies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[draws] entropies in nats of the distributions that counts [draws, k] stand for; 0 where all are 0."""
+    """Entropies [draws] in nats of the distributions given by counts [draws, k]; 0 if all counts are 0."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     entropies: NDArray[np.float64] = -xlogy(share, share).sum(1)
     return entropies
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
-    """Entropy in nats of the distribution that counts [k] stand for."""
+    """Entropy in nats of the distribution given by counts [k]."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())

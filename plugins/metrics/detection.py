@@ -1,4 +1,4 @@
-"""Whether boxes are where the objects are. All of these ignore classes and clusters."""
+"""Metrics that compare boxes with the true objects. All of them ignore classes and clusters."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from objbench.matching import (
 from objbench.metric import Detections, GroundTruth, Weights
 
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-"""Of IoU, to the last bit as pycocotools has them."""
+"""IoU thresholds, equal to those of pycocotools to the last bit."""
 
 
 def ap50(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     """Average precision at IoU > 0.5, as in Pascal VOC (Everingham et al. 2010; GMAIR, Appendix C).
 
-    All detections of all images are ranked by score, whatever their score. One is a hit when the true box it
-    overlaps most has an IoU > 0.5 with it and no detection ranked higher has hit that box; every other one is
-    false. AP is the area under the precision-recall curve, each precision raised to the highest at that or
-    a higher recall. Detections of equal score enter together, so no order of images or detections matters.
+    All detections of all images are ranked by score; none is left out. A detection is a hit when its IoU with the
+    true box that it overlaps most is > 0.5, and no detection with a higher rank has hit that box; all others are
+    false. AP is the area under the precision-recall curve, in which each precision is replaced by the highest
+    precision at the same or a higher recall. Detections with equal scores are added to the curve together, so the
+    order of images and detections does not matter.
 
     NaN when there is no object in any image; 0 when there are objects and no detections.
     """
@@ -42,7 +43,7 @@ def ap50(detections: Detections, truth: GroundTruth) -> dict[str, float]:
 def ap50_weighted(
     detections: Detections, truth: GroundTruth
 ) -> Callable[[Weights], Mapping[str, NDArray[np.float64]]]:
-    """`ap50` for many draws of the scenes at once: a detection is a hit in every draw that holds its scene."""
+    """`ap50` for many draws of the scenes at once: a hit is a hit in every draw that contains its scene."""
     hits = match(detections, best_truth(detections, truth), 0.5)
     objects = np.bincount(as_numpy(truth.image), minlength=truth.images)
     precisions = weighted_precision(as_numpy(detections.scores), hits, as_numpy(detections.image))
@@ -93,29 +94,32 @@ def f1_weighted(
 
 
 def count_error(detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    """Mean over images of |detections of score >= PRESENT (0.5) - true objects|, in objects an image.
+    """How many objects are counted, in objects an image: detections of score >= PRESENT (0.5).
 
-    Every image counts, an empty one too. 0 is perfect; NaN when there are no images.
+    count_error: mean over images of |detections - true objects|. Every image counts, an empty one too. 0 is
+        perfect; NaN when there is no object in any image: such scenes usually have no annotations.
+    count: mean over images of the detections; NaN when there are no images.
     """
     if not truth.images:
-        return {"count_error": math.nan}
+        return {"count_error": math.nan, "count": math.nan}
     counted = np.bincount(as_numpy(present(detections).image), minlength=truth.images)
     there = np.bincount(as_numpy(truth.image), minlength=truth.images)
-    return {"count_error": float(np.abs(counted - there).mean())}
+    error = float(np.abs(counted - there).mean()) if len(truth.image) else math.nan
+    return {"count_error": error, "count": float(counted.mean())}
 
 
 def coco_ap(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     """COCO's AP, AP75 and AR (Lin et al. 2014; cocoapi, cocoeval.py), class-agnostic.
 
     coco_ap: mean over the IoU thresholds .50, .55 ... .95 of the average precision.
-    coco_ap75: the average precision at .75 alone.
+    coco_ap75: the average precision at .75 only.
     coco_ar: mean over the same thresholds of the share of objects that are found.
 
-    It differs from `ap50` in more than the thresholds: IoU >= threshold, a detection may take its second best
-    object, the curve is read at 101 recalls. The values are those of pycocotools but for two things: all
-    detections of an image count, not the 100 of the highest scores, and equal scores enter the curve together,
-    so no order of images or detections matters. `GroundTruth` has no crowd regions: `objbench score` leaves
-    them out, so that a detection in one is false, where COCO forgives it.
+    Beside the thresholds, it differs from `ap50` in three ways: the IoU must be >= threshold, a detection may match
+    its second best object, and the curve is evaluated at 101 recalls. The values are equal to those of pycocotools
+    with two exceptions: all detections of an image count, not only the 100 with the highest scores, and equal scores
+    are added to the curve together, so the order of images and detections does not matter. `GroundTruth` has no crowd
+    regions: `objbench score` leaves them out, so a detection in one is false, while COCO ignores it.
 
     NaN when there is no object in any image; 0 when there are objects and no detections.
     """
@@ -131,10 +135,10 @@ def coco_ap(detections: Detections, truth: GroundTruth) -> dict[str, float]:
 def ap50_gmair(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     """AP as the published script of GMAIR computes it (EmoFuncs/GMAIR-pytorch, gmair/test/metric.py).
 
-    For comparison with figures made by that script, and with nothing else. It differs from `ap50` so:
-    detections below 0.5 are dropped; the IoU adds one pixel to widths and heights, and is to be >= 0.5;
-    false detections in images without objects are forgiven; precision is read at 1,000 score thresholds; and
-    an index that is off by one admits all detections of an image together, at the lowest score among them.
+    Only for comparison with figures from that script. It differs from `ap50` in these ways: detections below 0.5 are
+    dropped; the IoU adds one pixel to widths and heights, and must be >= 0.5; false detections in images without
+    objects do not count; precision is evaluated at 1,000 score thresholds; and because of an off-by-one index, all
+    detections of an image are added together, at the lowest score among them.
 
     NaN when there is no object in any image; 0 when there are objects and no detections.
     """
@@ -146,7 +150,7 @@ def ap50_gmair(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     lowest = np.full(truth.images, np.inf)
     np.minimum.at(lowest, image, as_numpy(kept.scores).astype(np.float64))
     thresholds = 1 - np.arange(1, 1001) / 1000
-    admitted_at = np.searchsorted(-thresholds, -lowest)[image]  # by the first threshold not above its lowest
+    admitted_at = np.searchsorted(-thresholds, -lowest)[image]  # the first threshold not above its lowest
     hits = match(kept, best, float(np.nextafter(0.5, 0)))  # that is, IoU >= 0.5
     counted = best.truth >= 0  # the image has objects
     return {"ap50_gmair": average_precision(-admitted_at[counted], hits[counted], len(truth.labels))}

@@ -12,5 +12,6 @@ def objbench_data() -> list[DataSpec]:
             label="MultiMNIST",
             summary="1 to 10 MNIST digits of 14x14 pixels at random places on a black image",
             target="objbench_plugins.multimnist.source:MultiMnist",
+            clusters=10,
         )
     ]

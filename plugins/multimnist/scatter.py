@@ -1,7 +1,7 @@
-"""Scatters digits over black images: counter-based random numbers, all scenes of a batch at once.
+"""Scatters digits over black images, all scenes of a batch at once, with counter-based random numbers.
 
 Every random number of a scene is a hash of (seed, split, index, position in the scene's sequence): SplitMix64
-(Steele, Lea and Flood 2014). So a scene is the same in any batch, process and order, and on any device.
+(Steele, Lea and Flood 2014). So a scene is the same in every batch, process and order, and on every device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from objbench.scenes import GroundTruth, Scenes, SceneShape, Split
 from objbench_plugins.multimnist.digits import SIDE, SPLITS, Digits, ink_boxes
 
 CANDIDATES = 16
-"""Places tried for a digit when a minimum distance is asked for."""
+"""How many places are tried for a digit when there is a minimum distance."""
 
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64  # as a signed 64-bit integer; so are the two below
 _MULTIPLIERS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -23,7 +23,7 @@ _LOW = 0xFFFFFFFF
 
 
 class Glyphs(NamedTuple):
-    """The digits of one split, ready to be gathered."""
+    """The digits of one split, as tensors."""
 
     pixels: Tensor  # [n, 196] uint8
     boxes: Tensor  # [n, 4] float32, xyxy in pixels within the cell
@@ -31,7 +31,7 @@ class Glyphs(NamedTuple):
 
     @staticmethod
     def of(digits: Digits, split: Split, tight: bool) -> Glyphs:
-        """The digits that `split` may use; their boxes hold the ink when `tight`, else the 14x14 cell."""
+        """The digits of `split`; their boxes fit the ink if `tight`, else they are the 14x14 cell."""
         chosen = digits.parts[split]
         images = digits.images[chosen]
         cell = torch.tensor([0, 0, SIDE, SIDE]).expand(len(chosen), 4)
@@ -58,12 +58,12 @@ class Scatter:
         tight: bool,
         seed: int,
     ) -> None:
-        """count: the fewest and the most digits of a scene. The rest is as in `MultiMnistConfig`."""
+        """count: the lowest and highest number of digits in a scene. Other parameters: see `MultiMnistConfig`."""
         self.shape, self.count, self.min_distance, self.seed = shape, count, min_distance, seed
         self._glyphs = {(split, torch.device("cpu")): Glyphs.of(digits, split, tight) for split in SPLITS}
 
     def scenes(self, split: Split, indices: Tensor) -> Scenes:
-        """The scenes at `indices` [n] int64, made on the device that `indices` are on."""
+        """The scenes at `indices` [n] int64, made on the device of `indices`."""
         _, height, width = self.shape
         fewest, most = self.count
         tries = CANDIDATES if self.min_distance else 1
@@ -90,15 +90,15 @@ class Scatter:
         cell = (side[:, None] * width + side).flatten()  # [196] where a cell's pixels lie from its corner
         start = (image * height + corner[:, 1]) * width + corner[:, 0]  # [m]
         canvas = torch.zeros(len(indices) * height * width, device=indices.device)
-        # Sums of whole numbers are exact in any order, so this is deterministic on a GPU too.
+        # Sums of integers are exact in any order, so this is deterministic on a GPU too.
         canvas.index_add_(0, (start[:, None] + cell).flatten(), glyphs.pixels[digit].float().flatten())
         return Scenes(canvas.clamp_(max=255).div_(255).view(len(indices), 1, height, width), truth)
 
     def _spread(self, places: Tensor) -> Tensor:
-        """One place [n, most, 2] of the candidates [n, most, tries, 2] of each digit.
+        """Chooses one place [n, most, 2] for each digit from its candidates [n, most, tries, 2].
 
-        The first that is `min_distance` or more, along x or along y, from the digits before it; if none is,
-        the one that is farthest.
+        This is the first candidate that is at least `min_distance` away, along x or along y, from all earlier digits;
+        if there is none, the farthest candidate.
         """
         if not self.min_distance:
             return places[:, :, 0]
@@ -117,14 +117,14 @@ class Scatter:
 
 
 def random_words(seed: int, split: Split, indices: Tensor, count: int) -> Tensor:
-    """The first `count` random 64-bit words of each scene: [n, count] int64, of all bits alike."""
+    """The first `count` random 64-bit words of each scene: [n, count] int64, with uniform bits."""
     stream = _mix(_mix(torch.tensor(seed)) + SPLITS.index(split)).to(indices.device)
     scene = _mix(stream + indices * _GAMMA)
     return _mix(scene[:, None] + torch.arange(1, count + 1, device=indices.device) * _GAMMA)
 
 
 def _mix(word: Tensor) -> Tensor:
-    """SplitMix64's finaliser. int64 products wrap; a right shift must have its copies of the sign cleared."""
+    """SplitMix64's finaliser. int64 products wrap; after a right shift, the copied sign bits must be cleared."""
     word = (word ^ ((word >> 30) & (2**34 - 1))) * _MULTIPLIERS[0]
     word = (word ^ ((word >> 27) & (2**37 - 1))) * _MULTIPLIERS[1]
     return word ^ ((word >> 31) & (2**33 - 1))

@@ -16,7 +16,7 @@ from objbench_plugins.multimnist.scatter import Scatter
 
 @dataclass(frozen=True)
 class MultiMnistConfig:
-    """Options of MultiMNIST; the defaults are the paper's."""
+    """Options of MultiMNIST; the defaults are the paper's values."""
 
     height: int = option(128, "height of a scene in pixels", low=digits.SIDE + 1, high=4096)
     width: int = option(128, "width of a scene in pixels", low=digits.SIDE + 1, high=4096)
@@ -60,16 +60,16 @@ class MultiMnistConfig:
 
 
 class MultiMnist(SceneSource):
-    """MNIST digits halved to 14x14 (2x2 means) at uniform places on a black image of one channel.
+    """MNIST digits halved to 14x14 (2x2 means) at uniform places on a black image with one channel.
 
-    Digits that overlap are added and clipped. As published: 1 to 10 digits on 128x128, no rule of distance;
-    the published generator draws 1 to 7 digits, the paper says 10, and we follow the paper. Train, validation
-    and test draw from disjoint digits: 64, 16 and 20 % of MNIST.
+    Overlapping digits are added and clipped. The defaults are as published: 1 to 10 digits on 128x128, without a
+    minimum distance. (The published generator draws 1 to 7 digits, but the paper says 10; we follow the paper.)
+    Train, validation and test use disjoint digits: 64, 16 and 20 % of MNIST.
 
-    True boxes are tight to each digit's own ink even where another covers it, as the published ones very
-    probably were; `boxes=cell` gives the 14x14 cells instead.
+    True boxes fit each digit's own ink, also where another digit covers it; the published boxes were very probably
+    made in this way. `boxes=cell` gives the 14x14 cells.
 
-    With `hdf5` the scenes are those of the published file, whatever the seed.
+    With `hdf5`, the scenes are those of the published file, for every seed.
     """
 
     Config = MultiMnistConfig
@@ -88,7 +88,7 @@ class MultiMnist(SceneSource):
 
     @classmethod
     def fetch(cls) -> str:
-        """Gets the full MNIST into the cache unless it is there; says what is. UsageError when it cannot."""
+        """Downloads the full MNIST into the cache if it is not there. Returns a message; UsageError when it fails."""
         cache = digits.cache_folder()
         if not cache.is_dir():
             digits.fetch_mnist()
@@ -96,7 +96,7 @@ class MultiMnist(SceneSource):
         return f"{cache}: {found.name}, {len(found.labels):,} digits, sha256 {found.checksum}"
 
     def __init__(self, config: MultiMnistConfig, seed: int) -> None:
-        """Reads the digits, or opens the file; UsageError, naming the file, when it is not whole."""
+        """Reads the digits, or opens the HDF5 file; UsageError with the file's name when it is not complete."""
         self._file: SceneFile | None = None
         if config.hdf5:
             self._file = SceneFile(config.hdf5)
@@ -114,15 +114,15 @@ class MultiMnist(SceneSource):
         )
 
     def size(self, split: Split) -> int | None:
-        """None: generated without end; the HDF5 file's own number."""
+        """None (scenes are generated without end), or the number of scenes in the HDF5 file."""
         return self._file.size(split) if self._file else None
 
     def scenes(self, split: Split, indices: Tensor) -> Scenes:
-        """The scenes at `indices` [n] int64, on the device that `indices` are on."""
+        """The scenes at `indices` [n] int64, on the device of `indices`."""
         return self._file.scenes(split, indices) if self._file else self._scatter.scenes(split, indices)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Which digits, how many a split, and their checksum; or those of the HDF5 file."""
+        """The digits, their number in each split and their checksum; or the number and checksum of the HDF5 file."""
         return self._file.fingerprint() if self._file else self._digits.fingerprint()
 
     def origin(self, split: Split, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Table 2 of the GMAIR paper (Zhu et al. 2021, arXiv 2106.01722), to be printed beside our own figures."""
+"""Table 2 of the GMAIR paper (Zhu et al. 2021, arXiv 2106.01722), for comparison with our own figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOTE = (
 )
 
 Figure = tuple[float, float | None]
-"""Percent as printed: mean, and what stands after the ±."""
+"""Percent as printed in the paper: the mean, and the number after the ±."""
 
 
 def row(
@@ -29,8 +29,8 @@ def row(
     )
 
 
-# The first block is quoted by the paper from others: clustering of single, centred MNIST digits. IIC's own
-# ACC is one to one; at 98 % every cluster's majority is its own class, so both definitions agree.
+# The paper quotes the first block from other papers: clustering of single, centred MNIST digits. IIC's own
+# ACC is one to one; at 98 % every class has its own cluster, so both definitions give the same value.
 TABLE_2 = (
     row("iic", "IIC", "MNIST", None, (98.4, 0.652), None),
     row("aae-16", "AAE (C=16)", "MNIST", None, (90.45, 2.05), None),
@@ -48,5 +48,5 @@ TABLE_2 = (
 
 @hookimpl
 def objbench_published() -> tuple[Published, ...]:
-    """The paper's whole table, its row order kept."""
+    """The paper's complete table, in its row order."""
     return TABLE_2

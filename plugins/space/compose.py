@@ -143,6 +143,14 @@ class Canvases:
         mean = torch.stack([(weight * layer).sum(1) / total for layer in layers], 1)
         return mean[:, :-1], mean[:, -1:]
 
+    def shares(self, alpha: Tensor, sharpness: Tensor, cells: int) -> Tensor:
+        """The share of each object in the softmax at every pixel, [n, k, height, width] in 0..1; see `compose`."""
+        (painted,) = _resample(alpha.flatten(0, 1), self.along_y, self.along_x)
+        logit = sharpness[:, :, None, None] * painted.unflatten(0, (self.n, self.k))
+        highest = logit.amax(1, keepdim=True).clamp(min=0)
+        weight, absent = (logit - highest).exp(), (-highest).exp()
+        return weight / (cells * absent + (weight - absent).sum(1, keepdim=True))
+
     def frames(self, presence: Tensor, border: int) -> Tensor:
         """As `Windows.frames`; the sum over objects is that of a product of matrices."""
         inner = slice(border, self.along_y.shape[-1] - border)

@@ -1,13 +1,21 @@
-"""What is SPACE's own in its loss: the likelihood of a pixel, and priors that change evenly."""
+"""What is SPACE's own in its loss: deviations, the likelihood of a pixel, and priors that change evenly."""
 
 from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-5
-"""Added to mixture weights inside logarithms, as published."""
+"""Added to mixture weights inside logarithms; the published value."""
+STD_EPS = 1e-15
+"""Added to every standard deviation of the foreground. Published for scale alone, where it keeps the KL finite."""
+
+
+def deviation(raw: Tensor) -> Tensor:
+    """A standard deviation from a network's output, same shape: its softplus, which is published."""
+    return F.softplus(raw) + STD_EPS
 
 
 def normal_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:

@@ -14,7 +14,8 @@ out.
 
 Not published are ways to be fast which change no value (`compose.py`, `BroadcastDecoder`); detection by the mode of
 every latent, where the published evaluation samples where; boxes cut to their bright part (`trim`), as GMAIR cuts its
-own; and options that start cells elsewhere than at zero, which the published defaults do not use.
+own, and if asked for to where the object makes the picture (`trim_hidden`); and options that start cells elsewhere
+than at zero, which the published defaults do not use.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from objbench.detector import MIN_SCORE, PRESENT, Detections, Detector, other_parameters
 from objbench.errors import UsageError
-from objbench.latents import bernoulli_kl, normal_kl, normal_sample, positive, relaxed_bernoulli
+from objbench.latents import bernoulli_kl, normal_kl, normal_sample, relaxed_bernoulli
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
 from objbench.spatial import (
@@ -212,7 +213,7 @@ class Space(Detector):
         """What is switched on or off at this step."""
         c, when = self.config, step / self.config.steps
         return Phase(
-            warmup=c.gate_cells > 0 and when < c.gate_from and c.warmup_images > 0,
+            warmup=when < c.gate_from and c.warmup_images > 0,
             gated=0 < c.gate_cells < self.cells and when >= c.gate_from,
             fixed_alpha=when < c.fixed_alpha_until,
             boundary=c.boundary > 0 and c.boundary_from <= when < c.boundary_until,
@@ -265,11 +266,11 @@ class Space(Detector):
         return GridCells(
             presence_logit=PRESENCE_LIMIT * torch.tanh(presence[..., 0] + self.config.presence_bias),
             depth_mean=depth_mean[..., 0],
-            depth_std=positive(depth_std[..., 0]),
+            depth_std=losses.deviation(depth_std[..., 0]),
             scale_mean=scale_mean,
-            scale_std=positive(scale_std),
+            scale_std=losses.deviation(scale_std),
             shift_mean=shift_mean,
-            shift_std=positive(shift_std),
+            shift_std=losses.deviation(shift_std),
         )
 
     def infer_objects(
@@ -309,7 +310,7 @@ class Space(Detector):
         glimpses: [m, channels, g, g]. Decoded, logits [m, channels + 1, g, g], is the mean without `sample`.
         """
         mean, std = networks.run(self.what_encoder, glimpses, self.config.precision).chunk(2, -1)
-        std = positive(std)
+        std = losses.deviation(std)
         what = normal_sample(mean, std, sample)
         return mean, std, networks.run(self.decoder, what, self.config.precision)
 
@@ -371,9 +372,27 @@ class Space(Detector):
         boxes = objects.boxes
         if self.config.trim:
             brightness = (objects.colour * objects.alpha).mean(2) * objects.presence[..., None, None]
+            if self.config.trim_hidden:
+                brightness = brightness * self.visible(objects)
             boxes = trim_boxes(boxes, brightness, self.config.trim)
         boxes = clamp_boxes(boxes, self.shape[1:])
         return Detections.from_padded(boxes, objects.presence, what=objects.what_mean)
+
+    def visible(self, objects: Objects) -> Tensor:
+        """How much of the picture at each of its glimpse's pixels an object makes, [n, k, g, g] in 0..1: see (d).
+
+        A glimpse also shows what touches the object, and nothing in the loss keeps it from painting that, because there
+        the neighbour is in front. Where fruits touch, boxes cut to what is bright alone are as large as uncut.
+        """
+        n, k = objects.presence.shape
+        height, width = self.shape[1:]
+        alpha = objects.alpha * objects.presence[:, :, None, None, None]
+        canvases = Canvases(objects.boxes, self.config.glimpse, height, width)
+        shares = canvases.shares(alpha, SHARPNESS * torch.sigmoid(-objects.depth), self.cells)
+        glimpses = crop(
+            shares.flatten(0, 1)[:, None], objects.boxes.flatten(0, 1)[:, None], self.config.glimpse
+        )
+        return glimpses.view(n, k, *glimpses.shape[-2:])
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The foreground over the background, [n, channels, height, width], every latent at its mode."""

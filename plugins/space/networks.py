@@ -1,8 +1,8 @@
 """The networks of SPACE, as published (appendix D, and the code where it says more), and small ones.
 
-Non-overlapping deconvolutions stand for the published 1x1 convolutions with pixel shuffle: the same map.
-Small nets are the published ones at another width. `GroupNorm`, `ConvTransposeNoOverlap` and `FullSizeConv` are torch's
-layers, computed in ways that are faster on a CPU.
+Layers of the published nets start from torch's initialisation, as published. `GroupNorm`, `SubPixelConv` and
+`FullSizeConv` are torch's layers, computed in ways that are faster on a CPU. The small nets (`mlp`, `coarse_encoder`,
+`coarse_decoder`) are not published.
 """
 
 from __future__ import annotations
@@ -51,20 +51,21 @@ class _SinglePrecisionNorm(torch.autograd.Function):
         return to_x.to(x.dtype), to_weight, to_bias, None, None
 
 
-class ConvTransposeNoOverlap(nn.ConvTranspose2d):
-    """A deconvolution whose stride is its kernel's size: every pixel becomes a tile, so it is a product of matrices."""
+class SubPixelConv(nn.Linear):
+    """A 1x1 convolution followed by pixel shuffle: every pixel becomes a tile. It is a product of matrices.
+
+    [n, before, h, w] -> [n, after, h v, w u]. Weights and biases are those of the 1x1 convolution, in another order:
+    output (i u + j) after + c is channel c at row i and column j of the tile.
+    """
 
     def __init__(self, before: int, after: int, tile: int | tuple[int, int]) -> None:
-        super().__init__(before, after, tile, tile)
+        """tile: its height v and width u."""
+        self.tile = (tile, tile) if isinstance(tile, int) else tile
+        super().__init__(before, self.tile[0] * self.tile[1] * after)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        n, before, h, w = x.shape
-        v, u = self.kernel_size
-        pixels = x.permute(0, 2, 3, 1).reshape(-1, before)
-        weight = self.weight.permute(0, 2, 3, 1).reshape(before, -1)  # [before, v u after]
-        assert self.bias is not None
-        tiles = torch.addmm(self.bias.repeat(v * u), pixels, weight)
-        picture: Tensor = _TilesToPicture.apply(tiles.view(n, h, w, v, u, -1))  # type: ignore[no-untyped-call]
+    def forward(self, x: Tensor) -> Tensor:
+        tiles = super().forward(x.permute(0, 2, 3, 1))
+        picture: Tensor = _TilesToPicture.apply(tiles.unflatten(-1, (*self.tile, -1)))  # type: ignore[no-untyped-call]
         return picture
 
 
@@ -193,14 +194,14 @@ def glimpse_encoder(channels: int, out: int) -> nn.Sequential:
 
 
 def glimpse_decoder(what_dim: int, out: int) -> nn.Sequential:
-    """[m, what_dim] -> [m, out, 32, 32]: five times a deconvolution and a 3x3 convolution."""
+    """[m, what_dim] -> [m, out, 32, 32]: five times a sub-pixel convolution and a 3x3 one."""
     layers: list[nn.Module] = [
         nn.Unflatten(1, (what_dim, 1, 1)),
         *block(FullSizeConv(what_dim, 256, 1), 256, 16),
     ]
     before = 256
     for after, groups in ((128, 16), (128, 16), (64, 8), (32, 8), (16, 4)):
-        layers += block(ConvTransposeNoOverlap(before, after, 2), after, groups)
+        layers += block(SubPixelConv(before, after, 2), after, groups)
         layers += block(nn.Conv2d(after, after, 3, 1, 1), after, groups)
         before = after
     return checkpoint_norms([*layers, nn.Conv2d(16, out, 3, 1, 1)])
@@ -217,11 +218,11 @@ def picture_decoder(
     first = (size[0] // BACKGROUND_STRIDE, size[1] // BACKGROUND_STRIDE)
     widths, groups = (2 * w, w, q), (w // 4, w // 8, w // 16)
     layers = [nn.Unflatten(1, (latent, 1, 1)), *block(FullSizeConv(latent, 4 * w, 1), 4 * w, w // 4)]
-    layers += block(ConvTransposeNoOverlap(4 * w, 4 * w, first), 4 * w, w // 4)
+    layers += block(SubPixelConv(4 * w, 4 * w, first), 4 * w, w // 4)
     layers += block(nn.Conv2d(4 * w, 4 * w, 3, 1, 1), 4 * w, w // 4)
     before = 4 * w
     for after, group, factor in zip(widths, groups, factors, strict=True):
-        layers += block(ConvTransposeNoOverlap(before, after, factor), after, group)
+        layers += block(SubPixelConv(before, after, factor), after, group)
         layers += block(nn.Conv2d(after, after, 3, 1, 1), after, group)
         before = after
     layers += block(nn.Conv2d(q, q, 3, 1, 1), q, groups[-1])

@@ -1,4 +1,4 @@
-"""What is SPAIR's own in its loss: the prior on the number of objects, and of presence given that."""
+"""What is SPAIR's own in its loss: the cost of a pixel, and the prior on the number of objects and of presence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def floored_cross_entropy(mean: Tensor, target: Tensor, floor: float) -> Tensor:
+    """-log p(target) of pixels under Bernoulli(mean), with `floor` added inside both logarithms; same shapes.
+
+    A bright pixel that no box covers has mean 0, and costs -log(floor). torch's own function would take 100 there: such
+    pixels give boxes no gradient, and their cost would hide all other changes of the loss. NaN where the mean is NaN.
+    """
+    return -(target * (mean + floor).log() + (1 - target) * ((1 - mean) + floor).log())
 
 
 def count_log_odds(step: int, start: float, floor: float, decay_steps: float) -> float:

@@ -6,45 +6,40 @@ encoder, its decoder and renderer, its prior. Where the original code and the Py
 disagree, this follows the original: the reconstruction term is averaged over the batch, the prior expects small boxes
 (`size_prior`), the presence KL takes the probability without sampling noise (`presence_kl`) and gradients are clipped.
 
-Two things differ from both. For detection, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own, so
-that like is compared with like. And the renderer multiplies colour, alpha and importance before it interpolates, not
-after: this is fast.
+Three things differ from both. For detection, boxes are cut to what is bright in them (`trim`), as GMAIR cuts its own,
+so that like is compared with like. The renderer multiplies colour, alpha and importance before it interpolates, not
+after: this is fast. And no noise is added to gradients, as the original does in its first thousands of steps.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from objbench.detector import PRESENT, Detections, Detector
 from objbench.errors import UsageError
-from objbench.latents import bernoulli_kl, binary_cross_entropy, normal_kl
+from objbench.latents import bernoulli_kl, normal_kl
 from objbench.options import settings_for
 from objbench.scenes import SceneShape
-from objbench.spatial import clamp_boxes, crop, in_parts, paint, take_cells, top_cells, trim_boxes
-from objbench_plugins.spair import losses, networks
+from objbench.spatial import canvases, clamp_boxes, crop, in_parts, paint, take_cells, top_cells, trim_boxes
+from objbench_plugins.spair import front, losses, networks
 from objbench_plugins.spair.config import SETTINGS, SpairConfig
 from objbench_plugins.spair.wavefront import LOOKBACK, NEIGHBOURS, wavefront
 
 COLOUR_SCALE = 2.0
-"""What the decoder's colour outputs are multiplied by before the sigmoid; as in the original."""
+"""What the decoder's colour outputs are multiplied by before the sigmoid; the original's value."""
 ALPHA_SCALE = 0.1
 """As COLOUR_SCALE, of its alpha outputs: so alpha changes slowly, from a start at sigmoid(ALPHA_BIAS)."""
 ALPHA_BIAS = 5.0
-"""Added to scaled alpha outputs: glimpses start opaque; as in the original."""
+"""Added to scaled alpha outputs: glimpses start opaque; the original's value."""
 MIN_IMPORTANCE = 0.01
 """An absent object keeps this importance, so that its presence still has a gradient and it can come back."""
 PAINTED_VALUES = 2**21
 """On a CPU a batch is rendered in parts that need no more values than this at a time, so that they fit its cache."""
-MIN_EXPECTED = 1e-6
-"""The rendered image is clamped to MIN_EXPECTED..1 - MIN_EXPECTED before the cross entropy, as in the original.
-
-So a bright pixel that no box covers costs 14 nats. Without the clamp it would cost 100, the limit of torch's cross
-entropy; such pixels give boxes no gradient, and their cost would hide all other changes of the loss.
-"""
 CENTRE_RANGE = (-0.5, 1.5)
 """Where a box's centre may lie, in cells from the cell's corner: up to half a cell outside it."""
 
@@ -109,6 +104,8 @@ class Spair(Detector):
     Config = SpairConfig
     config: SpairConfig
     capturable = True
+    by_hand: ClassVar[bool] = True
+    """Training steps on a CPU take the fronts of `front.py`; False: those that torch differentiates."""
 
     @classmethod
     def settings(cls, protocol: str, data: str) -> dict[str, Any]:
@@ -142,12 +139,12 @@ class Spair(Detector):
             torch.randn(context_size)
         )  # the context of cells outside the grid, before sigmoids
 
-        front = wavefront(self.rows, self.columns)
-        self.sizes = front.sizes
+        fronts = wavefront(self.rows, self.columns)
+        self.sizes = fronts.sizes
         at = torch.arange(self.cells)
-        self.register_buffer("order", front.order, persistent=False)
-        self.register_buffer("place", front.place, persistent=False)
-        self.register_buffer("neighbours", torch.cat(front.neighbours), persistent=False)
+        self.register_buffer("order", fronts.order, persistent=False)
+        self.register_buffer("place", fronts.place, persistent=False)
+        self.register_buffer("neighbours", torch.cat(fronts.neighbours), persistent=False)
         corners = torch.stack([at % self.columns, at // self.columns], -1)
         self.register_buffer("corners", corners.float(), persistent=False)
         size = math.log(c.size_prior / (1 - c.size_prior))
@@ -167,7 +164,6 @@ class Spair(Detector):
         cells = self.infer(images, self.noise(images), now.where_frozen)
         presence, logit = cells.presence[..., 0], cells.presence_logit[..., 0]  # [n, cells]
         image = self.render(self.chosen(cells, now.gated))  # [n, channels, h, w]
-        image = image.clamp(MIN_EXPECTED, 1 - MIN_EXPECTED)
 
         # Prior of presence: each cell given the cells before it, [n, cells]
         prior = losses.count_prior(presence.detach().round(), self.annealed(step)["log_p"]).to(logit.dtype)
@@ -175,7 +171,7 @@ class Spair(Detector):
         where_prior_mean, where_prior_std = self.where_prior  # [4]
 
         # [n, channels, h, w]
-        recon = binary_cross_entropy(image, images)
+        recon = losses.floored_cross_entropy(image, images, c.pixel_floor)
         # [n, cells]
         kl_pres = bernoulli_kl(logit_in_kl, prior.log(), torch.log1p(-prior), exact_tail=True)
         kl_where = normal_kl(cells.where_mean, cells.where_std, where_prior_mean, where_prior_std).sum(2)
@@ -244,14 +240,52 @@ class Spair(Detector):
             parts = [part.index_select(1, self.order).split(self.sizes, 1) for part in noise]
             noises = [Noise(*of_front) for of_front in zip(*parts, strict=True)]
         border = self.border_context().expand(n, 1, -1)
+        if self.by_hand and noise is not None and not where_frozen and images.device.type == "cpu":
+            return self.infer_by_hand(
+                images, features, corners, neighbours, cast(list[Noise], noises), border
+            )
         done: list[GridCells] = []
         for i in range(len(self.sizes)):
-            known = torch.cat([border, *(front.context for front in done[-LOOKBACK:])], 1)
+            known = torch.cat([border, *(earlier.context for earlier in done[-LOOKBACK:])], 1)
             context = known.index_select(1, neighbours[i]).reshape(n, self.sizes[i], -1)
             done.append(self.infer_cells(images, features[i], context, corners[i], noises[i], where_frozen))
         return GridCells(
             *(torch.cat(parts, 1).index_select(1, self.place) for parts in zip(*done, strict=True))
         )
+
+    def infer_by_hand(
+        self,
+        images: Tensor,
+        features: Sequence[Tensor],  # of each front, as all below
+        corners: Sequence[Tensor],
+        neighbours: Sequence[Tensor],
+        noises: Sequence[Noise],
+        border: Tensor,  # [n, 1, 4 + A + 2]
+    ) -> GridCells:
+        """As the loop over `infer_cells`, by a function of autograd for each front: see `front.py`."""
+        layers = front.Layers(
+            from_context=front.Layer(self.from_context),
+            box=two_layers(self.box_net),
+            what=tuple(front.Layer(layer) for layer in self.what_encoder if isinstance(layer, nn.Linear)),
+            depth_from_attributes=front.Layer(self.depth_from_attributes),
+            depth=two_layers(self.depth_net),
+            presence_from_attributes=front.Layer(self.presence_from_attributes),
+            presence=two_layers(self.presence_net),
+        )
+        parameters = front.Parameters.apply(layers, *layers.parameters)  # type: ignore[no-untyped-call]
+        cells: list[Tensor] = []
+        contexts: list[Tensor] = []
+        for i, size in enumerate(self.sizes):
+            known = torch.cat([border, *contexts[-LOOKBACK:]], 1)
+            context = known.index_select(1, neighbours[i]).reshape(len(images), size, -1)
+            of_front, context = front.Front.apply(  # type: ignore[no-untyped-call]
+                parameters, features[i], context, images, corners[i], noises[i], layers, self.config, CENTRE_RANGE
+            )  # fmt: skip
+            cells.append(of_front)
+            contexts.append(context)
+        fields = torch.cat(cells, 1).index_select(1, self.place)
+        context = torch.cat(contexts, 1).index_select(1, self.place)
+        return GridCells(*fields.split(front.cell_widths(self.config.what_dim), -1), context)
 
     def cell_features(self, images: Tensor) -> Tensor:
         """The backbone's part of the first layers of box, depth and presence network: [n, cells, 3 hidden]."""
@@ -367,9 +401,26 @@ class Spair(Detector):
         boxes = cells.boxes
         if self.config.trim:
             colour, alpha = self.decode(cells.what)
-            boxes = trim_boxes(boxes, colour.mean(2) * alpha[:, :, 0], self.config.trim)
+            brightness = colour.mean(2) * alpha[:, :, 0]
+            if self.config.trim_hidden:
+                brightness = brightness * self.visible(cells, alpha)
+            boxes = trim_boxes(boxes, brightness, self.config.trim)
         boxes = clamp_boxes(boxes, self.shape[1:])
         return Detections.from_padded(boxes, cells.presence_prob[..., 0], what=cells.what)
+
+    def visible(self, cells: GridCells, alpha: Tensor) -> Tensor:
+        """The share of a cell in all importance, at each pixel of its glimpse: [n, cells, g, g] in 0..1; see `render`.
+
+        alpha: [n, cells, 1, g, g]. A glimpse also shows what touches the object, and little in the loss keeps it from
+        painting that too, with less importance than the neighbour has.
+        """
+        importance = alpha * (cells.presence_prob * cells.depth)[..., None, None]
+        painted = canvases(
+            importance, cells.boxes, self.shape.height, self.shape.width
+        )  # [n, cells, 1, h, w]
+        shares = (painted / (painted.sum(1, keepdim=True) + 1e-9)).flatten(0, 1)
+        glimpses = crop(shares, cells.boxes.flatten(0, 1)[:, None], self.config.glimpse)
+        return glimpses.reshape(alpha[:, :, 0].shape)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The rendered image [n, channels, height, width], every latent at its mode."""
@@ -377,5 +428,11 @@ class Spair(Detector):
 
 
 def deviation(raw: Tensor) -> Tensor:
-    """A standard deviation in 0..2 from a network's output, as in the original."""
+    """A standard deviation in 0..2 from a network's output; the port's function."""
     return 2 * torch.sigmoid(raw.clamp(-10, 10))
+
+
+def two_layers(net: nn.Sequential) -> tuple[front.Layer, front.Layer]:
+    """The linear layers of a perceptron with one hidden layer."""
+    first, second = (layer for layer in net if isinstance(layer, nn.Linear))
+    return front.Layer(first), front.Layer(second)

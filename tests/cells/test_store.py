@@ -18,16 +18,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from objbench import writing
 from objbench.cells import files as files_module
 from objbench.cells.files import (
     Damaged,
     read_json,
     verify_checksums,
-    write_file,
     write_json,
     written_beside,
 )
-from objbench.cells.identity import Cell, MixtureConfig, Training, write_cell
+from objbench.cells.identity import Cell, Training, write_cell
 from objbench.cells.result import CellResult, Position, Trained
 from objbench.cells.store import (
     Store,
@@ -40,17 +40,16 @@ from objbench.cells.store import (
     write_trained,
 )
 from objbench.errors import UsageError
-from objbench.options import build
 from objbench.score.arrays import load_tensors, save_tensors
-from objbench.score.mixture import Mixture
+from objbench.writing import write_file
 from running import objbench
 
 
-def cell_of(seed: int = 0, components: int = 10) -> Cell:
+def cell_of(seed: int = 0, clusters: int = 10) -> Cell:
     """A cell that no plugin is behind."""
     identity = {"model": "m", "data": "d", "protocol": {"name": "demo"}, "seed": seed}
     identity |= {"model_config": {"lr": 1e-4}, "data_config": {}}
-    return Cell(Training(identity, {}, {}, {}), {"name": "gmm", "config": {"components": components}})
+    return Cell(Training(identity, {}, {}, {}), {"name": "gmm", "config": {"clusters": clusters}})
 
 
 CELL = cell_of()
@@ -293,7 +292,7 @@ def test_our_own_descriptors_are_written_where_they_stand(tmp_path: Path) -> Non
         write_file(Path(f"/dev/fd/{file.fileno()}"), b"now ")
         write_file(Path(f"/proc/self/fd/{file.fileno()}"), b"then")
     assert (tmp_path / "file").read_bytes() == b"before now then"
-    assert files_module._own_descriptor(Path("/dev/stdout")) == 1
+    assert writing._own_descriptor(Path("/dev/stdout")) == 1
 
 
 def test_a_name_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
@@ -515,8 +514,9 @@ def test_a_store_that_is_written_and_removed_from_is_read_meanwhile(store: Store
         thread.join()
 
 
-@pytest.mark.parametrize("words", [["run", "--models", "gmair", "--data", "multimnist", "--out"], ["report", "--out"],
-                                   ["rescore"], ["rm", "x", "--yes", "--out"]], ids=lambda w: w[0])  # fmt: skip
+@pytest.mark.parametrize("words", [
+    pytest.param(["run", "--models", "gmair", "--data", "multimnist", "--out"], marks=pytest.mark.slow),
+    ["report", "--out"], ["rescore"], ["rm", "x", "--yes", "--out"]], ids=lambda w: w[0])  # fmt: skip
 @pytest.mark.parametrize("path", ["x" * 300, "y/" * 3000])
 def test_a_path_that_is_too_long_is_one_line(words: list[str], path: str) -> None:
     ran = objbench(*words, path)
@@ -578,9 +578,8 @@ def test_whoever_may_write_to_the_store_may_lock(store: Store) -> None:
 
 def test_a_cell_is_its_training_and_its_clusterer() -> None:
     cell = cell_of(seed=3)
-    assert cell.name == "m on d, seed 3"
+    assert cell.name == "m+gmm on d, seed 3"
     assert cell.identity == {**cell.training.identity, "clusterer": cell.clusterer}
-    assert MixtureConfig().components == 10  # as the paper clusters for SPAIR and SPACE
 
 
 def test_keys_do_not_depend_on_order_or_number_format() -> None:
@@ -590,62 +589,4 @@ def test_keys_do_not_depend_on_order_or_number_format() -> None:
     assert len(one.key) == 16
     assert one.key != Training({"a": 2, "b": {"c": 2, "d": [3]}}, {}, {}, {}).key
     assert Cell(one, {"name": "own"}).key == f"{one.key}/own"
-    assert len({cell_of().key, cell_of(seed=1).key, cell_of(components=3).key}) == 3
-
-
-# The mixture, which a cell keeps
-
-
-def blobs(n: int = 200) -> torch.Tensor:
-    """Two groups [2n, 3], far apart."""
-    near = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
-    return torch.cat([near, near + torch.tensor([20.0, 0, 0])])
-
-
-@pytest.mark.parametrize("covariance", ["full", "diag", "tied", "spherical"])
-@pytest.mark.parametrize("more", [{}, {"standardise": True}, {"pca": 2}], ids=str)
-def test_a_mixture_saved_and_loaded_clusters_alike(
-    tmp_path: Path, covariance: str, more: dict[str, int]
-) -> None:
-    config = MixtureConfig(components=2, covariance=covariance, restarts=2, **more)
-    mixture, warning = Mixture.fit(config, blobs())
-    assert warning == ""
-    clusters = mixture.predict(blobs())
-    assert (clusters[:200] == clusters[0]).all()
-    assert (clusters[200:] == 1 - clusters[0]).all()
-    save_tensors(tmp_path / "m", mixture.tensors)
-    assert torch.equal(Mixture(config, load_tensors(tmp_path / "m")).predict(blobs()), clusters)
-
-
-def test_too_little_to_cluster_is_a_warning(tmp_path: Path) -> None:
-    mixture, warning = Mixture.fit(MixtureConfig(components=10), torch.zeros(0, 3))
-    assert "gmm.components=10" in warning
-    save_tensors(tmp_path / "m", mixture.tensors)
-    again = Mixture(mixture.config, load_tensors(tmp_path / "m"))
-    assert again.predict(torch.randn(4, 3)).tolist() == [0, 0, 0, 0]
-
-
-def test_one_component_is_one_cluster() -> None:
-    mixture, _ = Mixture.fit(build(MixtureConfig, "gmm", {"components": "1"}), blobs())
-    assert not mixture.predict(blobs()).any()
-
-
-def test_more_principal_components_than_values_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"gmm\.pca=4 is more than the 3"):
-        Mixture.fit(MixtureConfig(components=2, pca=4), blobs())
-
-
-def test_only_a_collapsed_gaussian_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What else goes wrong is no reason to put all detections into one cluster."""
-    with pytest.raises(UsageError, match=r"gmm\.seed=4294967296 is out of range"):
-        build(MixtureConfig, "gmm", {"seed": str(2**32)})
-    with pytest.raises(ValueError, match="random_state"):
-        Mixture.fit(replace(MixtureConfig(components=3), seed=2**40), blobs())
-
-    def collapses(*_: object) -> None:
-        raise ValueError("failed because some components have ill-defined empirical covariance")
-
-    monkeypatch.setattr("sklearn.mixture.GaussianMixture.fit", collapses)
-    mixture, warning = Mixture.fit(MixtureConfig(components=3), blobs())
-    assert not mixture.tensors
-    assert "all detections are in cluster 0: try gmm.covariance=diag" in warning
+    assert len({cell_of().key, cell_of(seed=1).key, cell_of(clusters=3).key}) == 3

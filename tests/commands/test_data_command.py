@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from objbench.cells.overrides import build_model_config, build_source_config, parse_overrides
+from objbench.coco import read_truth
 from objbench.commands import main
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins, load_target
 from objbench.report.contact_sheet import contact_sheet
 from objbench.scenes import GroundTruth, Scenes
-from objbench.score.coco import read_truth
 
 COLOUR_PLUGIN = '''
 """Ten scenes of 30x20 pixels in colour, one object each, none in the first."""

@@ -15,7 +15,7 @@ import pytest
 
 from running import objbench
 
-KINDS = {"model": "my-det", "data": "my-scenes", "metric": "my_metric"}
+KINDS = {"model": "my-det", "data": "my-scenes", "metric": "my_metric", "clusterer": "my-groups"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,6 +49,7 @@ def run_in(python: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[s
     return subprocess.run([python, "-c", code, *words], capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_it_writes_registers_and_passes_the_kit(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,7 +129,7 @@ def test_the_example_installs_as_a_wheel_into_a_fresh_environment_and_runs(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "least"), [("model", 15), ("data", 8), ("metric", 7)])
+@pytest.mark.parametrize(("kind", "least"), [("model", 15), ("data", 8), ("metric", 7), ("clusterer", 13)])
 def test_what_is_new_installs_and_its_own_tests_pass(kind: str, least: int, tmp_path: Path) -> None:
     """As its author would: installed with the extra that its README names, then `pytest` in its folder."""
     folder = tmp_path / "mine"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from objbench.coco import read_detections
 from objbench.errors import UsageError
 from objbench.score.arrays import load_detections
-from objbench.score.coco import read_detections
 from running import TOY, Ran, objbench, run_here, toy_cell
 
 
@@ -156,7 +156,7 @@ def test_ids_are_looked_up_by_bare_names_in_files_of_usual_names(
     ran = predict(cell, tmp_path / "images", tmp_path / "found.json")
     assert ran.code == 0, ran.err
     assert ids(tmp_path / "found.json") == {12, "000011", 10}
-    assert f"image_id is as in {tmp_path / new}" in ran.err
+    assert f"image_id is the id in {tmp_path / new}" in ran.err
     assert not (tmp_path / "found.json.images.json").exists()
     scored = objbench("score", "--truth", str(tmp_path / new), "--detections", str(tmp_path / "found.json"))
     assert (scored.code, scored.err) == (0, "")
@@ -194,7 +194,7 @@ def test_a_lookup_that_fails_by_half_is_an_error(cell: Path, tmp_path: Path) -> 
     rewrite(file, file_name=["x.png", *BARE[1:]])
     refused("1 of its 3 images are not in")
     rewrite(file, file_name=[BARE[0], *BARE[:2]])
-    refused("the ids 1 and 2 are both of")
+    refused("the ids 1 and 2 both belong to")
     rewrite(file, file_name=["q/000000.png", "r/000000.png", BARE[1]])  # by a name that two have
     refused("2 of its 3 images are not in")
     rewrite(file, file_name=[*BARE[:2], 3])
@@ -257,7 +257,7 @@ def test_a_turned_picture_is_said(cell: Path, tmp_path: Path) -> None:
     ran = predict(cell, tmp_path / "own", tmp_path / "f.json")
     assert ran.code == 0
     assert (
-        f"1 pictures are turned as their EXIF data asks for, such as {tmp_path / 'own' / 'x.png'}" in ran.err
+        f"1 pictures were turned as their EXIF data requires, such as {tmp_path / 'own' / 'x.png'}" in ran.err
     )
 
 
@@ -267,7 +267,7 @@ def test_nothing_is_written_when_the_results_cannot_be(cell: Path, tmp_path: Pat
     for target in (tmp_path / "own", tmp_path / "none" / "f.json"):
         ran = predict(cell, tmp_path / "own", target)
         assert ran.code == 2
-        assert "must be a file in a folder that is there" in ran.err
+        assert "must be a file in an existing folder" in ran.err
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["x.png"]
 
 
@@ -281,7 +281,7 @@ def test_a_model_that_is_gone_is_named_with_who_registered_it_and_the_cell(
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
         f"objbench: cell {cell.parent.name}/{cell.name}: no plugin registers the model '{name}' any more; the file "
-        "toy_plugin.py had registered it; give it with --plugin\n"
+        "toy_plugin.py had registered it; name it with --plugin\n"
     )
 
 
@@ -290,4 +290,4 @@ def test_an_oracle_cannot_look_at_pictures_without_their_truth(tmp_path: Path) -
     export(tmp_path / "scenes", 2)
     ran = predict(Path(result.path), tmp_path / "scenes", tmp_path / "found.json")
     assert ran.code == 2
-    assert "is of an oracle" in ran.err
+    assert "is a cell of an oracle" in ran.err

@@ -116,6 +116,7 @@ def largest_iou(corners: np.ndarray) -> float:
     return float(iou.max())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_states_in_two_processes():
     play = (
         "from objbench_plugins.fruit2d.physics import simulate as s; print(s({'a': 20, 'b': 3}).checksum())"
@@ -253,6 +254,7 @@ def test_splits_have_their_sizes_and_the_seed_changes_nothing():
     assert fruit.scenes("test", torch.tensor([], dtype=torch.int64)).truth.images == 0
 
 
+@pytest.mark.slow
 def test_options_make_other_images():
     assert source(background="cream").scenes("test", torch.tensor([0])).images.mean() > 0.5
     assert source().scenes("test", torch.tensor([0])).images.mean() < 0.5
@@ -295,6 +297,7 @@ def own_sum() -> str:
     return hashlib.sha256(scenes.images.numpy().tobytes() + scenes.truth.boxes.numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_the_same_scenes_and_leave_one_whole_file(tmp_path):
     without_physics = SUM_OF_VALIDATION.format(before="sys.modules['pymunk'] = None")
     running = [process(without_physics), process(SUM_OF_VALIDATION.format(before=""))]

@@ -20,6 +20,7 @@ from objbench_plugins.gmair.losses import EPS, log_presence_prior
 from objbench_plugins.gmair.losses import presence_kl as presence_kl_of_logs
 from objbench_plugins.gmair.mixture import inverse_softplus, start_mixture
 from objbench_plugins.gmair.model import Gmair, WhatPrior
+from objbench_plugins.gmair.reference import render_plain
 from objbench_plugins.gmair.render import render, render_published
 
 
@@ -189,17 +190,52 @@ def test_gating_keeps_the_cells_of_highest_presence_and_the_presence_kl_of_all()
     torch.testing.assert_close(gated, ungated)
 
 
-def test_the_published_renderer_agrees_where_interpolation_does_nothing():
+def some_objects(n: int, k: int, channels: int, largest: float) -> tuple[torch.Tensor, ...]:
+    """Boxes up to `largest`, some far outside an image of 40x56, and their presence, depth, colour and alpha."""
+    gen = torch.Generator().manual_seed(2)
+    centre = torch.rand(n, k, 2, generator=gen) * torch.tensor([70, 54]) - 7
+    sides = largest * torch.sigmoid(3 * torch.randn(n, k, 2, generator=gen))
+    boxes = torch.cat([centre - sides / 2, centre + sides / 2], -1)
+    presence, depth = torch.rand(n, k, generator=gen), torch.randn(n, k, generator=gen)
+    glimpses = torch.rand(n, k, channels + 1, 12, 12, generator=gen)
+    parts = (boxes, presence, depth, glimpses[:, :, :-1].clone(), glimpses[:, :, -1:].clone())
+    return tuple(part.requires_grad_() for part in parts)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("largest", [20.0, 90.0])  # windows that are smaller than the image, and larger
+def test_the_published_renderer_is_that_of_whole_canvases(channels, largest, at_once, monkeypatch):
+    objects = some_objects(3, 9, channels, largest)
+    side = math.floor(largest * 13 / 12) + 2
+    floats = 9 * (channels + 2) * min(side, 40) * min(side, 56)
+    monkeypatch.setattr("objbench_plugins.gmair.published.AT_ONCE", at_once * floats)
+    fast, plain = (way(*objects, (40, 56), largest, True) for way in (render_published, render_plain))
+    assert render_published(*objects, (40, 56), largest)[1] is None
+    grads = []
+    for image, overlap in (fast, plain):
+        weight = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+        loss = (image * weight).sum() + (overlap * torch.tensor([0.1, 1.0, 0.0])).sum()
+        grads.append(torch.autograd.grad(loss, objects))
+    torch.testing.assert_close(fast[0], plain[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fast[1], plain[1], rtol=1e-4, atol=1e-3)
+    assert plain[1].max() > 1
+    for ours, theirs in zip(*grads, strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_renderers_agree_where_interpolation_does_nothing():
     """Glimpse pixels that fall on image pixels: multiplying before or after interpolation is the same."""
     torch.manual_seed(0)
     boxes = torch.tensor([[[0.0, 0, 16, 16], [8, 8, 24, 24]]])
     presence, depth = torch.tensor([[0.9, 0.4]]), torch.tensor([[0.3, -1.0]])
     colour, alpha = torch.rand(1, 2, 1, 16, 16), torch.rand(1, 2, 1, 16, 16)
     found = render(boxes, presence, depth, colour, alpha, (32, 32), with_overlap=True)
-    published = render_published(boxes, presence, depth, colour, alpha, (32, 32), with_overlap=True)
+    published = render_published(boxes, presence, depth, colour, alpha, (32, 32), 16.0, with_overlap=True)
     for ours, theirs in zip(found, published, strict=True):
         assert theirs.max() > 0.1
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert render(boxes, presence, depth, colour, alpha, (32, 32))[1] is None
 
 
@@ -266,9 +302,19 @@ def test_phases_begin_and_end_at_their_steps():
     assert not any(never.phase(step)[:3] != (False, False, False) for step in (0, 10, 500))
 
 
-def test_what_networks_say_is_clamped_where_it_would_overflow():
+def test_without_clamp_presence_falls_to_the_floor_of_its_prior_and_learns_there():
+    model = small(clamp=False, where_norm=0).eval()
+    with torch.no_grad():
+        model.presence_head[-1].bias.fill_(-14)
+    cells = model.infer_cells(pictures())
+    assert cells.presence_logit.max() < -10.5
+    presence_kl(cells.presence_prob, 6e-6).sum().backward()
+    assert model.presence_head[-1].bias.grad.abs().max() > 0
+
+
+def test_with_clamp_what_networks_say_is_limited():
     for raw, limit in ((-1e4, -10), (1e4, 10)):
-        model = small(where_norm=0).eval()
+        model = small(where_norm=0, clamp=True).eval()
         with torch.no_grad():
             for head in (model.presence_head, model.where_head, model.depth_head):
                 head[-1].bias.fill_(raw)
@@ -288,6 +334,102 @@ def test_every_parameter_gets_a_finite_gradient(channels):
         if p.requires_grad:
             assert p.grad is not None, name
             assert torch.isfinite(p.grad).all(), name
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_heads_as_one_convolution_are_the_heads(layers):
+    """Values and gradients."""
+    torch.manual_seed(0)
+    heads = torch.nn.ModuleList(networks.head(6, 8, layers, out) for out in (1, 2, 8))
+    features = torch.randn(2, 6, 4, 5, requires_grad=True)
+    joined = networks.run_heads(list(heads), features)
+    plain = torch.cat([head(features).flatten(2).transpose(1, 2) for head in heads], -1)
+    torch.testing.assert_close(joined, plain, rtol=1e-4, atol=1e-5)
+    weight, inputs = torch.randn_like(plain), [features, *heads.parameters()]
+    found, expected = (torch.autograd.grad((out * weight).sum(), inputs) for out in (joined, plain))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+# The paper protocol: facts of the published code
+
+
+def paper(data: str = "multimnist", channels: int = 1) -> Gmair:
+    torch.manual_seed(0)
+    config = build(GmairConfig, "gmair", Gmair.settings("paper", data))
+    return Gmair(config, SceneShape(channels, 128, 128))
+
+
+def test_paper_has_as_many_parameters_as_published():
+    assert sum(p.numel() for p in paper().parameters()) == 15_968_759
+
+
+def test_paper_trains_as_published():
+    """Steps are the paper's; the rest is that of the published configurations of both data sets."""
+    for data, channels, rate in (("multimnist", 1, 1e-4), ("fruit2d", 3, 5e-5), ("fruit2d-sim", 3, 5e-5)):
+        model = paper(data, channels)
+        c = model.config
+        assert (c.steps, c.batch_size, c.lr_end, c.clip_norm) == (440_000, 16, 1, 0)
+        assert (c.base_box, c.glimpse, c.what_dim, c.recon, c.temperature) == (72, 32, 256, 8, 1)
+        assert (c.gate_cells, c.warmup_images, c.mixture_start) == (0, 0, 0)
+        (adam,) = model.optimizers()
+        assert (adam.defaults["betas"], adam.defaults["eps"]) == ((0.9, 0.999), 1e-8)
+        rates = {id(p): group["lr"] for group in adam.param_groups for p in group["params"]}
+        for name, parameter in model.named_parameters():
+            own = name.startswith(("cat_encoder.", "what_encoder.", "decoder."))
+            assert rates[id(parameter)] == (rate if own else 1e-4), name
+
+
+def test_paper_prior_of_presence_is_the_published_one():
+    """max(exp(-0.01 step), 6e-6)"""
+    model = paper()
+    for step, prior in ((0, 1.0), (1_000, math.exp(-10)), (10_000, 6e-6), (100_000, 6e-6)):
+        logs = model.schedule(step)
+        assert logs["log_prior"] == pytest.approx(math.log(prior))
+        assert logs["log_absent"] == pytest.approx(math.log(1 - prior + 1e-9))
+
+
+def test_paper_phases_end_when_published():
+    """The published code compares the step with <=."""
+    model, fruit = paper(), paper("fruit2d", 3)
+    assert [model.phase(step).overlapping for step in (0, 5_000, 5_001)] == [True, True, False]
+    assert not fruit.phase(0).overlapping
+    detached, learned = WhatPrior.DETACHED, WhatPrior.LEARNED
+    assert [model.phase(step).what_prior for step in (0, 2_000, 2_001)] == [detached, detached, learned]
+    assert [fruit.phase(step).what_prior for step in (0, 1)] == [detached, learned]
+
+
+def test_paper_starts_from_the_published_weights():
+    model = paper()
+    trunk, first, _, _, up = model.backbone[:5]
+    for convolution in [m for m in trunk.modules() if isinstance(m, torch.nn.Conv2d)]:
+        bound = convolution.weight[0].numel() ** -0.5  # torch's own: even up to it
+        assert 0.95 * bound < convolution.weight.abs().max() <= bound
+    assert first.weight.std().item() == pytest.approx(1e-3, rel=0.05)
+    half = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    assert torch.equal(up.weight[:, 0], (half[:, None] * half).expand(128, 4, 4))
+    assert up.weight[:, 1:].abs().max() <= (128 * 16) ** -0.5
+
+
+def test_paper_repeats_the_border_in_glimpses_and_paints_as_published():
+    model = paper().eval()
+    assert (model.config.renderer, model.config.glimpse_outside, model.config.presence) == (
+        "published",
+        "border",
+        "mean",
+    )
+    beyond = torch.tensor([[[128.0, 0, 140, 12]]])
+    assert (model.glimpses(torch.ones(1, 1, 128, 128), beyond) == 1).all()
+    assert small().glimpses(torch.ones(1, 1, 32, 32), beyond).abs().max() == 0
+
+
+@pytest.mark.parametrize("protocol", ["demo", "small", "paper"])
+@pytest.mark.parametrize("data", ["fruit2d", "fruit2d-sim"])
+def test_fruit_has_nine_clusters_and_as_many_cells_as_objects(protocol, data):
+    settings = Gmair.settings(protocol, data)
+    assert settings["clusters"] == 9
+    assert settings["overlap"] == 0
+    assert settings.get("gate_cells", 0) == (0 if protocol == "paper" else 36)
 
 
 def test_paper_architecture_is_tables_3_to_6():

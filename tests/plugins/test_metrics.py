@@ -238,7 +238,10 @@ def test_equal_to_plain_loops(seed: int) -> None:
         abs(int(((detections.image == i) & (detections.scores >= 0.5)).sum()) - int((truth.image == i).sum()))
         for i in range(truth.images)
     ]
-    assert count_error(detections, truth)["count_error"] == pytest.approx(np.mean(counts))
+    expected_error = np.mean(counts) if len(truth.labels) else math.nan
+    counted = count_error(detections, truth)
+    assert counted["count_error"] == pytest.approx(expected_error, nan_ok=True)
+    assert counted["count"] == pytest.approx(int((detections.scores >= 0.5).sum()) / truth.images)
     if any(iou > 0.5 and s >= 0.5 for (iou, _), s in zip(expected, detections.scores.tolist(), strict=True)):
         assert clustering(detections, truth) == pytest.approx(loop_clustering(detections, truth), abs=1e-9)
 
@@ -272,7 +275,7 @@ def test_no_order_matters(seed: int) -> None:
 @given(SEEDS)
 def test_ranges_and_bounds(seed: int) -> None:
     values = everything(*crowded(seed))
-    for name in values.keys() - {"count_error", "clusters_used"}:
+    for name in values.keys() - {"count_error", "count", "clusters_used"}:
         assert math.isnan(values[name]) or 0 <= values[name] <= 1, name
     if not math.isnan(values["acc"]):
         assert values["acc"] <= values["acc_many_to_one"]
@@ -344,7 +347,7 @@ def test_nothing_found_cannot_look_good() -> None:
 def test_undefined_without_objects() -> None:
     empty = found([(0.0, 0.0, 4.0, 4.0)], [0.9])
     values = everything(empty, scene())
-    assert values.pop("count_error") == 1
+    assert values.pop("count") == 1
     assert all(map(math.isnan, values.values()))
     no_images = Detections(0, torch.zeros(0).long(), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
     assert all(map(math.isnan, everything(no_images, GroundTruth.of([], [])).values()))

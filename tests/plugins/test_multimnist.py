@@ -813,6 +813,7 @@ def test_a_pixel_that_is_not_a_number_is_found_wherever_it_is_and_its_row_named(
         check_source("multimnist", make(hdf5=path))
 
 
+@pytest.mark.slow
 def test_a_wrong_file_of_scenes_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = change_hdf5(

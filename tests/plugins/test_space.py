@@ -13,7 +13,7 @@ from objbench.errors import UsageError
 from objbench.latents import bernoulli_kl, normal_kl, relaxed_bernoulli
 from objbench.options import build
 from objbench.scenes import SceneShape
-from objbench.spatial import boxes_around
+from objbench.spatial import boxes_around, canvases
 from objbench_plugins.space import losses, networks
 from objbench_plugins.space import model as space_model
 from objbench_plugins.space.background import Background
@@ -336,6 +336,9 @@ def test_phases_begin_and_end_at_their_share_of_the_steps():
     assert [step for step, phase in phases.items() if phase.boundary] == [30, 31, 49]
     never = small_space(warmup_images=0, gate_cells=0, boundary=0.0, fixed_alpha_until=0.0)
     assert not any(any(never.phase(step)) for step in (0, 10, 50, 99))
+    ungated = small_space(warmup_images=1, gate_cells=0, gate_from=0.1)  # as GMAIR and SPAIR
+    assert [step for step in (0, 9, 10, 99) if ungated.phase(step).warmup] == [0, 9]
+    assert not any(ungated.phase(step).gated for step in (0, 9, 10, 99))
 
 
 def test_before_gating_a_step_uses_the_first_images_of_the_batch():
@@ -467,6 +470,43 @@ def test_trimming_only_ever_shrinks_boxes():
     assert (cut - whole).abs().max() > 1
 
 
+def test_shares_are_the_weights_of_the_dense_softmax():
+    boxes, _, alpha, sharpness = some_objects()
+    painted = canvases(alpha * sharpness[:, :, None, None, None], boxes, 40, 48)[:, :, 0]
+    dense = painted.softmax(1)
+    shares = Canvases(boxes, 10, 40, 48).shares(alpha, sharpness, cells=20)
+    torch.testing.assert_close(shares, dense, rtol=1e-9, atol=1e-9)
+    absent = torch.cat([painted[:, :7], torch.zeros_like(painted[:, 7:])], 1).softmax(1)[:, :7]
+    few = Canvases(boxes[:, :7], 10, 40, 48).shares(alpha[:, :7], sharpness[:, :7], cells=20)
+    torch.testing.assert_close(few, absent, rtol=1e-9, atol=1e-9)
+
+
+def test_where_another_object_is_in_front_an_object_is_not_visible():
+    """Two bright boxes that overlap by half: the one behind is cut to its other half."""
+    model = small_space(trim=0.2)
+    objects = space_model.Objects(
+        presence=torch.ones(1, 2),
+        boxes=torch.tensor([[[4.0, 4, 20, 20], [12, 4, 28, 20]]]),
+        depth=torch.tensor([[1.0, -1.0]]),  # the first is farther
+        what_mean=torch.zeros(1, 2, 5),
+        what_std=torch.ones(1, 2, 5),
+        colour=torch.ones(1, 2, 1, 8, 8),
+        alpha=torch.ones(1, 2, 1, 8, 8),
+    )
+    model.infer_modes = lambda images: objects
+    visible = model.visible(objects)
+    assert visible.shape == (1, 2, 8, 8)
+    assert (visible[0, 1] > 0.9).all()
+    assert (visible[0, 0, :, :4] > 0.9).all()
+    assert (visible[0, 0, :, 4:] < 0.1).all()
+    found = {}
+    for trim_hidden in (False, True):
+        model.config = dataclasses.replace(model.config, trim_hidden=trim_hidden)
+        found[trim_hidden] = model.detect(torch.zeros(1, 1, 32, 32)).boxes
+    torch.testing.assert_close(found[False], objects.boxes[0])
+    torch.testing.assert_close(found[True], torch.tensor([[4.0, 4, 12, 20], [12, 4, 28, 20]]))
+
+
 def test_reconstruction_is_a_picture():
     model = small_space(3).eval()
     with torch.no_grad():
@@ -512,33 +552,51 @@ def test_settings_are_of_known_options(protocol, data):
     assert config.cell_size == 8
 
 
-@pytest.mark.parametrize(
-    ("ours", "torchs", "size"),
-    [
-        (lambda: networks.ConvTransposeNoOverlap(6, 8, 2), nn.ConvTranspose2d(6, 8, 2, 2), (3, 6, 4, 5)),
-        (
-            lambda: networks.ConvTransposeNoOverlap(6, 8, (4, 2)),
-            nn.ConvTranspose2d(6, 8, (4, 2), (4, 2)),
-            (3, 6, 1, 1),
-        ),
-        (lambda: networks.FullSizeConv(6, 8, 4), nn.Conv2d(6, 8, 4), (3, 6, 4, 4)),
-    ],
-    ids=["tiles", "oblong tiles", "whole"],
-)
-def test_layers_as_products_equal_torchs(ours, torchs, size):
-    """Values and gradients, with a nonlinearity in place after them."""
-    layer = ours()
-    layer.load_state_dict(torchs.state_dict())
+def gradients_of(net, size):
+    """Values and gradients, with a nonlinearity in place after the layer."""
+    x = torch.linspace(-1, 1, math.prod(size)).view(size).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    y = F.celu(net(x), inplace=True)
+    y.square().sum().backward()
+    return [y, x.grad, net.weight.grad, net.bias.grad]
 
-    def run(net):
-        x = torch.linspace(-1, 1, math.prod(size)).view(size).contiguous(memory_format=torch.channels_last)
-        x.requires_grad_()
-        y = F.celu(net(x), inplace=True)
-        y.square().sum().backward()
-        return [y, x.grad, net.weight.grad, net.bias.grad]
 
-    for found, expected in zip(run(layer), run(torchs), strict=True):
+def test_a_convolution_as_a_product_equals_torchs():
+    ours, torchs = networks.FullSizeConv(6, 8, 4), nn.Conv2d(6, 8, 4)
+    ours.load_state_dict(torchs.state_dict())
+    size = (3, 6, 4, 4)
+    for found, expected in zip(gradients_of(ours, size), gradients_of(torchs, size), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sub_pixel_convolution_is_a_convolution_and_pixel_shuffle():
+    """Its weights are those of the convolution, in the order of pixels of the tile, then channels."""
+    ours, conv = networks.SubPixelConv(6, 8, 2), nn.Conv2d(6, 8 * 4, 1)
+    order = torch.arange(32).view(8, 4).T.flatten()
+    with torch.no_grad():
+        ours.weight.copy_(conv.weight[order, :, 0, 0])
+        ours.bias.copy_(conv.bias[order])
+    size = (3, 6, 4, 5)
+
+    class Published(nn.Module):
+        weight, bias = property(lambda self: conv.weight), property(lambda self: conv.bias)
+
+        def forward(self, x):
+            return F.pixel_shuffle(conv(x), 2)
+
+    y, x, weight, bias = gradients_of(Published(), size)
+    expected = [y, x, weight[order, :, 0, 0], bias[order]]
+    for found, exact in zip(gradients_of(ours, size), expected, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sub_pixel_convolution_can_make_oblong_tiles():
+    ours, deconvolution = networks.SubPixelConv(6, 8, (4, 2)), nn.ConvTranspose2d(6, 8, (4, 2), (4, 2))
+    with torch.no_grad():
+        ours.weight.copy_(deconvolution.weight.permute(2, 3, 1, 0).reshape(-1, 6))
+        ours.bias.copy_(deconvolution.bias.repeat(8))
+    x = torch.rand(3, 6, 1, 1)
+    torch.testing.assert_close(ours(x), deconvolution(x))
 
 
 def test_norm_of_half_precision_is_worked_out_in_single():

@@ -252,11 +252,13 @@ def test_writes_every_page_there_is_something_for(channels: int, tmp_path: Path)
     assert [path.name for path in unsure] == ["scenes.png"]
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_global_state() -> None:
     code = "import sys, objbench.report.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
 def test_pictures_are_drawn_whatever_backend_a_notebook_asks_for(backend: str) -> None:
     code = (

@@ -30,7 +30,7 @@ from objbench.cells.store import Store, read_record, write_record, write_trained
 from objbench.commands.report import report
 from objbench.detector import Detections
 from objbench.errors import UsageError
-from objbench.hookspecs import DataSpec, MetricSpec, ModelSpec, Published
+from objbench.hookspecs import ClustererSpec, DataSpec, MetricSpec, ModelSpec, Published
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
 from objbench.report.believed import Wanted, check_figures, read_cells
@@ -59,6 +59,8 @@ PRINTED = Published(
     headings={"acc_loose": "ACC, loose (%)"},
     note="Its ACC is loose.",
 )
+GMM = ClustererSpec("gmm", "a mixture", "none:M", label="GMM", paper="A mixture's paper")
+TRUE = ClustererSpec("labels", "given the labels", "none:L")
 ELSEWHERE = Published("alien", "mars", {"acc_loose": (0.9, 0.00652)}, "A paper, Table 2", "ALIEN", "Mars")
 
 
@@ -66,7 +68,10 @@ ELSEWHERE = Published("alien", "mars", {"acc_loose": (0.9, 0.00652)}, "A paper, 
 def registry() -> Registry:
     """Two models, a data set and its stand-in, three columns."""
     return Registry(
-        models={m.name: m for m in (OLD, NEW)}, data={d.name: d for d in (SIM, REAL)}, metrics=dict(METRICS)
+        models={m.name: m for m in (OLD, NEW)},
+        data={d.name: d for d in (SIM, REAL)},
+        metrics=dict(METRICS),
+        clusterers={c.name: c for c in (GMM, TRUE)},
     )
 
 
@@ -137,7 +142,7 @@ def test_cells_of_another_plugin_source_or_mixture_never_share_a_row(registry: R
         ("data_code", "new"),
         ("harness_code", "new"),
         ("fingerprint", {"digits": 5}),
-        ("clusterer", {"name": "gmm", "config": {"components": 3}}),
+        ("clusterer", {"name": "gmm", "config": {"clusters": 3}}),
         ("protocol", {"name": "demo", "test_scenes": 7}),
     ):
         cells = {}
@@ -147,7 +152,7 @@ def test_cells_of_another_plugin_source_or_mixture_never_share_a_row(registry: R
             cells[r.cell] = Cell(Training(identity, {}, {}, {}), clusterer)
         rows = rows_of(results, cells, registry)
         assert sorted(len(row.results) for row in rows) == [1, 2], part
-        assert len({(row.options, row.data_options) for row in rows}) == 2, part
+        assert len({(row.options, row.data_options, row.clusterer) for row in rows}) == 2, part
 
 
 def test_protocols_are_blocks_with_a_column_of_their_own(registry: Registry) -> None:
@@ -279,13 +284,13 @@ def known(
     own: dict[str, dict[str, Any]] = {
         "model": {"label": "NEW", "clusters": True, "settings": OWN_SETTINGS},
         "data": {"label": "Real", "stand_in_for": "", "settings": {"size": 64}},
-        "gmm": {"settings": {"components": 10}},
     }
     model, data = OWN_SETTINGS | (options or {}), {"size": 64} | (data_options or {})
     whole = {"model": "new", "data": "real", "seed": seed, "protocol": {"name": "demo"}, "fingerprint": {}}
     whole |= {"model_config": model, "data_config": data} | identity
     own = {part: {**said, **(about or {}).get(part, {})} for part, said in own.items()}
-    one = Cell(Training(whole, model, data, {}, own), clusterer or {"name": "own"})
+    told = {"label": "GMM", "settings": {"clusters": 10}} if clusterer else {}
+    one = Cell(Training(whole, model, data, {}, own), clusterer or {"name": "own"}, told)
     return one.result("done", metrics={"ap": 0.9, "nmi": 0.4, "nats": 1.5}), one
 
 
@@ -307,10 +312,10 @@ FORMATS = {"table": lambda t: text.draw(t, None), "md": text.markdown, "latex": 
 def test_an_option_that_is_not_the_protocols_own_is_named_alone_and_in_every_format(
     registry: Registry, form: str, paper: bool
 ) -> None:
-    gmm = {"name": "gmm", "config": {"components": 3}}
+    gmm = {"name": "gmm", "config": {"clusters": 3}}
     table = table_of(registry, known(0, {"steps": 200, "layers": [8]}, {"size": 32}, gmm), paper=paper)
     written = FORMATS[form](table)
-    for option in ("steps=200", "layers=8", "size=32", "gmm.components=3"):
+    for option in ("steps=200", "layers=8", "size=32", "gmm.clusters=3"):
         assert option in written
     for own in ("lr=", "gmm.seed"):
         assert own not in written
@@ -374,7 +379,7 @@ def test_code_that_is_not_installed_now_is_marked_and_todays_is_reported(
 
 
 def test_code_of_another_mixture_is_marked() -> None:
-    gmm = {"name": "gmm", "config": {"components": 10}, "code": "0" * 16}
+    gmm = {"name": "gmm", "config": {"clusters": 10}, "code": "0" * 16}
     table = table_of(load_plugins(), known(model="spair", data="multimnist", clusterer=gmm))
     assert lines(table)[0][0] == "SPAIR + GMM [gmm.code=000000]"
     assert any("gmm 000000 (now " in note for note in table.notes)
@@ -385,7 +390,7 @@ def test_removing_a_plugin_renames_no_row() -> None:
         "model": {"label": "Nicely", "clusters": False, "plugin": {"name": "nice-pack", "version": "1.2"}},
         "data": {"label": "Scenes", "stand_in_for": "Real", "plugin": {"file": "scenes.py"}},
     }
-    gone = known(about=about, clusterer={"name": "gmm", "config": {"components": 10}})
+    gone = known(about=about, clusterer={"name": "gmm", "config": {"clusters": 10}})
     gone[0].metrics["odd"] = 0.25
     gone[0].provenance["metric_columns"] = {"oddness": {"odd": "Odd (%)"}, "ap": {"ap": "AP (%)"}}
     registry = Registry(metrics=dict(METRICS))
@@ -735,6 +740,7 @@ def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
     assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
 
 
+@pytest.mark.slow
 def test_figures_of_another_metric_version_are_scored_again(out: Path) -> None:
     folder = folder_of(out, "gmair", 0)
     result, _ = read_record(folder)
@@ -854,7 +860,7 @@ def test_figures_that_the_raw_detections_do_not_score_are_seen_when_these_are_re
     assert json.loads(printed)["rows"][0]["done"] == 1
     assert (
         f"warning: cell {folder.parent.name}/{folder.name} is left out: record.json was edited: its ap50 is "
-        "0.9900, its detections score 0.8100"
+        "0.9900, but its detections give 0.8100"
     ) in complaints
 
 
@@ -884,9 +890,7 @@ def test_a_metric_edited_without_a_new_version_is_reported_as_that(out: Path) ->
     with pytest.raises(Damaged, match=r"record\.json was edited: its ap50 is 0\.9900"):
         check_figures(load_plugins(), result)
     result.provenance["metric_code"]["ap50"] = "0" * 16
-    with pytest.raises(
-        Damaged, match=r"metric 'ap50' as it is now, whose code was changed without a new version"
-    ):
+    with pytest.raises(Damaged, match=r"code of the metric 'ap50', which was changed without a new version"):
         check_figures(load_plugins(), result)
 
 
@@ -994,6 +998,7 @@ def test_a_stdout_that_cannot_be_written_is_one_line_and_exit_code_74(
     assert (ran.returncode, ran.stderr) == (74, f"objbench: cannot write the output: {says}\n")
 
 
+@pytest.mark.slow
 def test_nowhere_to_print_is_no_traceback_and_no_other_code(out: Path) -> None:
     for to in (">&- 2>&-", ">/dev/full 2>/dev/full"):
         assert shell(f"objbench report --out {out} {to}").returncode == 74
@@ -1012,6 +1017,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_a_report_goes_to_stdout_by_its_path(out: Path) -> None:
     said = run("--out", str(out), "--format", "md")[0]
     target = out / "appended.md"

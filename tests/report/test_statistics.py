@@ -115,6 +115,7 @@ def simulate(
     return [Run(v.mean(), w @ v) for v, w in zip(values, weights, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
     ("n", "seed_std", "scene_std"),
@@ -263,6 +264,7 @@ def test_an_infinite_figure_has_no_interval_as_one_that_is_not_defined() -> None
     assert math.isnan(high)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), images=st.integers(1, 30), levels=st.sampled_from([2, 10, 1000]))
 def test_weighing_the_scenes_gives_what_scoring_each_draw_gives(seed: int, images: int, levels: int) -> None:

@@ -76,6 +76,7 @@ def process_of(folder: Path) -> int:
     raise AssertionError("no process trains it")
 
 
+@pytest.mark.slow
 def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -> None:
     out, slow, cell = tmp_path / "killed", tmp_path / "slow", toy_cell("toy", *LONG)
     slow.touch()  # from step 20 on there is time to stop it and to kill it
@@ -113,6 +114,7 @@ def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -
     assert equal(weights(folder), weights(Path(whole.path).parent))
 
 
+@pytest.mark.slow
 def test_a_cell_whose_runner_is_gone_saves_and_stops(tmp_path: Path) -> None:
     store, slow = Store(tmp_path / "out"), tmp_path / "slow"
     slow.touch()
@@ -169,6 +171,7 @@ def train_here(
     return {name: tensor.clone() for name, tensor in built.detector.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_stopping_anywhere_changes_no_bit(tmp_path: Path) -> None:
     cell = toy_cell("toy", "toy.steps=24", "toy.lr_end=0.1", "squares.size=20")
     whole = train_here(tmp_path / "whole", cell)
@@ -262,6 +265,6 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_cell_run_again(
     ran = run(tmp_path, "toy", *words)
     assert ran.code == 0
     assert f"{name} was cut short" in ran.err
-    assert f"set aside as {cell.training.key}.broken-1" in ran.err
+    assert f"renamed to {cell.training.key}.broken-1" in ran.err
     assert (tmp_path / "cells" / f"{cell.training.key}.broken-1" / name).exists()
     assert read_record(of_cell)[0].status == "done"

@@ -58,7 +58,7 @@ def test_the_key_is_of_what_figures_depend_on(monkeypatch: pytest.MonkeyPatch) -
         toy_cell("toy", seed=1),
         toy_cells("toy", scale="small")[0],
         toy_cell("toy-plain"),
-        toy_cell("toy-plain", "gmm.components=3"),
+        toy_cell("toy-plain", "gmm.clusters=3"),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(toy_plugin.Squares, "fingerprint", lambda self: {"source": "other digits"})
@@ -69,9 +69,9 @@ def test_the_key_is_of_what_figures_depend_on(monkeypatch: pytest.MonkeyPatch) -
 def test_differences_are_named() -> None:
     one, other = (
         toy_cell("toy-plain").identity,
-        toy_cell("toy-plain", "toy-plain.lr=0.5", "gmm.components=3").identity,
+        toy_cell("toy-plain", "toy-plain.lr=0.5", "gmm.clusters=3").identity,
     )
-    assert difference(other, one) == ["gmm.components is 3, there 10", "toy-plain.lr is 0.5, there 0.03"]
+    assert difference(other, one) == ["gmm.clusters is 3, there 10", "toy-plain.lr is 0.5, there 0.03"]
     assert difference(one | {"model_code": "x"}, one) == ["the code of toy-plain has changed"]
 
 
@@ -215,6 +215,7 @@ def test_a_cell_somebody_else_is_at_work_on_is_waited_for(out: Path, tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_a_cell_out_of_time_is_killed(tmp_path: Path) -> None:
     begun = time.monotonic()
     ran = run(tmp_path, "toy", "-o", "toy.trouble=hang", "--timeout", "5", "--json")
@@ -223,6 +224,7 @@ def test_a_cell_out_of_time_is_killed(tmp_path: Path) -> None:
     assert (ran.code, row["status"], row["error"]) == (1, "timed out", "killed after 5 s")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))  # as if no more room than for the records
@@ -237,6 +239,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert (result.status, warnings) == ("interrupted", [])
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -244,12 +247,13 @@ def test_a_file_system_without_locks_is_said_once(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("fcntl.flock", no_locks)
     ran = run(tmp_path, "toy-fit", "--seeds", "2")
     assert ran.code == 0
-    assert ran.err.count("has no locks: run nothing else there until this ends") == 1
+    assert ran.err.count("has no locks: run no other objbench there until this one ends") == 1
 
 
 # How a cell may end, in this process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "status", "error"),
     [
@@ -270,6 +274,7 @@ def test_how_a_cell_ends(tmp_path: Path, trouble: str, status: str, error: str) 
     assert len(result.error) < 320
 
 
+@pytest.mark.slow
 def test_a_model_that_finds_nothing_is_done_with_a_warning(tmp_path: Path) -> None:
     result = run_here(tmp_path, toy_cell("toy-plain", "toy-plain.steps=6", "toy-plain.trouble=nothing"))
     assert result.status == "done"
@@ -277,12 +282,14 @@ def test_a_model_that_finds_nothing_is_done_with_a_warning(tmp_path: Path) -> No
     assert result.metrics["ap50"] == 0
 
 
+@pytest.mark.slow
 def test_what_a_detector_warns_of_is_in_the_record(tmp_path: Path) -> None:
     result = run_here(tmp_path, toy_cell("toy-plain", "toy-plain.steps=6", "toy-plain.trouble=stumble"))
     assert result.status == "done"
     assert result.provenance["warnings"][0] == "the toy stumbled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["toy-fit", "toy-oracle"])
 def test_detectors_that_take_no_steps(tmp_path: Path, model: str) -> None:
     result = run_here(tmp_path, toy_cell(model))
@@ -309,13 +316,13 @@ def test_show_draws_a_finished_cell(out: Path) -> None:
     ("words", "said"),
     [
         (["--models", "tyo"], "no model named 'tyo'; did you mean 'toy'?"),
-        (["--models", ","], "names nothing"),
+        (["--models", ","], "contains no name"),
         (["--data", "sqares"], "no data set named 'sqares'; did you mean 'squares'?"),
         (["--protocol", "dem"], "no protocol named 'dem'; did you mean 'demo'?"),
         (["-o", "toy.lrr=1"], "no toy option named 'lrr'; did you mean 'lr'?"),
         (["-o", "toi.lr=1"], "no model or data set named 'toi'; did you mean 'toy'?"),
         (["-o", "toy-fit.x=1"], "nothing in this run uses it"),
-        (["-o", "gmm.components=3"], "nothing in this run uses it"),
+        (["-o", "gmm.clusters=3"], "nothing in this run uses it"),
         (["-o", "toy.steps=many"], "toy.steps=many is not an integer"),
         (["-o", "toy.steps=0"], "toy.steps=0 is out of range"),
         (["-o", "toy.steps"], "NAME.KEY=VALUE"),
@@ -359,6 +366,7 @@ def test_a_plugin_that_takes_a_name_that_is_taken(tmp_path: Path) -> None:
     assert (ran.code, "a model named 'toy' exists already" in ran.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_threads_of_a_cell_do_not_spin_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spinning, they hold up one another wherever another process is busy; the user may say otherwise."""
     plugin = tmp_path / "told.py"

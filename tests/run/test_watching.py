@@ -147,6 +147,7 @@ def test_points_go_on_where_a_training_that_was_stopped_had_them() -> None:
     assert Points().due(at, 60)
 
 
+@pytest.mark.slow
 def test_how_many_points_there_are_changes_no_weight_and_no_key(tmp_path: Path) -> None:
     words = ["-o", "toy.steps=30"]
     assert run(tmp_path / "few", "toy", *words, "--points", "2").code == 0
@@ -214,6 +215,7 @@ def test_steps_that_are_taken_again_are_not_twice_in_a_log(tmp_path: Path) -> No
     assert [row["step"] for row in rows(tmp_path)] == ["5", "5", "5", "9", "9", "9"]
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_log_beside_the_training_and_no_cell_is_seen_in_it(tmp_path: Path) -> None:
     ran = run(tmp_path, "toy", "--log", "csv", "--points", "4", "-o", "toy.steps=20")
     assert ran.code == 0, ran.err
@@ -233,6 +235,7 @@ def test_a_run_writes_a_log_beside_the_training_and_no_cell_is_seen_in_it(tmp_pa
     assert "nothing to run" in again.err, "how a training is logged is in no key"
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_what_is_written_for_it(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra objbench[tensorboard] is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -265,6 +268,7 @@ def test_without_tensorboard_a_line_names_the_extra(tmp_path: Path, monkeypatch:
 # What `run` says at its end
 
 
+@pytest.mark.slow
 def test_pictures_of_cells_that_were_done_before_are_not_listed_again(tmp_path: Path) -> None:
     first = run(tmp_path, "toy", "-o", "toy.steps=3")
     assert first.err.count("pictures of") == 1

@@ -16,7 +16,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two mixtures on one training, and two seeds of another model."""
     out = tmp_path_factory.mktemp("made")
     assert run(out, "toy-plain", "-o", "toy-plain.steps=5").code == 0
-    assert run(out, "toy-plain", "-o", "toy-plain.steps=5", "-o", "gmm.components=2").code == 0
+    assert run(out, "toy-plain", "-o", "toy-plain.steps=5", "-o", "gmm.clusters=2").code == 0
     assert run(out, "toy-fit", "--seeds", "1,3-3").code == 0
     return out
 
@@ -61,7 +61,7 @@ def test_force_trains_anew_and_loses_nothing(out: Path) -> None:
     ran = run(out, "toy-fit", "--seeds", "1-1", "--force")
     assert ran.code == 0
     aside = folder.parent.with_name(f"{folder.parent.name}.old-1")
-    assert f"what was there is set aside as {aside}" in ran.err
+    assert f"the old training was renamed to {aside}" in ran.err
     after = read_record(folder)[0]
     assert after.status == "done"
     assert after.provenance["wall_seconds"] != before.provenance["wall_seconds"], "another training"
@@ -74,12 +74,12 @@ def test_force_trains_anew_and_loses_nothing(out: Path) -> None:
 def test_force_says_what_else_went_aside(out: Path) -> None:
     ran = run(out, "toy-plain", "-o", "toy-plain.steps=5", "--force")
     assert ran.code == 0
-    assert "what was there, with its 2 cells is set aside" in ran.err.replace("cells,", "cells")
+    assert "the old training with its 2 cells was renamed to" in ran.err
 
 
 def test_rm_removes_a_cell_and_with_the_last_its_training(out: Path) -> None:
     store = Store(out)
-    ten, two = (keys("toy-plain", "toy-plain.steps=5", f"gmm.components={n}") for n in (10, 2))
+    ten, two = (keys("toy-plain", "toy-plain.steps=5", f"gmm.clusters={n}") for n in (10, 2))
     training = store.folder(ten).parent
     ran = rm(out, ten, "--yes")
     assert (ran.code, ran.out.startswith("removed 1 cell, ")) == (0, True)
@@ -98,7 +98,7 @@ def test_rm_asks_where_somebody_is_and_refuses_elsewhere(out: Path) -> None:
     ran = rm(out, key)
     assert ran.code == 2
     assert "1 cell, " in ran.err
-    assert "say --yes where nobody can be asked" in ran.err
+    assert "use --yes when there is no terminal to ask on" in ran.err
     assert Store(out).verify(key) is not None
 
 
@@ -120,5 +120,5 @@ def test_rm_of_damaged_cells_and_of_unknown_ones(out: Path) -> None:
     assert not Store(out).folder(key).exists()
     assert "no cell in " in rm(out, "zzz", "--yes").err
     several = rm(out, keys("toy-plain", "toy-plain.steps=5").partition("/")[0], "--yes")
-    assert (several.code, "begins 2 cells" in several.err) == (2, True)
+    assert (several.code, "is the beginning of 2 cells" in several.err) == (2, True)
     assert rm(out, "", "--yes").code == 2

@@ -237,6 +237,7 @@ def options(**changed: Any) -> list[str]:
     return [word for name, value in changed.items() for word in ("-o", f"strange.{name}={value}")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--plan"]])
 @pytest.mark.parametrize(
     ("changed", "message"),
@@ -276,6 +277,7 @@ def test_scenes_that_cannot_be_made_are_a_failed_cell_and_nothing_is_written(str
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_scenes_of_another_seed_are_checked_by_their_own_cell(strange, tmp_path):
     ran = objbench(
         "run", "--models", "nothing", "--data", "strange", "--plugin", str(strange), "--seeds", "2",
@@ -315,4 +317,4 @@ def test_the_data_commands_say_what_is_wrong_and_write_nothing(
 def test_the_kit_uses_the_same_check(strange):
     ran = objbench("check", "strange", "--plugin", str(strange))
     assert ran.code == 1
-    assert "came:     strange: test scene 0: 256 of 256 pixels are NaN or infinite" in ran.out
+    assert "got:      strange: test scene 0: 256 of 256 pixels are NaN or infinite" in ran.out

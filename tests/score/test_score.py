@@ -23,14 +23,7 @@ from hypothesis import strategies as st
 
 from fuzzing import JUNK, fuzz
 from fuzzing import changed as mutated
-from objbench.commands.score import score
-from objbench.detector import Detections
-from objbench.errors import UsageError
-from objbench.hookspecs import MetricSpec
-from objbench.plugins import Registry, load_plugins, load_target
-from objbench.scenes import GroundTruth
-from objbench.score import metrics as scoring
-from objbench.score.coco import (
+from objbench.coco import (
     mask_box,
     read_detections,
     read_images,
@@ -38,6 +31,13 @@ from objbench.score.coco import (
     write_detections,
     write_truth,
 )
+from objbench.commands.score import score
+from objbench.detector import Detections
+from objbench.errors import UsageError
+from objbench.hookspecs import MetricSpec
+from objbench.plugins import Registry, load_plugins, load_target
+from objbench.scenes import GroundTruth
+from objbench.score import metrics as scoring
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 40}, {"id": 7}],
@@ -210,7 +210,7 @@ BAD_TRUTH: list[tuple[Any, str]] = [
     (TRUTH | {"annotations": {}}, "not a COCO annotations file"),
     (TRUTH | {"annotations": []}, "there is no annotation, so nothing to score against"),
     (TRUTH | {"annotations": [TRUTH["annotations"][0] | {"iscrowd": 1}]}, "there is no annotation"),
-    (TRUTH | {"images": [3]}, r"images\[0\] is not an object with keys, but 3"),
+    (TRUTH | {"images": [3]}, r"images\[0\] is not a JSON object, but 3"),
     (changed("images", 1, id=40), r"images\[1\]: id 40 occurs twice"),
     (changed("images", 1, id=7.05), r"images\[1\]: id 7.05 is neither an integer nor a text"),
     (
@@ -255,7 +255,7 @@ BAD_TRUTH: list[tuple[Any, str]] = [
         changed("annotations", 1, bbox=..., segmentation={"size": [4, 4], "counts": [16]}),
         r"annotations\[1\]: bbox \[0.0, 0.0, 0.0, 0.0\] is of zero or negative size",
     ),
-    (b"\x1f\x8b\x08 and no more", "begins as a gzip file, but cannot be unpacked"),
+    (b"\x1f\x8b\x08 and no more", "starts like a gzip file, but cannot be decompressed"),
     (changed("images", 0, file_name=3), r"images\[0\]: file_name 3 is not a text"),
     (changed("annotations", 1, bbox=[3e38, 2, 3e38, 1]), r"annotations\[1\]: bbox .* is out of range"),
     (changed("annotations", 1, bbox=[0, 0, 10**39, 1]), r"annotations\[1\]: bbox .* is not four finite"),
@@ -269,7 +269,7 @@ BAD_FOUND: list[tuple[Any, str]] = [
     ("", "not JSON"),
     (TRUTH, "not a COCO results list, .* an annotations file is what --truth takes"),
     ("null", "not a COCO results list"),
-    ([FOUND[0], [1, 2]], r"detections\[1\] is not an object with keys, but \[1, 2\]"),
+    ([FOUND[0], [1, 2]], r"detections\[1\] is not a JSON object, but \[1, 2\]"),
     *(
         ([FOUND[0], {k: v for k, v in FOUND[1].items() if k != key}], rf"detections\[1\] has no '{key}'")
         for key in FOUND[0]
@@ -281,7 +281,7 @@ BAD_FOUND: list[tuple[Any, str]] = [
             ("score", math.inf, "Infinity is not a finite number"),
             ("score", "0.5", '"0.5" is not a finite number'),
             ("score", True, "true is not a finite number"),
-            ("score", 1.5, r"1.5 is not in 0\.\.1; .* give --present"),
+            ("score", 1.5, r"1.5 is not in 0\.\.1; .* use --present"),
             ("score", -0.1, r"-0.1 is not in 0\.\.1"),
             ("bbox", [1, 2, 3, 0], ".*0] is of zero or negative size"),
             ("bbox", [1, 2, -3, 3], ".* is of zero or negative size"),
@@ -357,7 +357,7 @@ def test_gzip_is_reported_by_its_content(files: tuple[Path, Path]) -> None:
         file.write_bytes(gzip.compress(file.read_bytes()))
     assert run(*files, "--json").stdout == before
     files[1].write_bytes(files[1].read_bytes()[:-9])
-    assert "cannot be unpacked" in str(run(*files).exception)
+    assert "cannot be decompressed" in str(run(*files).exception)
 
 
 def test_crowds_may_be_written_as_true(files: tuple[Path, Path]) -> None:
@@ -426,9 +426,9 @@ def test_boxes_of_another_convention_are_pointed_out(files: tuple[Path, Path]) -
     write(files[0], sized)
     assert run(*files).stderr == ""
     write(files[1], [FOUND[0] | {"bbox": box} for box in ([10, 20, 60, 50], [30, 30, 40, 44])])
-    assert "look as if they were [x0, y0, x1, y1]" in run(*files).stderr
+    assert "look like [x0, y0, x1, y1]" in run(*files).stderr
     write(files[1], [FOUND[0] | {"bbox": box} for box in ([0.1, 0.2, 0.5, 0.5], [0, 0, 0.25, 1])])
-    assert "as if they were shares of the image" in run(*files).stderr
+    assert "like shares of the image size" in run(*files).stderr
     write(files[0], sized | {"annotations": [TRUTH["annotations"][0] | {"bbox": [10, 20, 60, 50]}]})
     assert f"{files[0]}: annotations: boxes leave their images" in run(*files).stderr
 
@@ -537,7 +537,7 @@ def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, d
         assert (there.truth.boxes[:, 2:] > there.truth.boxes[:, :2]).all()
         assert (there.truth.image.diff() >= 0).all()
         values = scoring.score(load_plugins(()), found, there.truth, said.append)
-        assert len(values) == 12
+        assert {"ap50", "acc", "nmi", "count_error", "coco_ap", "ap50_gmair", "f1"} < values.keys()
     assert all("\n" not in line and len(line) < 500 for line in said)
 
 
@@ -780,6 +780,7 @@ def test_a_metric_from_a_file(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert result.exit_code == 1
 
 
+@pytest.mark.slow
 def test_from_the_shell(files: tuple[Path, Path]) -> None:
     """Values on stdout and 0; for a bad file one line on stderr and 2."""
     command = [

@@ -1,13 +1,13 @@
-"""COCO files: a truth (annotations file) and detections (results list), read and written.
+"""Reads and writes COCO files: ground truth (an annotations file) and detections (a results list).
 
-In a results list `category_id` is the *cluster*, an integer from 0, or -1 for noise; null in every entry says
-that the detector does not cluster. COCO's `bbox` is [x, y, width, height]; ours are `xyxy` (see
-`objbench.scenes`), in float64: numbers are not rounded before they are compared. Where an entry has no `bbox`
-but a `segmentation` (polygons, or RLE), its box is that of the mask. Files may be compressed with gzip.
+In a results list `category_id` is the *cluster*: an integer from 0, or -1 for noise. It is null in every entry if
+the detector does not cluster. COCO's `bbox` is [x, y, width, height]; ours are `xyxy` (see `objbench.scenes`) in
+float64, so that numbers are not rounded before they are compared. If an entry has a `segmentation` (polygons or
+RLE) but no `bbox`, its box is the box of the mask. Files may be compressed with gzip.
 
-An id is an integer or a text, and is kept as it is: 7 and "7" are two ids.
+An id is an integer or a text, and its type counts: 7 and "7" are two ids.
 
-Whatever is wrong with a file that is read raises UsageError with the file, the entry and the reason.
+Any error in a file raises UsageError with the file, the entry and the reason.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from objbench.cells.files import write_file
 from objbench.detector import NOISE, PRESENT, Detections
 from objbench.errors import UsageError
 from objbench.scenes import GroundTruth
+from objbench.writing import write_file
 
 Id = int | str
 Floats = NDArray[np.float64]
 INFO = {"description": "written by objbench"}
-"""Of every file that is written: pycocotools 2.0.9 and 2.0.10 cannot do without."""
+"""Part of every annotations file: pycocotools 2.0.9 and 2.0.10 need it."""
 LARGEST = 3.4e38
-"""No coordinate and no score may be larger: areas of boxes stay finite."""
+"""The largest coordinate and score allowed, so that areas of boxes are finite."""
 
 
 class ListedImage(NamedTuple):
-    """An entry of a file's "images"."""
+    """An entry of "images" in a file."""
 
     id: Id
     file_name: str | None
-    """As written there: a path from the file's folder, or a bare name."""
+    """As in the file: a path relative to the file's folder, or only a name."""
     width: float | None
     height: float | None
 
 
 @dataclass(frozen=True)
 class TruthFile:
-    """What a COCO annotations file says."""
+    """The contents of a COCO annotations file."""
 
     truth: GroundTruth
-    """Labels are places in the file's categories, by ascending id (numbers before texts)."""
+    """A label is the index of the category, in the order of ids (numbers before texts)."""
     images: list[ListedImage]
     """In the file's order."""
     class_names: list[str]
@@ -64,12 +64,12 @@ class TruthFile:
     crowds: int
     """How many annotations with "iscrowd": 1 were left out.
 
-    Such a region stands for several objects. COCO forgives detections in it; here they count as false.
+    Such a region contains several objects. COCO ignores detections in it; here they count as false positives.
     """
 
     @property
     def image_ids(self) -> list[Id]:
-        """The file's id of each image, in the file's order."""
+        """The id of each image, in the file's order."""
         return [image.id for image in self.images]
 
 
@@ -77,17 +77,17 @@ _KINDS = {"image": "images", "category": "categories"}
 
 
 def silent(_: str) -> None:
-    """For `tell`: says nothing."""
+    """For `tell`: does nothing."""
 
 
 def read_truth(
     path: str | Path, skip_invalid: bool = False, tell: Callable[[str], None] = silent
 ) -> TruthFile:
-    """The ground truth of a COCO annotations file; it must hold at least one object.
+    """Reads the ground truth from a COCO annotations file, which must have at least one object.
 
-    skip_invalid: leave out annotations whose bbox has no size or is not finite, or whose image or category the
-    file does not list, instead of raising. tell: is given a line on what was left out, and one for boxes that
-    look as if they were not [x, y, width, height] in pixels.
+    skip_invalid: leave out annotations with a bbox that has no size or is not finite, or with an image or category
+    that is not in the file; otherwise they raise UsageError. tell: called with a line about annotations that were
+    left out, and with a line if the boxes do not look like [x, y, width, height] in pixels.
     """
     value = _read(path)
     parts = ("images", "annotations", "categories")
@@ -122,11 +122,11 @@ def read_detections(
     skip_invalid: bool = False,
     tell: Callable[[str], None] = silent,
 ) -> Detections:
-    """The detections of a COCO results list, which may be empty, or of an annotations file with scores.
+    """Reads detections from a COCO results list, which may be empty, or from an annotations file with scores.
 
-    there: the truth, or the ids of its images. Scores must be in 0..1 unless `present` is given. Then they may
-    be any finite numbers, and the detector stands by those of at least `present`: they are mapped to
-    PRESENT..1, the others below it. The map keeps their order and which are equal, nothing else of them.
+    there: the truth, or the ids of its images. Scores must be in 0..1 unless `present` is given. Then they may be
+    any finite numbers: scores of at least `present` are mapped to PRESENT..1, and the others to values below PRESENT.
+    Only the order of scores is kept, and which of them are equal.
 
     skip_invalid, tell: as in `read_truth`.
     """
@@ -166,7 +166,7 @@ def read_detections(
 
 
 def read_images(path: str | Path) -> list[ListedImage]:
-    """The images that a COCO file lists, in its order; every one has a file name."""
+    """The images in a COCO file, in its order. UsageError when one has no file name."""
     value = _read(path)
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise UsageError(f"{path}: not a COCO annotations file: needs the list images")
@@ -184,10 +184,10 @@ def write_truth(
     file_names: Sequence[str],
     class_names: Sequence[str],
 ) -> None:
-    """Writes a COCO annotations file, whole or not at all.
+    """Writes a COCO annotations file; never leaves an incomplete file.
 
-    Image i gets the id i + 1, sizes[i] = (width, height) in pixels and file_names[i]; class k gets the
-    category id k + 1 and class_names[k].
+    Image i gets the id i + 1, sizes[i] = (width, height) in pixels, and file_names[i]. Class k gets the category
+    id k + 1 and class_names[k].
     """
     boxes = _xywh(truth.boxes)
     objects = zip(truth.image.tolist(), truth.labels.tolist(), boxes, strict=True)
@@ -216,10 +216,10 @@ def write_truth(
 
 
 def write_detections(path: str | Path, detections: Detections, image_ids: Sequence[Id] | None = None) -> None:
-    """Writes a COCO results list, whole or not at all.
+    """Writes a COCO results list; never leaves an incomplete file.
 
-    Image i is given the id image_ids[i], or i + 1 as in `write_truth`.
-    ValueError when the detections break their contract: the file could not be read again.
+    Image i gets the id image_ids[i], or i + 1 as in `write_truth`. ValueError when the detections break their
+    contract: `read_detections` would refuse the file.
     """
     if fault := detections.fault():
         raise ValueError(fault)
@@ -240,10 +240,10 @@ def write_detections(path: str | Path, detections: Detections, image_ids: Sequen
 
 
 class Entries:
-    """The annotations or detections of a file, read a column at a time; and which of them are sound."""
+    """The annotations or detections of a file, read column by column, and which of them are valid."""
 
     def __init__(self, where: str, entries: list[Any], skip_invalid: bool) -> None:
-        """UsageError unless every entry is an object with keys."""
+        """UsageError unless every entry is a JSON object."""
         self.where, self.entries, self.skip_invalid = where, entries, skip_invalid
         self.sound = np.ones(len(entries), dtype=np.bool_)
         """[n] False where an entry is left out."""
@@ -251,7 +251,7 @@ class Entries:
         _check_objects(where, entries)
 
     def places(self, key: str, known: Sequence[Id]) -> NDArray[np.int64]:
-        """[n] where each entry's id stands in `known`; -1 for one that is left out, as it is not there."""
+        """[n] the index of each entry's id in `known`; -1 for an entry that is left out because its id is unknown."""
         values, kind = _column(self.where, self.entries, key), key.removesuffix("_id")
         for i, value in _of_other_types(values, int, str):
             raise self._wrong(i, f"{key} {_short(value)} is neither an integer nor a text")
@@ -293,7 +293,7 @@ class Entries:
         return boxes
 
     def crowds(self) -> NDArray[np.bool_]:
-        """[n] which are of several objects at once. UsageError unless "iscrowd" is 0, 1, true, false or absent."""
+        """[n] True for a region with several objects. UsageError unless "iscrowd" is 0, 1, true, false or absent."""
         values = [entry.get("iscrowd", 0) for entry in self.entries]
         for i, value in enumerate(values):
             if type(value) not in (int, float, bool) or value not in (0, 1):
@@ -313,12 +313,12 @@ class Entries:
             raise self._wrong(
                 i,
                 f"score {_short(values[i])} is not in 0..1; for scores on another scale "
-                "give --present, the score from which on the detector stands by a box",
+                "use --present with the lowest score of a detection that counts as present",
             )
         return scores
 
     def clusters(self) -> NDArray[np.int64] | None:
-        """[n] int64 from 0, or NOISE; None when all are null. Clusters that are texts are numbered by name."""
+        """[n] int64 from 0, or NOISE; None when all are null. Clusters with text names are numbered in name order."""
         values = _column(self.where, self.entries, "category_id")
         types = set(map(type, values))
         if types == {type(None)}:
@@ -336,13 +336,13 @@ class Entries:
         return np.array(values, dtype=np.int64)
 
     def report(self, tell: Callable[[str], None]) -> None:
-        """Says how many are left out, and why."""
+        """Calls `tell` with how many entries are left out, and why."""
         if self._left_out:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self._left_out.items())
             tell(f"{self.where}: {sum(self._left_out.values())} of {len(self.sound)} are left out: {reasons}")
 
     def _row(self, i: int, entry: dict[str, Any]) -> Any:
-        """The entry's bbox as it is written, or that of its mask."""
+        """The entry's bbox as in the file, or the box of its mask."""
         row = entry.get("bbox")
         if row or not entry.get("segmentation"):
             if "bbox" not in entry:
@@ -357,7 +357,7 @@ class Entries:
         return UsageError(f"{self.where}[{i}]{colon} {what}")
 
     def _invalid(self, i: int, what: str, reason: str) -> None:
-        """Leaves an entry out, or raises."""
+        """Leaves an entry out, or raises UsageError without `skip_invalid`."""
         if not self.skip_invalid:
             raise UsageError(f"{self._wrong(i, what)}; --skip-invalid leaves such entries out")
         if self.sound[i]:
@@ -366,9 +366,10 @@ class Entries:
 
 
 def mask_box(segmentation: Any) -> list[float]:
-    """The [x, y, width, height] of a mask: COCO's polygons or RLE, compressed or not; of no size when empty.
+    """The [x, y, width, height] of a mask: COCO polygons or RLE, compressed or not. An empty mask has size 0.
 
-    ValueError when it is neither. Not left to pycocotools, which trusts RLE and reads beyond what is not sound.
+    ValueError when it is neither. pycocotools is not used: it does not check RLE and reads outside of memory for
+    invalid RLE.
     """
     if isinstance(segmentation, list):
         numbers = []
@@ -391,19 +392,19 @@ def mask_box(segmentation: Any) -> list[float]:
     if sum(runs) != size[0] * size[1] or size[0] * size[1] >= 2**32:
         raise ValueError(f"has counts for {sum(runs)} pixels, but a size of {size[0]}x{size[1]}")
     ends = np.cumsum(np.array(runs, dtype=np.int64))
-    first, last = ends[0::2][: len(ends) // 2], ends[1::2] - 1  # of each run of the mask, column by column
+    first, last = ends[0::2][: len(ends) // 2], ends[1::2] - 1  # pixels of each run of the mask, by column
     first, last = first[last >= first], last[last >= first]
     if not len(first):
         return [0.0, 0.0, 0.0, 0.0]
     x0, x1 = first // height, last // height
-    whole = x0 < x1  # a run that goes on in the next column touches bottom and top
+    whole = x0 < x1  # a run that continues in the next column touches bottom and top
     top, bottom = np.where(whole, 0, first % height).min(), np.where(whole, height - 1, last % height).max()
     left, right = x0.min(), x1.max()
     return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
 
 
 def _decoded(text: str) -> list[int]:
-    """The counts of compressed RLE: five bits a character, from the third on as differences."""
+    """The counts of compressed RLE: five bits per character; from the third count on, differences."""
     runs: list[int] = []
     value = shift = 0
     for character in text:
@@ -424,20 +425,20 @@ def _decoded(text: str) -> list[int]:
 
 def _read(path: str | Path) -> Any:
     collecting = gc.isenabled()
-    gc.disable()  # or it looks again and again through millions of values, none of which is garbage
+    gc.disable()  # otherwise it scans millions of values again and again, and none of them is garbage
     try:
         data = Path(path).read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         text = data.decode(json.detect_encoding(data), "surrogatepass")
-        del data  # large, and not needed any more
+        del data  # large, and no longer needed
         return json.loads(text)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"{path}: begins as a gzip file, but cannot be unpacked: {error}") from None
+        raise UsageError(f"{path}: starts like a gzip file, but cannot be decompressed: {error}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # not text, a number of 5,000 digits, 100,000 brackets
+    except (ValueError, RecursionError) as error:  # such as binary data, a number of 5,000 digits
         raise UsageError(f"{path}: not JSON: {error}") from None
     finally:
         if collecting:
@@ -454,7 +455,7 @@ def _write(path: str | Path, value: Any) -> None:
 
 def _check_objects(where: str, entries: list[Any]) -> None:
     for i, entry in _of_other_types(entries, dict):
-        raise UsageError(f"{where}[{i}] is not an object with keys, but {_short(entry)}")
+        raise UsageError(f"{where}[{i}] is not a JSON object, but {_short(entry)}")
 
 
 def _column(where: str, entries: list[dict[str, Any]], key: str) -> list[Any]:
@@ -466,13 +467,13 @@ def _column(where: str, entries: list[dict[str, Any]], key: str) -> list[Any]:
 
 
 def _of_other_types(values: list[Any], *types: type) -> Iterator[tuple[int, Any]]:
-    """The values that are of none of these types, and their places."""
+    """(index, value) of all values that have none of these types."""
     if not set(map(type, values)) <= set(types):
         yield from ((i, value) for i, value in enumerate(values) if type(value) not in types)
 
 
 def _as_floats(values: list[float]) -> Floats:
-    """Numbers as float64; those beyond its range are infinite."""
+    """Numbers as float64; those outside its range become infinite."""
     try:
         return np.fromiter(values, np.float64, len(values))
     except OverflowError:  # an integer of 400 digits
@@ -493,7 +494,7 @@ def _unique_ids(where: str, entries: list[Any]) -> list[Id]:
 
 
 def _images(path: str | Path, value: dict[str, Any]) -> list[ListedImage]:
-    """A file's "images", their ids and names checked."""
+    """The "images" of a file, with ids and names checked."""
     where, rows = f"{path}: images", value["images"]
     ids = _unique_ids(where, rows)
     for i, row in enumerate(rows):
@@ -506,17 +507,17 @@ def _images(path: str | Path, value: dict[str, Any]) -> list[ListedImage]:
 
 
 def _side(value: Any) -> float | None:
-    """A width or height in pixels; None where the file does not say, or not so that it helps."""
+    """A width or height in pixels; None when the file has none, or an invalid one."""
     return float(value) if type(value) in (int, float) and 0 < value <= LARGEST else None
 
 
 def base_name(file_name: str) -> str:
-    """The last part of a path as any system writes it."""
+    """The last part of a path with / or \\ as separator."""
     return file_name.replace("\\", "/").rpartition("/")[2]
 
 
 def _same_images(path: str | Path, images: list[ListedImage], there: TruthFile) -> None:
-    """UsageError when an id stands for another file than in the truth."""
+    """UsageError when an id belongs to another file name than in the truth."""
     names = {image.id: image.file_name for image in there.images}
     for image in images:
         name = names.get(image.id)
@@ -527,25 +528,25 @@ def _same_images(path: str | Path, images: list[ListedImage], there: TruthFile) 
 
 
 def _hint(where: str, boxes: Floats, sizes: Floats, tell: Callable[[str], None]) -> None:
-    """Says so when sound boxes [n, 4] look as if they had not been written as [x, y, width, height] in pixels.
+    """Calls `tell` when valid boxes [n, 4] do not look like [x, y, width, height] in pixels.
 
-    sizes: [n, 2] width and height of each box's image; NaN where not known.
+    sizes: [n, 2] width and height of each box's image; NaN when not known.
     """
     if not len(boxes):
         return
     corner, end = boxes[:, :2], boxes[:, 2:]
     if boxes.min() >= 0 and boxes.max() <= 1 and (boxes % 1).any() and not (sizes <= 1).any():
-        tell(f"{where}: all boxes lie within 0..1, as if they were shares of the image; bbox is in pixels")
-    extent = end - corner  # the last two numbers as written, which are x1, y1 in another convention
+        tell(f"{where}: all boxes are within 0..1, like shares of the image size; bbox must be in pixels")
+    extent = end - corner  # the last two numbers in the file, which may be x1, y1
     if (end > sizes + 1).any() and (extent > corner).all() and (extent <= sizes).all():
         tell(
-            f"{where}: boxes leave their images, and look as if they were [x0, y0, x1, y1]; "
-            "bbox is [x, y, width, height]"
+            f"{where}: boxes leave their images and look like [x0, y0, x1, y1]; "
+            "bbox must be [x, y, width, height]"
         )
 
 
 def _mapped(scores: Floats, present: float | None) -> Floats:
-    """Scores [n] in 0..1, see `read_detections`."""
+    """Scores [n] mapped to 0..1; see `read_detections`."""
     if present is None:
         return scores
     distinct, rank = np.unique(scores, return_inverse=True)
@@ -555,7 +556,7 @@ def _mapped(scores: Floats, present: float | None) -> Floats:
 
 
 def _xywh(boxes: Tensor) -> list[list[float]]:
-    """Boxes [n, 4] as COCO writes them; in float64, so that reading gives back the same float32."""
+    """Boxes [n, 4] as [x, y, width, height]; in float64, so that reading gives the same float32 boxes again."""
     corners = boxes.double()
     return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
 
