@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/objbench run --models gmair,spair --data multimnist --protocol demo --workers 2
 	$(BIN)/objbench report --paper
+	$(BIN)/objbench report --html runs/report.html
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

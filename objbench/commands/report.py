@@ -82,6 +82,13 @@ FRAMES = ["rows", "cells", "objects"]
     help="With csv or parquet: the rows of the table, all cells, or all detections and missed objects.",
 )
 @click.option("--to", "target", metavar="FILE", help="Write to this file instead of stdout.")
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    help="Write one page that shows everything: the table with --paper and --intervals, scenes, errors, curves, and "
+    "where it comes from. It needs no network and no other file.",
+)
 @plugin_option
 def report(
     out: str,
@@ -97,6 +104,7 @@ def report(
     long_: bool,
     more: bool,
     target: str | None,
+    page: str | None,
     plugin_files: tuple[str, ...],
 ) -> None:
     """Print the table of all cells in a directory, in the form of Table 2 of the GMAIR paper.
@@ -108,6 +116,12 @@ def report(
     if protocol_name is not None:
         protocol(protocol_name)
     check_format(form, which, target)
+    if page is not None:
+        if target is not None or form != "table":
+            raise UsageError(
+                "--html FILE writes a page; leave out --to and --format, which are of a printed table"
+            )
+        paper = intervals = True
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
 
@@ -141,6 +155,15 @@ def report(
     table = tables.build(rows, columns, registry, comparison, long_)
     if form == "parquet":
         write_frame(table.frame, form, target)
+        return
+    if page is not None:
+        from objbench.report.page.write import page as page_of
+
+        html, problems = page_of(rows, cells, table, registry)
+        for problem in problems:
+            click.echo(f"warning: {problem}", err=True)
+        write_to(Path(page), html.encode(), "--html")
+        click.echo(page)
         return
     console = console_on(stderr=False) if target is None and sys.stdout.isatty() else None
     writers = {"md": text.markdown, "latex": text.latex, "csv": text.csv, "json": text.as_json}
@@ -177,8 +200,8 @@ def write_frame(frame: pd.DataFrame, form: str, target: str | None) -> None:
         write_to(Path(target), data)
 
 
-def write_to(target: Path, written: bytes) -> None:
-    """Writes a file; never leaves an incomplete one. UsageError when it cannot be written."""
+def write_to(target: Path, written: bytes, option: str = "--to") -> None:
+    """Writes a file; never leaves an incomplete one. UsageError, which names the option, when it cannot be written."""
     from objbench.writing import write_file
 
     try:
@@ -186,4 +209,4 @@ def write_to(target: Path, written: bytes) -> None:
     except BrokenPipeError:  # the reader of `--to /dev/stdout` has closed it
         raise
     except OSError as error:
-        raise UsageError(f"--to {shlex.quote(str(target))}: {error.strerror}") from None
+        raise UsageError(f"{option} {shlex.quote(str(target))}: {error.strerror}") from None
