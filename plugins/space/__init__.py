@@ -46,7 +46,7 @@ def objbench_models() -> list[ModelSpec]:
                 "No size of an object: the prior of scale is the published one under paper, and under demo and "
                 "small one with the published start as its mean (17 px on 64). Under demo and small how many "
                 "objects an image may hold: 12 cells are kept, 36 on fruit. The number of classes reaches the "
-                "mixture alone (gmm.components). Its other settings there were chosen on validation scenes."
+                "mixture alone (gmm.clusters). Its other settings there were chosen on validation scenes."
             ),
         )
     ]
