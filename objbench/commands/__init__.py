@@ -14,6 +14,7 @@ from objbench.commands.catalog import info, list_, plugins
 from objbench.commands.check import check
 from objbench.commands.compare import compare
 from objbench.commands.data import data
+from objbench.commands.figure import figure
 from objbench.commands.merge import merge
 from objbench.commands.new import new
 from objbench.commands.predict import predict
@@ -30,6 +31,7 @@ COMMANDS = [
     run,
     report,
     show,
+    figure,
     list_,
     info,
     plugins,

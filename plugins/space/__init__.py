@@ -20,6 +20,7 @@ def objbench_models() -> list[ModelSpec]:
             label="SPACE",
             summary="Spatial attention over a scene mixture (Lin et al. 2020): detects on any background",
             target="objbench_plugins.space.model:Space",
+            generate="objbench_plugins.space.generate:SpaceGenerator",
             clusters=False,
             paper=(
                 "Z. Lin, Y.-F. Wu, S. V. Peri, W. Sun, G. Singh, F. Deng, J. Jiang, S. Ahn: SPACE: "

@@ -20,6 +20,7 @@ def objbench_models() -> list[ModelSpec]:
             label="SPAIR",
             summary="Spatially Invariant Attend, Infer, Repeat (Crawford & Pineau 2019)",
             target="objbench_plugins.spair.model:Spair",
+            generate="objbench_plugins.spair.generate:SpairGenerator",
             clusters=False,
             paper=(
                 "E. Crawford, J. Pineau: Spatially Invariant Unsupervised Object Detection with "
