@@ -26,8 +26,8 @@ class ContrastiveConfig(GlimpseConfig):
     # Clusters of features
     sure: float = option(
         0.95,
-        "where clusterings of the features agree less than this, raw glimpses are clustered too, and the clusterings "
-        "that agree better are taken; 0 never does",
+        "where clusterings of the features agree less than this, raw glimpses are clustered too, and what agrees "
+        "better with itself is taken; 0 never does",
         low=0,
         high=1,
     )
