@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from objbench.cells.identity import Cell
 from objbench.cells.overrides import Overrides
 from objbench.errors import UsageError
 from objbench.options import as_text
@@ -95,6 +96,29 @@ def split(text: str) -> list[tuple[bool, str]] | None:
         if not found[0].endswith(",") or found.end(1) == len(text):
             return parts if found.end() == len(text) else None
         at = found.end()
+
+
+def told_apart(cells: Iterable[Cell]) -> dict[str, str]:
+    """Key -> the options that tell a cell from the others of its name, as " [recon=4]"; only where there are others."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.name, []).append(cell)
+    told = {}
+    for group in groups.values():
+        facts = [_facts(cell) for cell in group]
+        names = [n for n in sorted({n for f in facts for n in f}) if len({f.get(n) for f in facts}) > 1]
+        for cell, mine in zip(group, facts, strict=True):
+            if words := [f"{name}={mine[name]}" for name in names if name in mine]:
+                told[cell.key] = f" [{', '.join(words)}]"
+    return told
+
+
+def _facts(cell: Cell) -> dict[str, str]:
+    identity = cell.training.identity
+    data, clusterer = identity["data"], cell.clusterer["name"]
+    facts = {k: as_text(v) for k, v in identity["model_config"].items()}
+    facts |= {f"{data}.{k}": as_text(v) for k, v in identity["data_config"].items()}
+    return facts | {f"{clusterer}.{k}": as_text(v) for k, v in cell.clusterer.get("config", {}).items()}
 
 
 def _depth(value: Any) -> int:

@@ -60,7 +60,13 @@ def test_the_command_line_goes_over_the_file(tmp_path: Path) -> None:
 def test_rows_of_a_sweep_are_told_apart(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "runs")]
     file = written(tmp_path, FILE.replace("[2, 4]", "1").replace('["toy", "toy-plain"]', '"toy"'))
-    assert objbench("run", file, *out).code == 0
+    plan = objbench("run", file, *out, "--plan").out.splitlines()
+    assert [line.partition("seed 0 ")[2].partition(":")[0] for line in plan[:2]] == ["[steps=2]", "[steps=3]"]
+    ran = objbench("run", file, *out)
+    assert ran.code == 0
+    assert [line.partition("seed 0 ")[2].partition(" ")[0] for line in ran.out.splitlines()] == [
+        "[steps=2]", "[steps=3]",
+    ]  # fmt: skip
     table = objbench("report", *out, "--plugin", TOY).out
     assert "[steps=2]" in table
     assert "[steps=3]" in table
