@@ -41,7 +41,7 @@ class Generator(ABC):
 
     @abstractmethod
     def paint(self, latents: Latents) -> Tensor:
-        """The scenes of these latents, `[n, channels, height, width]` in 0..1. `what` and `boxes` may be changed."""
+        """The scenes of these latents, `[n, channels, height, width]` in 0..1; all but `rest` may have been changed."""
 
     @abstractmethod
     def glimpses(self, what: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 CONTRACT = [
     "detector",
     "clusterer",
+    "generation",
     "scenes",
     "metric",
     "options",

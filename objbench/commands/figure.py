@@ -53,7 +53,7 @@ def figure(name: str, cells: tuple[str, ...], target: str, out: str, plugin_file
             result, _ = read_record(folder)
             if result.status != "done":
                 raise UsageError(f"cell {result.cell} is not done but {result.status}; run it first")
-        draw(name, folders, registry).savefig(written, format=form, dpi=150)
+        draw(name, folders, registry).savefig(written, format=form, dpi=150, bbox_inches="tight")
     except Damaged as error:
         raise UsageError(f"the figure '{name}' cannot be drawn: {error}; run the cell again") from None
     try:

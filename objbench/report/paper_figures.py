@@ -170,8 +170,10 @@ def _wrong_crops(
     images = as_numpy(load_tensors(folder.parent / "shown.safetensors")["images"]).astype(np.float32) / 255
     labels, clusters = as_numpy(truth.labels)[objects], as_numpy(found.clusters)[detection]
     means = np.array([class_of.get(int(c), -1) for c in clusters])
-    wrong = np.flatnonzero((means != labels) & (as_numpy(found.image)[detection] < len(images)))[:CROPS]
-    axes.set_title(f"wrongly clustered: {len(wrong)} of the objects in the scenes that are kept", fontsize=9)
+    wrong = np.flatnonzero((means != labels) & (as_numpy(found.image)[detection] < len(images)))
+    title = f"wrongly clustered in the {len(images)} scenes that are kept: {len(wrong)} objects"
+    axes.set_title(title + f", of which {CROPS}" * (len(wrong) > CROPS), fontsize=9)
+    wrong = wrong[:CROPS]
     if not len(wrong):
         return
     pixels = np.stack([_rgb(image) for image in images])

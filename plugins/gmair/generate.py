@@ -27,7 +27,8 @@ class GmairGenerator(Generator):
     def paint(self, latents: Latents) -> Tensor:
         """See `Generator.paint`."""
         objects: Objects = latents.rest
-        return self.model.render(objects._replace(what=latents.what, boxes=latents.boxes))[0]
+        changed = objects._replace(what=latents.what, boxes=latents.boxes, presence=latents.presence)
+        return self.model.render(changed)[0]
 
     def glimpses(self, what: Tensor) -> Tensor:
         """See `Generator.glimpses`."""

@@ -32,7 +32,10 @@ class SpaceGenerator(Generator):
         colour, alpha = self.decode(latents.what.flatten(0, 1))
         shape = latents.what.shape[:2]
         objects: Objects = found._replace(
-            boxes=latents.boxes, colour=colour.unflatten(0, shape), alpha=alpha.unflatten(0, shape)
+            boxes=latents.boxes,
+            presence=latents.presence,
+            colour=colour.unflatten(0, shape),
+            alpha=alpha.unflatten(0, shape),
         )
         foreground, weight = self.model.compose(objects, self.model.windows(objects.boxes))
         return (weight * foreground + (1 - weight) * background).clamp(0, 1)

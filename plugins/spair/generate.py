@@ -26,7 +26,8 @@ class SpairGenerator(Generator):
     def paint(self, latents: Latents) -> Tensor:
         """See `Generator.paint`."""
         objects: Objects = latents.rest
-        return self.model.render(objects._replace(what=latents.what, boxes=latents.boxes))
+        presence = latents.presence[..., None]
+        return self.model.render(objects._replace(what=latents.what, boxes=latents.boxes, presence=presence))
 
     def glimpses(self, what: Tensor) -> Tensor:
         """See `Generator.glimpses`."""
