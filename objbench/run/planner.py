@@ -15,10 +15,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from objbench.cells.evaluation import evaluation
 from objbench.cells.files import Damaged
 from objbench.cells.matrix import matrix
 from objbench.cells.protocols import protocol
@@ -39,12 +41,30 @@ def plan_matrix(
     seeds: list[int],
     protocol_name: str,
     overrides: dict[str, dict[str, str]],
+    out: str,
 ) -> dict[str, Any]:
     """The cells of a matrix whose scenes are right, and a failed result for each that no plugin could speak for."""
     failures: list[CellResult] = []
-    cells = matrix(registry, models, data, seeds, protocol(protocol_name), overrides, ask, failures)
+    cells = matrix(registry, models, data, seeds, protocol(protocol_name), overrides, ask, failures, out)
     cells = check_data_of(registry, cells, ask, failures)
     return {"cells": [asdict(cell) for cell in cells], "failures": [asdict(f) for f in failures]}
+
+
+def plan_evaluations(
+    registry: Registry,
+    ask: Apart,
+    folders: list[str],
+    data: str,
+    protocol_name: str,
+    seed: int,
+    overrides: dict[str, dict[str, str]],
+) -> dict[str, Any]:
+    """The cells of finished cells on other scenes, once these are right. PluginFailed when a plugin fails."""
+    cells = [
+        evaluation(registry, Path(folder), data, protocol_name, overrides, seed, ask) for folder in folders
+    ]
+    check_data_of(registry, cells, ask)
+    return {"cells": [asdict(cell) for cell in cells]}
 
 
 def count_devices(registry: Registry, ask: Apart) -> int:
@@ -66,7 +86,9 @@ def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: b
     return {"result": asdict(fresh), "complaints": complaints}
 
 
-REQUESTS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (plan_matrix, count_devices, rescore_cell)}
+REQUESTS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (plan_matrix, plan_evaluations, count_devices, rescore_cell)
+}
 
 
 def main(words: list[str]) -> None:
