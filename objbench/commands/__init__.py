@@ -14,6 +14,7 @@ from objbench.commands.catalog import info, list_, plugins
 from objbench.commands.check import check
 from objbench.commands.compare import compare
 from objbench.commands.data import data
+from objbench.commands.evaluate import evaluate
 from objbench.commands.figure import figure
 from objbench.commands.merge import merge
 from objbench.commands.new import new
@@ -45,6 +46,7 @@ COMMANDS = [
     merge,
     rm,
     compare,
+    evaluate,
 ]
 UNWRITABLE, CLOSED = 74, 141
 """Exit codes: stdout could not be written (EX_IOERR); the reader of our output closed it (128 + SIGPIPE)."""

@@ -180,7 +180,7 @@ def run(
         for name in data:
             registry.data_spec(name)
         devices = find_devices(device, planner.count_devices)
-        cells, failures = planner.matrix(models, data, seeds, scale.name, overrides)
+        cells, failures = planner.matrix(models, data, seeds, scale.name, overrides, str(folder))
         save(options)
         for failure in failures:
             click.echo(f"{named(failure)}: failed: {failure.error}", err=True)
