@@ -26,7 +26,7 @@ def objbench_clusterers() -> list[ClustererSpec]:
                     "originally five. An object is assigned by the main sub-head of lowest loss."
                 ),
                 "small": "A quarter of the width, glimpses of 16, 3,000 steps of 250 objects at a rate of 1e-3.",
-                "demo": "A quarter of the width, glimpses of 16, 800 steps of 250 objects at a rate of 1e-3.",
+                "demo": "An eighth of the width, glimpses of 16, 1,500 steps of 100 objects at a rate of 1e-3.",
             },
             prior_knowledge=(
                 "The number of clusters, that clusters are of equal size, and that an object stays the same when it is "

@@ -40,7 +40,7 @@ class IicConfig(GlimpseConfig):
 
 SETTINGS: Settings = {
     ("small", "*"): {"width": 16, "batch_size": 250, "steps": 3_000, "lr": 1e-3, "glimpse": 16},
-    ("demo", "*"): {"width": 16, "batch_size": 250, "steps": 800, "lr": 1e-3, "glimpse": 16},
+    ("demo", "*"): {"width": 8, "batch_size": 100, "steps": 1_500, "lr": 1e-3, "glimpse": 16},
     ("*", "mnist"): {"margin": -2 / 7},
 }
 
@@ -54,7 +54,7 @@ def information_loss(one: Tensor, two: Tensor) -> Tensor:
 
 
 def away(side: Tensor, reach: float) -> Tensor:
-    """Random centres [n, 2] of squares of these sides [n] within one of side `reach`, in half glimpses from the middle."""
+    """Random centres [n, 2] of squares of [n] sides inside one of side `reach`, in half glimpses from the middle."""
     return (torch.rand(len(side), 2) * 2 - 1) * (reach - side).clamp(min=0)[:, None]
 
 
