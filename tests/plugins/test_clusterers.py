@@ -265,7 +265,7 @@ def unlike(n, seed):
 
 
 @pytest.mark.slow
-def test_iic_finds_shapes_and_not_brightness():
+def test_iic_finds_shapes_of_any_brightness():
     objects, new = unlike(300, 0), unlike(100, 1)
     clusterer = fitted("iic", objects, clusters=2, width=4, steps=100, batch_size=60, lr=3e-3, overclusters=4)
     with torch.no_grad():
