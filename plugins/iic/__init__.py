@@ -20,16 +20,17 @@ def objbench_clusterers() -> list[ClustererSpec]:
             licence="MIT",
             differs={
                 "*": (
-                    "One of a pair is the glimpse as it is, the other is turned and cropped; crops are in proportion "
-                    "to the glimpse; the two heads alternate by step, originally by epoch; one pair of an object in a "
-                    "batch. An object is assigned by the main sub-head of lowest loss."
+                    "Crops are in proportion to the glimpse, of any side between the original's smallest and largest, "
+                    "and black outside the glimpse; brightness and contrast are changed, saturation and hue are not; "
+                    "the two heads alternate by step, originally by epoch; one pair of an object in a batch, "
+                    "originally five. An object is assigned by the main sub-head of lowest loss."
                 ),
                 "small": "A quarter of the width, glimpses of 16, 3,000 steps of 250 objects at a rate of 1e-3.",
-                "demo": "A quarter of the width, glimpses of 16, 800 steps of 250 objects at a rate of 1e-3.",
+                "demo": "An eighth of the width, glimpses of 16, 1,500 steps of 100 objects at a rate of 1e-3.",
             },
             prior_knowledge=(
                 "The number of clusters, that clusters are of equal size, and that an object stays the same when it is "
-                "turned by 25 degrees or cropped."
+                "turned by 25 degrees, cropped, brighter or darker."
             ),
         )
     ]

@@ -32,12 +32,16 @@ class IicConfig(GlimpseConfig):
     rotation: float = option(25.0, "degrees to either side of a view", low=0, high=180)
     least_crop: float = option(0.8, "smallest side of a view's crop, in glimpses", above=0, high=2)
     most_crop: float = option(1.2, "largest side of a view's crop, in glimpses", above=0, high=2)
+    reach: float = option(
+        1.4, "side in glimpses of the square that crops lie in; black outside the glimpse", low=1, high=3
+    )
+    jitter: float = option(0.4, "brightness and contrast of a view change by 1 -+ this", low=0, high=1)
 
 
 SETTINGS: Settings = {
     ("small", "*"): {"width": 16, "batch_size": 250, "steps": 3_000, "lr": 1e-3, "glimpse": 16},
-    ("demo", "*"): {"width": 16, "batch_size": 250, "steps": 800, "lr": 1e-3, "glimpse": 16},
-    ("*", "mnist"): {"margin": -0.15},
+    ("demo", "*"): {"width": 8, "batch_size": 100, "steps": 1_500, "lr": 1e-3, "glimpse": 16},
+    ("*", "mnist"): {"margin": -2 / 7},
 }
 
 
@@ -47,6 +51,19 @@ def information_loss(one: Tensor, two: Tensor) -> Tensor:
     joint = ((joint + joint.T) / 2).clamp(min=1e-9)
     rows, columns = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
     return -(joint * (joint.log() - rows.log() - columns.log())).sum()  # equation 3
+
+
+def away(side: Tensor, reach: float) -> Tensor:
+    """Random centres [n, 2] of squares of [n] sides inside one of side `reach`, in half glimpses from the middle."""
+    return (torch.rand(len(side), 2) * 2 - 1) * (reach - side).clamp(min=0)[:, None]
+
+
+def crops(glimpses: Tensor, angle: Tensor, side: Tensor, centre: Tensor) -> Tensor:
+    """Squares of [n] sides in glimpses, turned by [n] radians, at [n, 2] centres in half glimpses from the middle."""
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    theta = torch.cat([turn * side[:, None, None], centre[:, :, None]], 2).to(glimpses.device)
+    grid = F.affine_grid(theta, list(glimpses.shape), align_corners=False)
+    return F.grid_sample(glimpses, grid, align_corners=False)
 
 
 class Iic(GlimpseClusterer):
@@ -85,7 +102,7 @@ class Iic(GlimpseClusterer):
         self.train()
         for step, part in enumerate(batches(len(glimpses), c.batch_size, c.steps)):
             some = glimpses[part.to(glimpses.device)]
-            plain, changed = self.trunk(some), self.trunk(self.view(some))
+            plain, changed = self.trunk(self.near(some)), self.trunk(self.view(some))
             heads = self.over if step % 2 else self.main
             each = torch.stack([
                 information_loss(head(plain).softmax(1), head(changed).softmax(1)) for head in heads
@@ -98,16 +115,26 @@ class Iic(GlimpseClusterer):
                 losses += each.detach()
         self.get_buffer("best").fill_(int(losses.argmin()))
 
+    def near(self, glimpses: Tensor) -> Tensor:
+        """The first of a pair: the glimpse, or with probability 1/2 a crop of its size near it, neither turned."""
+        n = len(glimpses)
+        where = (torch.rand(n) < 0.5)[:, None] * away(torch.ones(n), self.config.reach)
+        return crops(glimpses, torch.zeros(n), torch.ones(n), where)
+
     def view(self, glimpses: Tensor) -> Tensor:
-        """Turned and cropped at random (section 4.1)."""
+        """The second of a pair: cropped anywhere near, turned with probability 1/2, brighter or darker.
+
+        Without the wide crops and the change of brightness, clusters of equal ink or place are enough for a low
+        loss, and they are found first.
+        """
         n, c = len(glimpses), self.config
-        angle = (torch.rand(n) * 2 - 1) * math.radians(c.rotation)
+        angle = (torch.rand(n) < 0.5) * (torch.rand(n) * 2 - 1) * math.radians(c.rotation)
         side = c.least_crop + (c.most_crop - c.least_crop) * torch.rand(n)
-        away = (torch.rand(n, 2) * 2 - 1) * (1 - side).abs()[:, None]
-        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
-        theta = torch.cat([turn * side[:, None, None], away[:, :, None]], 2).to(glimpses.device)
-        grid = F.affine_grid(theta, list(glimpses.shape), align_corners=False)
-        return F.grid_sample(glimpses, grid, align_corners=False)
+        view = crops(glimpses, angle, side, away(side, c.reach))
+        brightness, contrast = 1 + c.jitter * (torch.rand(2, n, 1, 1, 1).to(view) * 2 - 1)
+        view = (view * brightness).clamp(max=1)
+        mean = view.mean((1, 2, 3), keepdim=True)
+        return (mean + (view - mean) * contrast).clamp(0, 1)
 
     def scores(self, glimpses: Tensor) -> Tensor:
         """Logits of the best sub-head."""

@@ -69,7 +69,8 @@ def fitted(name, objects, channels=1, seed=3, **options):
 def accuracy(found, labels):
     from scipy.optimize import linear_sum_assignment
 
-    together = torch.zeros(CLUSTERS, CLUSTERS)
+    size = 1 + max(int(found.max()), int(labels.max()))
+    together = torch.zeros(size, size)
     together.index_put_((found, labels), torch.ones(len(labels)), accumulate=True)
     return float(together[linear_sum_assignment(-together)].sum() / len(labels))
 
@@ -245,6 +246,48 @@ def test_raw_glimpses_are_taken_where_they_agree_better(features, raw, sure, exp
     )
     clusterer.fit(Objects(objects.glimpses, objects.scores))
     assert targets == [["features", "raw"].index(expected)] * 2
+
+
+def unlike(n, seed):
+    """Equally many bars and posts, 1 pixel off the middle, and more unlike in brightness than in shape."""
+    gen = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    shapes = torch.zeros(2, 1, SIZE + 2, SIZE + 2)
+    shapes[0, :, 6:8, 2:12] = 1
+    shapes[1, :, 2:12, 6:8] = 1
+    off = torch.randint(3, (2, n), generator=gen)
+    glimpses = torch.stack([
+        shapes[label, :, y : y + SIZE, x : x + SIZE] for label, y, x in zip(labels, *off, strict=True)
+    ])  # fmt: skip
+    light = 0.3 + 0.7 * torch.rand(n, 1, 1, 1, generator=gen)
+    noise = 0.1 * torch.rand(n, 1, SIZE, SIZE, generator=gen)
+    return Objects((glimpses * light + noise).clamp(0, 1), torch.ones(n), labels=labels)
+
+
+@pytest.mark.slow
+def test_iic_finds_shapes_of_any_brightness():
+    objects, new = unlike(300, 0), unlike(100, 1)
+    clusterer = fitted("iic", objects, clusters=2, width=4, steps=100, batch_size=60, lr=3e-3, overclusters=4)
+    with torch.no_grad():
+        assert accuracy(clusterer.assign(new), new.labels) > 0.8
+
+
+@torch.no_grad()
+def test_views_of_iic():
+    """Crops show black outside the glimpse, and the light of a view changes; both of a pair keep 0..1."""
+    torch.manual_seed(0)
+    clusterer, full = made("iic"), torch.full((200, 1, SIZE, SIZE), 0.7)
+    near, view = clusterer.near(full), clusterer.view(full)
+    for one in (near, view):
+        assert one.min() >= 0
+        assert one.max() <= 1
+    whole = (near.amin((1, 2, 3)) > 0.69).float().mean()
+    assert 0.35 < whole < 0.65  # the others are moved, and show black
+    assert view.amax((1, 2, 3)).std() > 0.05
+    still = made("iic", rotation=0, least_crop=1, most_crop=1, reach=1, jitter=0)
+    objects = some().glimpses
+    torch.testing.assert_close(still.view(objects), objects, atol=1e-5, rtol=0)
+    torch.testing.assert_close(still.near(objects), objects, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
