@@ -13,7 +13,7 @@ from objbench.cells.identity import EVALUATED, OWN
 from objbench.cells.plan import plan
 from objbench.cells.store import Store, read_record
 from objbench.hookspecs import Published
-from objbench.report.believed import read_cells
+from objbench.report.believed import Wanted, read_cells
 from objbench.report.rows import rows_of
 from objbench.report.tables import build, columns_of
 from objbench.score.arrays import load_detections, load_tensors, load_truth
@@ -108,7 +108,7 @@ def test_a_row_of_its_own_says_what_it_was_trained_on_and_has_no_published_figur
     crowded = evaluated(out, TOY_KEY, "-o", "squares.most=9")
     run_here(out, toy_cell("toy", *STEPS, "squares.most=9"))
     registry = toys()
-    results, identities = read_cells(Store(out), registry, None, recheck=True)
+    results, identities = read_cells(Store(out), registry, Wanted(), False, lambda r: (r, []))
     published = [Published("toy", "squares", {"found": (0.5, None)}, "a paper")]
     rows = rows_of(results, identities, registry, published)
     assert [len(row.results) for row in rows] == [1] * 4
@@ -119,7 +119,7 @@ def test_a_row_of_its_own_says_what_it_was_trained_on_and_has_no_published_figur
     (beside,) = [r for r in rows if r.model == "toy" and r.block == row.block and r is not row]
     assert beside.published is published[0]
     table = build(rows, columns_of(registry, published), registry)
-    assert "toy [trained on squares most=3]" in set(table.frame["model_label"])
+    assert "toy [trained on squares most=3, at=99, steps=12]" in set(table.frame["model_label"])
     assert any(note.startswith("Trained on:") for note in table.notes)
 
 
@@ -127,7 +127,7 @@ def test_other_data_and_protocol_in_the_label(out: Path) -> None:
     evaluated(out, TOY_KEY, "--protocol", "small")
     text = objbench("report", "--out", str(out), "--plugin", TOY, "--format", "json").out
     labels = {row["model_label"]: row for row in json.loads(text)["rows"]}
-    assert "toy [trained on squares protocol=demo]" in labels
+    assert "toy [trained on squares protocol=demo, at=99, steps=12]" in labels
 
 
 def test_intervals_rescoring_and_verify(out: Path) -> None:
