@@ -232,10 +232,11 @@ def _start(detector: type[Detector], model: str, overrides: Overrides) -> str:
 
     UsageError when the detector's training has no first step.
     """
-    from objbench.detector import trains_by_steps
+    from objbench.detector import DetectorConfig, trains_by_steps
 
     start = overrides.get(model, {}).get(START, "")
-    if not start or START in [row.name for row in describe(detector.Config, model)]:
+    is_own = START in [row.name for row in describe(detector.Config, model)]
+    if not start or (is_own and not issubclass(detector.Config, DetectorConfig)):
         return ""
     if not trains_by_steps(detector):
         raise UsageError(f"-o {model}.{START}: {model} does not train by steps, so it starts from no weights")

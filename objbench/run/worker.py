@@ -29,7 +29,6 @@ from objbench.cells.identity import (
     EVALUATED,
     OWN,
     START,
-    TEST_SEED,
     Cell,
     Training,
     read_cell,
@@ -43,7 +42,6 @@ from objbench.cells.store import end_early, position, read_record, read_trained,
 from objbench.clusterer import ObjectShape
 from objbench.detector import trains_by_steps
 from objbench.errors import Interrupted, UsageError, error_line
-from objbench.options import build
 from objbench.plugins import Registry, load_plugins, load_target
 from objbench.run.link import DISK_FULL, Link
 from objbench.run.log import KINDS, Log, open_log
@@ -196,12 +194,8 @@ class Worker(Link, Watch):
         known = {name: identity[EVALUATED][name] for name in ("training", "weights")}
         began = provenance(self.device) | {"plugins": plugins, EVALUATED: known}
         origin = origin_folder(folder.parent, training)
-        detector = self.built.detector
+        detector, source = self.built.detector, self.built.test_source
         load_weights(origin, detector)
-        source_class = type(self.built.test_source)
-        config = build(source_class.Config, identity["data"], training.data_config)
-        source = source_class(config, identity[TEST_SEED])
-        self.built = self.built._replace(test_source=source)
         with undisturbed(detector):  # those of seed 0 were checked when this was planned
             check_scenes(identity["data"], source, "test", first_indices(source, "test", FIRST))
         self.report({"phase": "detecting"})
