@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-lowest install lint docs bench clean
+.PHONY: demo test test-fast test-lowest install lint docs wheel bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/objbench run --models gmair,spair --data multimnist --protocol demo --workers 2
 	$(BIN)/objbench report --paper
+	$(BIN)/objbench report --html runs/report.html
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -34,6 +35,10 @@ lint: $(VENV)/.installed-dev
 # The site, in build/site. A dead link fails; so does, in the tests, a public name without a docstring.
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
+
+# The wheel, built and tried in an environment of its own.
+wheel: $(VENV)/.installed-dev
+	PYTHON=$(BIN)/python .ci/wheel
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks

@@ -44,6 +44,7 @@ class ObjectShape:
     """What a clusterer is given of each object."""
 
     channels: int
+    """1 for grey glimpses, 3 for colour."""
     size: int
     """Height and width of a glimpse, as `Clusterer.cut` asked for; 0 when it asked for none."""
     what: int

@@ -151,6 +151,11 @@ class DetectorConfig:
         1.0, "learning rates at the end, as a share; they fall evenly over the second half", low=0, high=1
     )
     clip_norm: float = option(0.0, "clip gradients to this norm; 0 does not clip", low=0)
+    start_from: str = option(
+        "",
+        "start from the weights of this finished training: the beginning of its key, or its directory",
+        identity=False,  # the identity has the key of that training, and the digest of its weights
+    )
 
 
 class Detector(nn.Module):

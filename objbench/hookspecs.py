@@ -41,6 +41,9 @@ class ModelSpec:
     """Protocol -> differences from the publication under it; "*": differences under every protocol."""
     prior_knowledge: str = ""
     """What the detector knows about the data before training, such as object sizes or the number of classes."""
+    generate: str = ""
+    """Optional, "package.module:Name": a subclass of `objbench.generation.Generator`, for figures of what the detector
+    generates. It is imported only for these, and is part of no key."""
 
     def differs_under(self, protocol: str) -> str:
         """The differences from the publication under a protocol."""

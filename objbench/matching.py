@@ -169,24 +169,30 @@ def weighted_precision(
     return precisions
 
 
-def coco_ranks(detections: Detections, pairs: Pairs) -> Ints:
+def coco_ranks(detections: Detections, pairs: Pairs, ties: Sequence[NDArray[Any]] = ()) -> Ints:
     """The rank [m] of each detection in COCO's matching order: by score, the highest first.
 
     Equal scores are ordered by their highest IoU, then by their boxes; never by their position in the list.
 
-    pairs: from `close_pairs`, at the lowest threshold that is used.
+    pairs: from `close_pairs`, at the lowest threshold that is used. ties: keys [m] that order detections equal
+    in all of these; the first key counts first.
     """
     highest = np.zeros(len(detections.image))
     np.maximum.at(highest, pairs.detection, pairs.iou)
     boxes = as_numpy(detections.boxes)
-    order = np.lexsort((*boxes.T[::-1], -highest, -as_numpy(detections.scores)))
+    order = np.lexsort((*ties[::-1], *boxes.T[::-1], -highest, -as_numpy(detections.scores)))
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = np.arange(len(order))
     return ranks
 
 
 def match_coco(ranks: Ints, pairs: Pairs, threshold: float) -> Bools:
-    """Which detections are hits by COCO's matching rule: [m].
+    """Which detections are hits by COCO's matching rule: [m]; see `coco_matches`."""
+    return coco_matches(ranks, pairs, threshold) >= 0
+
+
+def coco_matches(ranks: Ints, pairs: Pairs, threshold: float) -> Ints:
+    """The object that each detection takes by COCO's matching rule: [m] index into the truth; -1 where it takes none.
 
     In the order of `ranks`, each detection takes one object: among the objects that are not taken yet and have an
     IoU of at least `threshold` with it, the one with the highest IoU; among equals, the last one in `pairs`.
@@ -196,10 +202,10 @@ def match_coco(ranks: Ints, pairs: Pairs, threshold: float) -> Bools:
     request of the highest rank, and the other detections request their next best object. All objects prefer
     detections in the same order, so this (Gale and Shapley 1962) gives the same result as the sequential rule.
     """
-    hits = np.zeros(len(ranks), dtype=np.bool_)
+    taken = np.full(len(ranks), -1, dtype=np.int64)
     kept = np.flatnonzero(pairs.iou >= min(threshold, 1 - 1e-10))  # as in pycocotools; for a threshold of 1
     if not len(kept):
-        return hits
+        return taken
     # A list of wishes for each detection that has any, the best first. Asker a is the a-th of these by rank.
     kept = kept[np.lexsort((-kept, -pairs.iou[kept], ranks[pairs.detection[kept]]))]
     detection, wish = pairs.detection[kept], pairs.truth[kept]
@@ -216,8 +222,9 @@ def match_coco(ranks: Ints, pairs: Pairs, threshold: float) -> Bools:
         refused = np.unique(np.concatenate([asking[holder[asked] != asking], put_out]))
         now[refused] += 1
         asking = refused[now[refused] < end[refused]]
-    hits[asker[holder[holder < nobody]]] = True
-    return hits
+    objects = np.flatnonzero(holder < nobody)
+    taken[asker[holder[objects]]] = objects
+    return taken
 
 
 def average_precision_coco(scores: NDArray[Any], hits: Bools, objects: int) -> float:
@@ -235,6 +242,28 @@ def average_precision_coco(scores: NDArray[Any], hits: Bools, objects: int) -> f
     precision = np.append(found / (last_of_equals + 1), 0.0)
     highest_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     return float(highest_from_here[np.searchsorted(found / objects, RECALLS)].mean())
+
+
+def weighted_precision_coco(
+    scores: NDArray[Any], hits: Bools, image: Ints
+) -> Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]:
+    """`average_precision_coco` for many draws of the images at once; arguments and result: see `weighted_precision`."""
+    order = np.argsort(-scores)
+    last_of_equals = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
+    image, hits = image[order], hits[order]
+
+    def precisions(weights: NDArray[np.int64], objects: NDArray[np.int64]) -> Floats:
+        of_detection = weights[:, image]  # [draws, m]
+        ranked = of_detection.cumsum(1)[:, last_of_equals]
+        found = (of_detection * hits).cumsum(1)[:, last_of_equals]
+        precision = np.append(found / np.maximum(ranked, 1), np.zeros((len(weights), 1)), axis=1)
+        highest_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recalls = found / np.maximum(objects, 1)[:, None]
+        curves = zip(recalls, highest_from_here, strict=True)
+        area = np.array([highest[np.searchsorted(recall, RECALLS)].mean() for recall, highest in curves])
+        return np.where(objects > 0, area, np.nan)
+
+    return precisions
 
 
 class CocoFigures(NamedTuple):

@@ -116,6 +116,19 @@ def build(config: type, owner: str, *layers: Mapping[str, Any]) -> Any:
         raise UsageError(f"{owner}: {error}") from None
 
 
+def list_depth(config: type, key: str) -> int:
+    """How deep lists in the values of an option are: 0 for a single value, 1 for a list; 0 for an unknown option."""
+
+    def depth(hint: Any) -> int:
+        kind, _ = _kind_of(hint)
+        if get_origin(kind) is not tuple:
+            return 0
+        return 1 + max(depth(a) for a in get_args(kind) if a is not ...)
+
+    fields = _fields(config, config.__name__)
+    return depth(fields[key][1]) if key in fields else 0
+
+
 def as_json(value: Any) -> Any:
     """Converts a value or a whole config to JSON values: a Path to text, an Enum to its name, a tuple to a list."""
     if isinstance(value, Enum):

@@ -1,4 +1,4 @@
-"""The README: its tables are those of the committed results, its commands exist."""
+"""The README and docs/*.md: tables are those of the committed results, commands exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from objbench.commands import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FENCED = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCED = [
+    block
+    for page in PAGES
+    for block in re.findall(r"^```(?:console|text)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+]
 LINES = [
     line.split("#")[0].strip()
     for block in FENCED

@@ -16,7 +16,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONTRACT = ["detector", "clusterer", "scenes", "metric", "options", "matching", "latents", "hookspecs"]
+CONTRACT = [
+    "detector",
+    "clusterer",
+    "generation",
+    "scenes",
+    "metric",
+    "options",
+    "matching",
+    "mistakes",
+    "latents",
+    "hookspecs",
+]
 CONTRACT += [f"spatial.{name}" for name in ("boxes", "cells", "glimpses", "parts")]
 
 

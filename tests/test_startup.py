@@ -37,15 +37,19 @@ CELLS = [
     "about",
     "code",
     "difference",
+    "evaluation",
     "files",
     "identity",
     "matrix",
+    "merge",
+    "origin",
     "overrides",
     "pace",
     "plan",
     "protocols",
     "result",
     "store",
+    "sweeps",
 ]
 LIGHT = [f"objbench.cells.{name}" for name in CELLS]
 LIGHT += ["objbench.run.runner", "objbench.run.link", "objbench.run.local"]

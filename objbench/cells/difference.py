@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from objbench.cells.identity import EVALUATED, START
+
 CODE = {
     "model_code": "model",
     "data_code": "data",
@@ -70,11 +72,17 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
                     lines.append(f"{owners[part]}.{key} is {mine.get(key)}, there {theirs.get(key)}")
         elif part in CODE:
             lines.append(f"the code of {new.get(CODE[part], CODE[part])} has changed")
+        elif part in (START, EVALUATED):
+            lines.append(f"{part} is {_training(mine)}, there {_training(theirs)}")
         elif part == "fingerprint":
             lines.append(f"the content of {new['data']} has changed")
         else:
             lines.append(f"{WORDS.get(part, part)} is {mine}, there {theirs}")
     return lines
+
+
+def _training(origin: Mapping[str, Any] | None) -> str:
+    return f"{origin['training']} (weights {origin['weights'][:8]})" if origin else "none"
 
 
 def _named(clusterer: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,21 @@ from objbench.options import as_json
 
 OWN = "own"
 """The clusterer of a detector that clusters by itself. No plugin can have this name."""
+START = "start_from"
+"""The part of an identity that names the training whose weights this one starts from; see `objbench.cells.origin`. Also
+the option of every model that asks for it."""
+EVALUATED = "evaluated"
+"""The part of an identity that says which training was evaluated on other scenes: there was no training of its own."""
+TEST_SEED = "test_seed"
+"""The part of an evaluation's identity that is the seed of its test scenes."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained: a detector on a data set, under a protocol, from a seed."""
+    """What is trained: a detector on a data set, under a protocol, from a seed.
+
+    Or what is evaluated: the weights of another training on a data set that they were not trained on (EVALUATED).
+    """
 
     identity: dict[str, Any]
     """Everything that weights and detections depend on, as JSON values."""
@@ -36,6 +46,8 @@ class Training:
     `settings`, the config under the protocol without the user's options, and `given`, those of the user's options that
     are in no identity. Any may be missing: earlier versions recorded none.
     """
+    weights_from: str = field(default="", compare=False)
+    """The folder with the weights it begins with, as it was when this was planned; the identity has their digest."""
 
     @property
     def key(self) -> str:
@@ -77,7 +89,9 @@ class Cell:
     def name(self) -> str:
         """What messages call it: "spair+gmm on multimnist, seed 0"."""
         identity = self.training.identity
-        return cell_name(identity["model"], self.clusterer["name"], identity["data"], identity["seed"])
+        name = cell_name(identity["model"], self.clusterer["name"], identity["data"], identity["seed"])
+        origin = identity.get(EVALUATED)
+        return f"{name}, trained on {origin['identity']['data']}" if origin else name
 
     def result(self, status: Status, **known: Any) -> CellResult:
         """Its result as far as it is known."""
@@ -92,6 +106,7 @@ class Cell:
             model_config=identity["model_config"],
             data_config=identity["data_config"],
             clusterer=self.clusterer["name"],
+            trained=identity.get(EVALUATED, {}).get("training", ""),
             **known,
         )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from objbench.cells.about import (
@@ -19,7 +20,8 @@ from objbench.cells.about import (
 )
 from objbench.cells.code import Code, changed_files, clusterer_code_of, code_of, digest, numerics_of
 from objbench.cells.files import canonical
-from objbench.cells.identity import OWN, Cell, Training, identity_of, plain
+from objbench.cells.identity import EVALUATED, OWN, START, Cell, Training, identity_of, plain
+from objbench.cells.origin import check_weights, find_training, finished, origin_of
 from objbench.cells.overrides import (
     Overrides,
     build_clusterer_config,
@@ -28,9 +30,10 @@ from objbench.cells.overrides import (
 )
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import CellResult
+from objbench.cells.store import Store
 from objbench.errors import UsageError, unknown
 from objbench.guarded import Ask, PluginFailed, ask_here, calling
-from objbench.options import as_json, build
+from objbench.options import as_json, build, describe
 from objbench.plugins import Registry, load_target
 
 if TYPE_CHECKING:
@@ -90,12 +93,14 @@ def matrix(
     overrides: Overrides,
     ask: Ask = ask_here,
     failures: list[CellResult] | None = None,
+    out: str = "runs",
 ) -> list[Cell]:
     """The cells of models x data x seeds; all of the first seed come first, and those of one training together.
 
     models: words of `--models`; see `entries`. ask: how plugins are asked for what a cell depends on. failures: is
-    given a failed result for each cell of a plugin that cannot say it; without it, PluginFailed is raised. Raises
-    UsageError on unknown names and options, and on options of what is not in the matrix.
+    given a failed result for each cell of a plugin that cannot say it; without it, PluginFailed is raised. out: the
+    store where `start_from` looks for trainings. Raises UsageError on unknown names and options, and on options of what
+    is not in the matrix.
     """
     clusterers_of: dict[str, list[str]] = {}
     for entry in entries(registry, models):
@@ -123,7 +128,7 @@ def matrix(
     for data_name in dict.fromkeys(data):
         source, unknown_source = None, None
         try:
-            source = ask(f"'{data_name}'", _ask_source, registry, data_name, protocol.name, overrides)
+            source = ask(f"'{data_name}'", ask_source, registry, data_name, protocol.name, overrides)
         except PluginFailed as error:
             unknown_source = error
         for model, clusterers in clusterers_of.items():
@@ -133,14 +138,22 @@ def matrix(
                     raise unknown_source
                 shape = source["shape"]
                 detector = ask(
-                    f"'{model}'", _ask_detector, registry, model, data_name, shape, protocol.name, overrides
+                    f"'{model}'",
+                    _ask_detector,
+                    registry,
+                    model,
+                    data_name,
+                    shape,
+                    protocol.name,
+                    overrides,
+                    out,
                 )
                 with calling(f"'{model}'", "its source code"):
                     code = code_now(registry, model, data_name)
             except PluginFailed as error:
                 failed(error, model, data_name, clusterers)
                 continue
-            of_both = source["identity"] | detector["identity"] | {"protocol": of_protocol} | _digests(code)
+            of_both = source["identity"] | detector["identity"] | {"protocol": of_protocol} | digests(code)
             known = about(registry, model, data_name, protocol.name, detector["own"], source["own"])
             parts = []
             for clusterer in clusterers:
@@ -154,12 +167,14 @@ def matrix(
                     failed(error, model, data_name, [clusterer])
             for seed in seeds:
                 identity = plain(of_both | {"seed": seed})
-                training = Training(identity, detector["config"], source["config"], code, known)
+                training = Training(
+                    identity, detector["config"], source["config"], code, known, detector["weights_from"]
+                )
                 cells += [Cell(training, clusterer_, told) for clusterer_, told in parts]
     return sorted(cells, key=lambda cell: seeds.index(cell.training.identity["seed"]))
 
 
-def _ask_source(registry: Registry, name: str, protocol: str, overrides: Overrides) -> dict[str, Any]:
+def ask_source(registry: Registry, name: str, protocol: str, overrides: Overrides) -> dict[str, Any]:
     """What of a cell depends on the data set, as JSON values: its `identity`, whole `config`, and `shape`."""
     who = f"'{name}'"
     with calling(who, "its module"):
@@ -180,22 +195,68 @@ def _ask_source(registry: Registry, name: str, protocol: str, overrides: Overrid
 
 
 def _ask_detector(
-    registry: Registry, name: str, data: str, shape: list[int], protocol: str, overrides: Overrides
+    registry: Registry,
+    name: str,
+    data: str,
+    shape: list[int],
+    protocol: str,
+    overrides: Overrides,
+    out: str,
 ) -> dict[str, Any]:
-    """What of a cell depends on the detector, as JSON values: its `identity` and whole `config`."""
+    """What of a cell depends on the detector, as JSON values: its `identity`, whole `config` and `weights_from`."""
     from objbench.scenes import SceneShape
 
     who = f"'{name}'"
     with calling(who, "its module"):
         detector_class = load_target(registry.model(name).target)
+    start = _start(detector_class, name, overrides)
+    if start:
+        overrides = {**overrides, name: {k: v for k, v in overrides[name].items() if k != START}}
     with calling(who, "its settings"):
         config = build_model_config(registry, name, protocol, data, overrides)
+    origin: dict[str, Any] = {}
+    weights_from = ""
     with calling(who, "its constructor"):
         check_fit(detector_class, config, SceneShape(*shape), name, data)
+        if start:
+            folder = _start_folder(detector_class, config, SceneShape(*shape), name, start, Store(out))
+            origin, weights_from = {START: origin_of(folder)}, str(folder)
     with calling(who, "its settings"):
         own = own_of_detector(registry, name, protocol, data, config)
-    identity = {"model": name, "model_config": identity_of(config)}
-    return {"identity": identity, "config": as_json(config), "own": own}
+    identity = {"model": name, "model_config": identity_of(config)} | origin
+    return {"identity": identity, "config": as_json(config), "own": own, "weights_from": weights_from}
+
+
+def _start(detector: type[Detector], model: str, overrides: Overrides) -> str:
+    """What the user's `start_from` says; "" when there is none, or it is an option of the detector's own.
+
+    UsageError when the detector's training has no first step.
+    """
+    from objbench.detector import DetectorConfig, trains_by_steps
+
+    start = overrides.get(model, {}).get(START, "")
+    is_own = START in [row.name for row in describe(detector.Config, model)]
+    if not start or (is_own and not issubclass(detector.Config, DetectorConfig)):
+        return ""
+    if not trains_by_steps(detector):
+        raise UsageError(f"-o {model}.{START}: {model} does not train by steps, so it starts from no weights")
+    return start
+
+
+def _start_folder(
+    detector: type[Detector], config: Any, shape: SceneShape, model: str, start: str, store: Store
+) -> Path:
+    """The folder of the training that `start` names. UsageError unless its weights can be used."""
+    what = f"{model}.{START}={start}"
+    try:
+        folder = find_training(store, start)
+        there = finished(folder).identity["model"]
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
+    if there != model:
+        raise UsageError(f"{what}: training {folder.name} is of model '{there}', not of '{model}'")
+    check_weights(folder, detector, config, shape, what)
+    return folder
 
 
 def _clusterer_of(
@@ -244,16 +305,25 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
     with calling(f"'{data.name}'", "its fingerprint"):
         fingerprint = plain(source.fingerprint())
     code = code_now(registry, model, data.name)
-    identity = then.identity | _digests(code) | {"fingerprint": fingerprint}
+    identity = then.identity | digests(code) | {"fingerprint": fingerprint}
+    clusterer, told = clusterer_now(registry, old, identity["protocol"]["name"])
+    own = [{k: then.about.get(kind, {}).get(k, {}) for k in ("settings", "given")} for kind in KINDS]
+    known = about(registry, model, data.name, identity["protocol"]["name"], *own)
+    return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer, told)
+
+
+def clusterer_now(registry: Registry, old: Cell, protocol: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`Cell.clusterer` and `Cell.about` of a cell by the clusterer as it is now, under a protocol.
+
+    UsageError when its config is not one of the plugin as it is now.
+    """
     clusterer, told = dict(old.clusterer), dict(old.about)
     if (name := clusterer["name"]) != OWN:
         config_of_clusterer(registry, old)
         clusterer["code"] = digest(clusterer_code_of(registry.clusterer(name).target))
         kept = {key: value for key, value in told.items() if key in TOLD}
-        told = about_clusterer(registry, name, model, identity["protocol"]["name"], kept)
-    own = [{k: then.about.get(kind, {}).get(k, {}) for k in ("settings", "given")} for kind in KINDS]
-    known = about(registry, model, data.name, identity["protocol"]["name"], *own)
-    return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer, told)
+        told = about_clusterer(registry, name, old.training.identity["model"], protocol, kept)
+    return clusterer, told
 
 
 TOLD = ("settings", "given", "config")
@@ -322,6 +392,10 @@ def is_current(registry: Registry, cell: Cell, contents: dict[str, Any]) -> bool
         return False
     if not identity.items() >= codes_now(registry, training).items():
         return False
+    if EVALUATED in identity:
+        then = Training(identity[EVALUATED]["identity"], {}, {}, {})
+        if not then.identity.items() >= codes_now(registry, then).items():
+            return False
     name = identity["data"]
     key = canonical([name, training.data_config])
     if key not in contents:
@@ -382,7 +456,8 @@ def check_clusterer(clusterer: type[Clusterer], config: Any, channels: int, name
         return
 
 
-def _digests(code: Mapping[str, Code]) -> dict[str, str]:
+def digests(code: Mapping[str, Code]) -> dict[str, str]:
+    """What an identity says of the code."""
     return {name: digest(files) for name, files in code.items()}
 
 

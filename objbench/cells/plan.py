@@ -37,7 +37,7 @@ class Planned:
 
 def plan(store: Store, cells: list[Cell], force: bool = False) -> list[Planned]:
     """Looks at every cell, and changes nothing. force: whether all are to be run anew."""
-    done = [result for result in store.results()[0] if result.status == "done"]
+    done = [result for result in store.results()[0] if result.status == "done" and not result.trained]
     planned = [_with_pace(_planned(store, cell, done)) for cell in cells]
     return _shared([_forced(store, p, done) for p in planned] if force else planned, done)
 

@@ -63,6 +63,8 @@ class CellResult:
     """Seconds that the clusterer took to fit and to assign the test objects; 0 where the detector clusters."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Versions, git state, device, data source and so on."""
+    trained: str = ""
+    """The key of the training whose weights were evaluated on other scenes; empty when the cell has its own."""
 
     def as_json(self) -> dict[str, Any]:
         """The fields that `objbench run --json` prints; a metric that is not finite is null, as JSON has it."""

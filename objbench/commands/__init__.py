@@ -12,7 +12,11 @@ import click
 from objbench import __version__
 from objbench.commands.catalog import info, list_, plugins
 from objbench.commands.check import check
+from objbench.commands.compare import compare
 from objbench.commands.data import data
+from objbench.commands.evaluate import evaluate
+from objbench.commands.figure import figure
+from objbench.commands.merge import merge
 from objbench.commands.new import new
 from objbench.commands.predict import predict
 from objbench.commands.report import report
@@ -24,7 +28,26 @@ from objbench.commands.show import show
 from objbench.commands.verify import verify
 from objbench.errors import UsageError
 
-COMMANDS = [run, report, show, list_, info, plugins, data, score, verify, check, new, predict, rescore, rm]
+COMMANDS = [
+    run,
+    report,
+    show,
+    figure,
+    list_,
+    info,
+    plugins,
+    data,
+    score,
+    verify,
+    check,
+    new,
+    predict,
+    rescore,
+    merge,
+    rm,
+    compare,
+    evaluate,
+]
 UNWRITABLE, CLOSED = 74, 141
 """Exit codes: stdout could not be written (EX_IOERR); the reader of our output closed it (128 + SIGPIPE)."""
 

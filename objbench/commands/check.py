@@ -46,6 +46,11 @@ def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tupl
         raise UsageError(
             f"-o {strange[0]}...: only options of {', '.join(s.name for s in subjects)} can be set here"
         )
+    for subject in subjects:
+        if subject.kind == "model" and "start_from" in overrides.get(subject.name, {}):
+            raise UsageError(
+                f"-o {subject.name}.start_from: check tries a detector from its own start; leave it out"
+            )
     findings: list[Finding] = []
     for subject in subjects:
         if not as_json:

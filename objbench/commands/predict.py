@@ -91,7 +91,7 @@ def predict(
     import torch
 
     from objbench.cells.files import Damaged, verify_checksums
-    from objbench.cells.identity import OWN, read_cell
+    from objbench.cells.identity import EVALUATED, OWN, read_cell
     from objbench.cells.store import read_record, read_trained
     from objbench.clusterer import ObjectShape
     from objbench.coco import INFO, write_detections
@@ -113,6 +113,10 @@ def predict(
         cell_ = read_cell(folder)
         require_plugins(registry, cell_, ["model", "clusterer"])  # the data is not needed
         warn_of_changed_code(registry, cell_)
+        if origin := cell_.training.identity.get(EVALUATED):
+            raise UsageError(
+                f"cell {key} is an evaluation, without weights of its own; name training {origin['training']}"
+            )
         verify_checksums(folder.parent, read_trained(folder.parent).files)
         who = f"'{cell_.training.identity['model']}'"
         with calling(who, "its constructor"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,7 +21,11 @@ from objbench.commands.shared import (
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
-FORMATS = ["table", "md", "latex", "csv", "json"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ["table", "md", "latex", "csv", "json", "parquet"]
+FRAMES = ["rows", "cells", "objects"]
 
 
 @click.command()
@@ -68,11 +73,27 @@ FORMATS = ["table", "md", "latex", "csv", "json"]
     is_flag=True,
     help="Add further columns: COCO AP, count error, F1, ACC over all objects, and what other metrics list.",
 )
+@click.option(
+    "--of",
+    "which",
+    type=click.Choice(FRAMES),
+    default="rows",
+    show_default=True,
+    help="With csv or parquet: the rows of the table, all cells, or all detections and missed objects.",
+)
 @click.option("--to", "target", metavar="FILE", help="Write to this file instead of stdout.")
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    help="Write one page that shows everything: the table with --paper and --intervals, scenes, errors, curves, and "
+    "where it comes from. It needs no network and no other file.",
+)
 @plugin_option
 def report(
     out: str,
     form: str,
+    which: str,
     paper: bool,
     intervals: bool,
     resamples: int,
@@ -83,6 +104,7 @@ def report(
     long_: bool,
     more: bool,
     target: str | None,
+    page: str | None,
     plugin_files: tuple[str, ...],
 ) -> None:
     """Print the table of all cells in a directory, in the form of Table 2 of the GMAIR paper.
@@ -93,6 +115,13 @@ def report(
     """
     if protocol_name is not None:
         protocol(protocol_name)
+    check_format(form, which, target)
+    if page is not None:
+        if target is not None or form != "table":
+            raise UsageError(
+                "--html FILE writes a page; leave out --to and --format, which are of a printed table"
+            )
+        paper = intervals = True
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
 
@@ -107,6 +136,12 @@ def report(
     wanted = Wanted(protocol_name, models, data, current)
     with Planner(plugin_files, PLAN_TIMEOUT) as planner:  # used only if metrics have changed
         results, cells = read_cells(Store(out), registry, wanted, intervals, planner.rescore, hint)
+    if which != "rows":
+        from objbench.report.frames import Results
+
+        found = Results(registry, results, cells)
+        write_frame(found.cells if which == "cells" else found.objects, form, target)
+        return
     published = registry.published if paper else []
     rows = rows_of(results, cells, registry, published)
     for line in seeds_that_lack(rows):
@@ -118,22 +153,60 @@ def report(
         comparison = compare_rows(rows, registry, resamples)
     columns = tables.columns_of(registry, published, results, more)
     table = tables.build(rows, columns, registry, comparison, long_)
+    if form == "parquet":
+        write_frame(table.frame, form, target)
+        return
+    if page is not None:
+        from objbench.report.page.write import page as page_of
+
+        html, problems = page_of(rows, cells, table, registry)
+        for problem in problems:
+            click.echo(f"warning: {problem}", err=True)
+        write_to(Path(page), html.encode(), "--html")
+        click.echo(page)
+        return
     console = console_on(stderr=False) if target is None and sys.stdout.isatty() else None
     writers = {"md": text.markdown, "latex": text.latex, "csv": text.csv, "json": text.as_json}
     written = text.draw(table, console) if form == "table" else writers[form](table)
     if target is None:
         click.echo(written, nl=False)
     else:
-        write_to(Path(target), written)
+        write_to(Path(target), written.encode())
 
 
-def write_to(target: Path, written: str) -> None:
-    """Writes a file; never leaves an incomplete one. UsageError when it cannot be written."""
+def check_format(form: str, which: str, target: str | None) -> None:
+    """UsageError, before anything is read, when a frame cannot be written so."""
+    if which != "rows" and form not in ("csv", "parquet"):
+        raise UsageError(f"--of {which} needs --format csv or --format parquet")
+    if form == "parquet":
+        if target is None and sys.stdout.isatty():
+            raise UsageError("a Parquet file is not text; write it to a file with --to FILE")
+        from objbench.report.frames import parquet_writer
+
+        parquet_writer()
+
+
+def write_frame(frame: pd.DataFrame, form: str, target: str | None) -> None:
+    """Writes a frame as CSV or Parquet to a file or stdout."""
+    if form == "csv":
+        data = frame.to_csv(index=False).encode()
+    else:
+        from objbench.report.frames import parquet_writer
+
+        data = parquet_writer()(frame)
+    if target is None:
+        click.echo(data, nl=False)
+    else:
+        write_to(Path(target), data)
+
+
+def write_to(target: Path, written: bytes, option: str = "--to") -> None:
+    """Writes a file; never leaves an incomplete one. UsageError, which names the option, when it cannot be written."""
     from objbench.writing import write_file
 
     try:
-        write_file(target, written.encode())
+        write_file(target, written)
     except BrokenPipeError:  # the reader of `--to /dev/stdout` has closed it
         raise
     except OSError as error:
-        raise UsageError(f"--to {shlex.quote(str(target))}: {error.strerror}") from None
+        raise UsageError(f"{option} {shlex.quote(str(target))}: {error.strerror}") from None

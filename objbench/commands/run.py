@@ -16,7 +16,9 @@ import click
 from objbench.cells.matrix import entries
 from objbench.cells.overrides import parse_overrides
 from objbench.cells.protocols import PROTOCOLS, protocol
+from objbench.cells.sweeps import told_apart
 from objbench.commands.devices import find_devices, threads_each
+from objbench.commands.matrix_file import from_matrix_file, save
 from objbench.commands.shared import (
     as_typed,
     json_option,
@@ -125,6 +127,7 @@ def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
 )
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would run, why, and how long; run nothing.")
 @json_option
+@from_matrix_file
 def run(
     models: list[str],
     data: list[str],
@@ -145,6 +148,9 @@ def run(
     as_json: bool,
 ) -> None:
     """Train and score models on data sets.
+
+    FILE.toml holds options of this command under their names (benchmarks/ has examples); options on the command line
+    take precedence. An option of a plugin with several values, such as -o gmair.recon=4,8,16, makes a row of each.
 
     What is done already is not run again; what was interrupted goes on from its checkpoint. Exit code 0: all
     done, 1: some cell failed, or its plugins could not say what it is, 2: wrong usage, 74: stdout could not be
@@ -174,7 +180,8 @@ def run(
         for name in data:
             registry.data_spec(name)
         devices = find_devices(device, planner.count_devices)
-        cells, failures = planner.matrix(models, data, seeds, scale.name, overrides)
+        cells, failures = planner.matrix(models, data, seeds, scale.name, overrides, str(folder))
+        save(options)
         for failure in failures:
             click.echo(f"{named(failure)}: failed: {failure.error}", err=True)
         if plan_only:
@@ -193,7 +200,7 @@ def run(
         runner = Runner(store, settings, Drawing(progress, registry.columns), force)
         results |= runner.run(todo)
     in_order = [results.get(p.cell.key, p.result) for p in planned] + failures
-    show_results(in_order, list(registry.columns), as_json)
+    show_results(in_order, list(registry.columns), as_json, told_apart(cells))
     for cell in todo:
         if pictures := sorted(str(path) for path in store.folder(cell.key).glob("*.png")):
             click.echo(f"pictures of {cell.name}: {' '.join(pictures)}", err=True)
@@ -238,14 +245,16 @@ class Drawing:
                 self.say(f"{cell.name}: no pictures: {error_line(error)}")
 
 
-def show_results(results: list[CellResult], columns: list[str], as_json: bool) -> None:
-    """How each cell ended, with its figures."""
+def show_results(
+    results: list[CellResult], columns: list[str], as_json: bool, apart: Mapping[str, str]
+) -> None:
+    """How each cell ended, with its figures. apart: what tells cells of one name apart, by key."""
     if as_json:
         click.echo(json.dumps([r.as_json() for r in results], indent=2))
         return
     for result in results:
         figures = "  ".join(f"{k} {result.metrics[k]:.3f}" for k in columns if k in result.metrics)
-        line = f"{result.status}: {named(result)}  {result.error or figures}  {result.path}"
+        line = f"{result.status}: {named(result)}{apart.get(result.cell, '')}  {result.error or figures}  {result.path}"
         click.echo(line.rstrip())
 
 
@@ -258,10 +267,11 @@ def show_plan(planned: list[Planned], failures: list[CellResult], workers: int, 
         rows += [failure.as_json() | {"why": failure.error, "estimate": None} for failure in failures]
         click.echo(json.dumps(rows, indent=2))
         return
+    apart = told_apart(p.cell for p in planned)
     for p in planned:
         time = "" if not p.why else f"  [{'unknown' if p.seconds is None else duration(p.seconds)}]"
         time = f"{time[:-1]} of training, at the pace that objbench check measured]" if p.by_check else time
-        click.echo(f"{p.cell.key}  {p.cell.name}: {p.why or 'done'}{time}")
+        click.echo(f"{p.cell.key}  {p.cell.name}{apart.get(p.cell.key, '')}: {p.why or 'done'}{time}")
     for failure in failures:
         click.echo(f"cannot run  {named(failure)}: {failure.error}")
     todo = [p for p in planned if p.why]

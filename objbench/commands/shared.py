@@ -84,7 +84,8 @@ def names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> lis
 
 def named(result: CellResult) -> str:
     """How messages call a cell."""
-    return cell_name(result.model, result.clusterer, result.data, result.seed)
+    name = cell_name(result.model, result.clusterer, result.data, result.seed)
+    return f"{name}, weights of {result.trained}" if result.trained else name
 
 
 def find_cells(cells: tuple[str, ...], store: Store) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -34,6 +35,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     from objbench.cells.difference import difference
     from objbench.cells.files import Damaged
     from objbench.cells.identity import read_cell
+    from objbench.cells.origin import origin_folder
     from objbench.cells.store import Store, read_record
     from objbench.run.local import Settings
     from objbench.run.progress import Progress
@@ -51,6 +53,9 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         raise UsageError(f"cell {recorded.cell} is {recorded.status}, not done; it cannot be verified")
     require_plugins(registry, old)
     new = as_it_is_now(registry, old)
+    if old.training.weights_from:  # the new cell lies elsewhere, and begins with the same weights
+        origin = origin_folder(folder.parent.parent, old.training)
+        new = replace(new, training=replace(new.training, weights_from=str(origin)))
     check_data_of(registry, [new])
     warn_of_changed_code(registry, old)  # before the long training
     with tempfile.TemporaryDirectory() as scratch:

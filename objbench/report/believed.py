@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from objbench.cells.store import Store
 
 
-IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config", "clusterer"]
+IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config", "clusterer", "trained"]
 """What a record repeats of the identity."""
 
 

@@ -53,7 +53,7 @@ def draw_scenes(folder: Path, across: int = 5) -> None:
     shown: dict[str, Path] = {}
     for result in sorted(Store(folder).results()[0], key=lambda r: (r.data, r.model, r.seed)):
         training = Path(result.path).parent
-        if result.status == "done":
+        if result.status == "done" and not result.trained:
             blocks[result.data].setdefault(result.model, result)
             if (training / "shown.safetensors").exists():
                 shown.setdefault(result.data, Path(result.path))

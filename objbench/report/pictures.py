@@ -24,8 +24,8 @@ from objbench.writing import write_file
 
 backend = os.environ.pop("MPLBACKEND", None)
 try:  # a notebook's backend may not be installed here, and then matplotlib cannot be imported
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
     from matplotlib.patches import Patch, Rectangle
 finally:
     if backend is not None:

@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 from objbench.cells.about import is_registered, spec_words
 from objbench.cells.code import clusterer_code_of, digest
-from objbench.cells.identity import OWN, Cell, Training, plain, with_clusterer
+from objbench.cells.files import canonical
+from objbench.cells.identity import (
+    EVALUATED,
+    OWN,
+    START,
+    TEST_SEED,
+    Cell,
+    Training,
+    plain,
+    with_clusterer,
+)
 from objbench.cells.matrix import USUAL, codes_now
 from objbench.cells.protocols import PROTOCOLS
 from objbench.cells.result import CellResult
@@ -70,6 +80,8 @@ class Row:
     """How many clusters there can be, by the options of the clusterer, or of a detector that clusters; None when its
     options do not say."""
     results: tuple[CellResult, ...] = ()
+    trained_on: str = ""
+    """What its cells were trained on, when they were only evaluated on its data; among `options`, too."""
     published: Published | None = None
     """What is printed beside it."""
 
@@ -123,7 +135,7 @@ def rows_of(
         cell = cells[result.cell]
         names = (result.protocol, result.data, result.model, cell.clusterer.get("name", result.clusterer))
         of_data, of_model = facts_of_data(cell), facts_of_model(cell)
-        group = (*names, of_data, of_model)
+        group = (*names, of_data, of_model, _origin(cell))
         groups.setdefault(group, []).append(result)
         shared.setdefault(names[:2], set(of_data)).intersection_update(of_data)
         shared.setdefault(names, set(of_model)).intersection_update(of_model)
@@ -134,17 +146,21 @@ def rows_of(
             given.setdefault(key, set()).update(about.get(part, {}).get("given", {}).items())
         given[group].update(cell.about.get("given", {}).items())
     rows = []
+    evaluated = [c.training.identity for c in cells.values() if EVALUATED in c.training.identity]
     for group, members in groups.items():
-        protocol, data, model, clusterer, of_data, of_model = group
+        protocol, data, model, clusterer, of_data, of_model, _ = group
         cell, of_block, of_row = cells[members[0].cell], usual[protocol, data, of_data], usual[group]
+        trained_on = _trained_on(cell.training.identity, evaluated, registry)
         row = Row(
             protocol=protocol,
             data=data,
             model=model,
             data_options=_telling(of_data, shared[protocol, data], of_block.data)
             + _given(given[protocol, data, of_data]),
-            options=_telling(of_model, shared[protocol, data, model, clusterer], of_row.model)
+            options=((f"trained on {trained_on}",) if trained_on else ())
+            + _telling(of_model, shared[protocol, data, model, clusterer], of_row.model)
             + _given(given[group]),
+            trained_on=trained_on,
             other_code=of_row.other_code(cell),
             about=of_row.about,
             clusterer=clusterer,
@@ -163,6 +179,7 @@ def facts_of_data(cell: Cell) -> Facts:
     """What figures depend on of the data set."""
     identity = cell.training.identity
     facts = _options(identity["data_config"]) | _options(_flat("content", identity.get("fingerprint")))
+    facts |= {TEST_SEED: str(seed)} if (seed := identity.get(TEST_SEED)) else {}
     return _sorted(facts | _code("code", identity.get("data_code")))
 
 
@@ -172,6 +189,8 @@ def facts_of_model(cell: Cell) -> Facts:
     name = clusterer.get("name", OWN)
     facts = _options(identity["model_config"])
     facts |= _options({f"{name}.{k}": v for k, v in clusterer.get("config", {}).items()})
+    start = identity.get(EVALUATED, {}).get("identity", identity).get(START)
+    facts |= {START: start["training"][:8]} if start else {}
     scale = identity["protocol"]
     facts |= _options({f"protocol.{k}": v for k, v in scale.items()} if isinstance(scale, Mapping) else {})
     facts |= _code("code", identity.get("model_code")) | _code("objbench", identity.get("harness_code"))
@@ -211,7 +230,8 @@ class Usual:
             model |= _options({f"protocol.{k}": v for k, v in asdict(PROTOCOLS[scale["name"]]).items()})
         model |= _code("code", code.get("model_code")) | _code("objbench", code.get("harness_code"))
         model |= _code(f"{name}.code", code.get("clusterer_code"))
-        data = _options(known["data"]) | _code("code", code.get("data_code"))
+        model |= {START: ""}  # neither this nor other test scenes are ever taken for granted
+        data = _options(known["data"]) | _code("code", code.get("data_code")) | {TEST_SEED: "0"}
         return Usual(data, model, code, about)
 
     def other_code(self, cell: Cell) -> tuple[str, ...]:
@@ -260,6 +280,35 @@ def _telling(facts: Facts, shared: set[Fact], usual: Mapping[str, str]) -> tuple
             today = CODE.search(fact.name) and usual.get(fact.name) == fact.value
             said.append(f"{fact.name}={fact.value}" + (" (today's)" if today else ""))
     return tuple(said)
+
+
+def _origin(cell: Cell) -> str:
+    """Equal for cells that may share a row: whose weights they begin with, but for the seed of an evaluation's."""
+    start, evaluated = (cell.training.identity.get(part) for part in (START, EVALUATED))
+    of = {k: v for k, v in evaluated["identity"].items() if k != "seed"} if evaluated else None
+    return canonical([start, of])
+
+
+def _trained_on(
+    identity: Mapping[str, Any], evaluated: Iterable[Mapping[str, Any]], registry: Registry
+) -> str:
+    """What an evaluation's training saw, with what sets that apart from its own scenes and from other evaluations'.
+
+    Empty for a cell that has a training of its own.
+    """
+    if EVALUATED not in identity:
+        return ""
+    then = identity[EVALUATED]["identity"]
+    name, scale = then["data"], then["protocol"]["name"]
+    others = [other[EVALUATED]["identity"] for other in evaluated if other["model"] == identity["model"]]
+    alike = [other["data_config"] for other in (identity, *others) if other["data"] == name]
+    differ = [k for k, v in then["data_config"].items() if any(other.get(k) != v for other in alike)]
+    words = [f"{k}={as_text(then['data_config'][k])}" for k in sorted(differ)]
+    if any(other["protocol"]["name"] != scale for other in (identity, *others)):
+        words.append(f"protocol={scale}")
+    if (spec := registry.data.get(name)) and spec.label:
+        name = spec.label
+    return " ".join([name, *words])
 
 
 def _given(options: Iterable[tuple[str, str]]) -> tuple[str, ...]:
@@ -315,7 +364,10 @@ def _rank(names: Sequence[str], order: Iterable[str]) -> int:
 
 
 def _published(row: Row, registry: Registry, published: Sequence[Published]) -> Published | None:
-    """The first that is of this model and clusterer on this data, or on what this data stands in for."""
+    """The first that is of this model and clusterer on this data, or on what this data stands in for; none for an
+    evaluation."""
+    if row.trained_on:
+        return None
     imitated = stand_in_for(row, registry)
     for p in published:
         if p.model == row.name and (p.data == row.data or (imitated and p.data_label == imitated)):

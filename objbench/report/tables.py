@@ -227,6 +227,8 @@ def _notes(
         notes.append("Single seed: one training run; how far another would differ is not known.")
     for name, imitated in dict.fromkeys((r["data"], r["stand_in_for"]) for r in ours if r["stand_in_for"]):
         notes.append(f"{name} stands in for {imitated}: a figure on it is not a figure on {imitated}.")
+    if any(row.trained_on for row in rows):
+        notes.append("Trained on: its detector was trained on other scenes than it is tested on here.")
     if any(r["oracle"] for r in ours):
         notes.append("Oracle: was given the true boxes; a bound to compare with, not a detector.")
     notes += _clusterer_notes(rows, registry)

@@ -13,19 +13,24 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from objbench.cells.files import Damaged
+from objbench.cells.evaluation import evaluation
+from objbench.cells.files import Damaged, canonical
+from objbench.cells.identity import Cell
 from objbench.cells.matrix import matrix
 from objbench.cells.protocols import protocol
 from objbench.cells.result import CellResult
+from objbench.cells.sweeps import expanded
 from objbench.errors import UsageError, error_line
 from objbench.guarded import PluginFailed
-from objbench.plugins import Registry, load_plugins
+from objbench.options import list_depth
+from objbench.plugins import Registry, load_plugins, load_target
 from objbench.run.apart import Apart
 from objbench.score.metrics import rescore
 from objbench.score.scene_checks import check_data_of
@@ -39,12 +44,47 @@ def plan_matrix(
     seeds: list[int],
     protocol_name: str,
     overrides: dict[str, dict[str, str]],
+    out: str,
 ) -> dict[str, Any]:
-    """The cells of a matrix whose scenes are right, and a failed result for each that no plugin could speak for."""
+    """The cells of a matrix whose scenes are right, and a failed result for each that no plugin could speak for.
+
+    An option with several values makes cells of each.
+    """
     failures: list[CellResult] = []
-    cells = matrix(registry, models, data, seeds, protocol(protocol_name), overrides, ask, failures)
+    scale = protocol(protocol_name)
+    every: dict[str, Cell] = {}  # a swept option is not one of every model
+    for combination in expanded(overrides, lambda owner, key: ask(owner, option_depth, registry, owner, key)):
+        found = matrix(registry, models, data, seeds, scale, combination, ask, failures, out)
+        every |= {cell.key: cell for cell in found if cell.key not in every}
+    failures = list({canonical(asdict(f)): f for f in failures}.values())
+    order = {seed: i for i, seed in enumerate(seeds)}
+    cells = sorted(every.values(), key=lambda cell: order[cell.training.identity["seed"]])
     cells = check_data_of(registry, cells, ask, failures)
     return {"cells": [asdict(cell) for cell in cells], "failures": [asdict(f) for f in failures]}
+
+
+def option_depth(registry: Registry, owner: str, key: str) -> int:
+    """How deep lists in the values of a plugin's option are; 0 of an unknown option, which `matrix` refuses."""
+    tables: list[Mapping[str, Any]] = [registry.models, registry.data, registry.clusterers]
+    targets = [table[owner].target for table in tables if owner in table]
+    return list_depth(load_target(targets[0]).Config, key) if targets else 0
+
+
+def plan_evaluations(
+    registry: Registry,
+    ask: Apart,
+    folders: list[str],
+    data: str,
+    protocol_name: str,
+    seed: int,
+    overrides: dict[str, dict[str, str]],
+) -> dict[str, Any]:
+    """The cells of finished cells on other scenes, once these are right. PluginFailed when a plugin fails."""
+    cells = [
+        evaluation(registry, Path(folder), data, protocol_name, overrides, seed, ask) for folder in folders
+    ]
+    check_data_of(registry, cells, ask)
+    return {"cells": [asdict(cell) for cell in cells]}
 
 
 def count_devices(registry: Registry, ask: Apart) -> int:
@@ -66,7 +106,9 @@ def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: b
     return {"result": asdict(fresh), "complaints": complaints}
 
 
-REQUESTS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (plan_matrix, count_devices, rescore_cell)}
+REQUESTS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (plan_matrix, plan_evaluations, count_devices, rescore_cell)
+}
 
 
 def main(words: list[str]) -> None:

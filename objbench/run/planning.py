@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from objbench.cells.files import Damaged
@@ -73,16 +74,45 @@ class Planner:
         seeds: Sequence[int],
         protocol: str,
         overrides: Mapping[str, Mapping[str, str]],
+        out: str,
     ) -> tuple[list[Cell], list[CellResult]]:
         """The cells of models x data x seeds, and a failed result for each cell whose plugins fail.
 
-        Raises UsageError for errors of the user and in the scenes of a data set.
+        out: the store where `start_from` looks. Raises UsageError for errors of the user and in the scenes of a data
+        set.
         """
         planned = self._ask(
-            "plan_matrix", models=models, data=data, seeds=seeds, protocol_name=protocol, overrides=overrides
+            "plan_matrix",
+            models=models,
+            data=data,
+            seeds=seeds,
+            protocol_name=protocol,
+            overrides=overrides,
+            out=out,
         )
-        cells = [Cell(Training(**c["training"]), c["clusterer"], c["about"]) for c in planned["cells"]]
-        return cells, [CellResult(**failure) for failure in planned["failures"]]
+        return _cells(planned), [CellResult(**failure) for failure in planned["failures"]]
+
+    def evaluations(
+        self,
+        folders: Sequence[Path],
+        data: str,
+        protocol: str,
+        seed: int,
+        overrides: Mapping[str, Mapping[str, str]],
+    ) -> list[Cell]:
+        """The cells of finished cells on other scenes; arguments as `objbench.cells.evaluation.evaluation` has them.
+
+        Raises UsageError for errors of the user, of a plugin, and in the scenes of a data set.
+        """
+        planned = self._ask(
+            "plan_evaluations",
+            folders=[str(folder) for folder in folders],
+            data=data,
+            protocol_name=protocol,
+            seed=seed,
+            overrides=overrides,
+        )
+        return _cells(planned)
 
     def count_devices(self) -> int:
         """The number of CUDA devices that torch finds."""
@@ -115,3 +145,7 @@ class Planner:
         if "damaged" in said:
             raise Damaged(said["damaged"])
         return said["answer"]
+
+
+def _cells(planned: Mapping[str, Any]) -> list[Cell]:
+    return [Cell(Training(**c["training"]), c["clusterer"], c["about"]) for c in planned["cells"]]

@@ -24,8 +24,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from objbench.cells.identity import OWN, Cell, Training, read_cell, read_training
+from objbench.cells.evaluation import FITTED, fitted_folder
+from objbench.cells.identity import (
+    EVALUATED,
+    OWN,
+    START,
+    Cell,
+    Training,
+    read_cell,
+    read_training,
+)
 from objbench.cells.matrix import changes_of_code, clusterer_changed, config_of_clusterer
+from objbench.cells.origin import origin_folder
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import Event, Position, Status, Trained
 from objbench.cells.store import end_early, position, read_record, read_trained, write_record, write_trained
@@ -41,6 +51,7 @@ from objbench.scenes import first_indices
 from objbench.score import clustering
 from objbench.score.arrays import flat, load_detections, load_found, load_truth, save_tensors
 from objbench.score.detect import detect
+from objbench.score.fitted import load_fitted
 from objbench.score.metrics import by_these_metrics, score, score_each
 from objbench.score.random_state import undisturbed
 from objbench.score.scene_checks import FIRST, check_scenes
@@ -48,7 +59,7 @@ from objbench.score.trained import Built, build_training, load_weights
 from objbench.train import checkpoint
 from objbench.train.loop import Watch
 from objbench.train.machine import peak_memory_mb
-from objbench.train.outcome import run_training
+from objbench.train.outcome import Outcome, pictures, run_training
 from objbench.train.steps import Diverged
 
 
@@ -108,7 +119,10 @@ class Worker(Link, Watch):
         seconds_before = position(folder).seconds
         self.protocol = Protocol(summary="", **training.identity["protocol"])
         self.built = build_training(self.registry, training, self.device)
-        if not (folder / "trained.json").exists():
+        if EVALUATED in training.identity:
+            if not (folder / "trained.json").exists():
+                self._evaluate(folder, training)
+        elif not (folder / "trained.json").exists():
             with undisturbed(self.built.detector):  # those of seed 0 were checked when this was planned
                 first = first_indices(self.built.train_source, "train", FIRST)
                 check_scenes(training.identity["data"], self.built.train_source, "train", first)
@@ -166,10 +180,41 @@ class Worker(Link, Watch):
         plugins = where_from(self.registry, {"model": identity["model"], "data set": identity["data"]})
         began = provenance(self.device) | {"plugins": plugins}
         detector = self.built.detector
+        if start := identity.get(START):
+            began |= {START: start}
+            if not (folder / "checkpoint.json").exists():
+                load_weights(origin_folder(folder.parent, training), detector)
         outcome = run_training(self.built, training.identity["seed"], self.protocol, folder, self)
-        at = outcome.position
-        tensors: dict[str, Mapping[str, Tensor]] = {
-            "weights": detector.state_dict(),
+        self._commit(folder, training, outcome, began, {"weights": detector.state_dict()})
+
+    def _evaluate(self, folder: Path, training: Training) -> None:
+        """Lets the detector of a finished training detect in these test scenes, and commits what it found."""
+        identity = training.identity
+        plugins = where_from(self.registry, {"model": identity["model"], "data set": identity["data"]})
+        known = {name: identity[EVALUATED][name] for name in ("training", "weights")}
+        began = provenance(self.device) | {"plugins": plugins, EVALUATED: known}
+        origin = origin_folder(folder.parent, training)
+        detector, source = self.built.detector, self.built.test_source
+        load_weights(origin, detector)
+        with undisturbed(detector):  # those of seed 0 were checked when this was planned
+            check_scenes(identity["data"], source, "test", first_indices(source, "test", FIRST))
+        self.report({"phase": "detecting"})
+        found, truth = detect(detector, source, "test", self.protocol.test_scenes)
+        before = read_trained(origin)
+        outcome = Outcome(before.position, found, truth, pictures(detector, source), before.warnings)
+        self._commit(folder, training, outcome, began, {})
+
+    def _commit(
+        self,
+        folder: Path,
+        training: Training,
+        outcome: Outcome,
+        began: dict[str, Any],
+        weights: dict[str, Mapping[str, Tensor]],
+    ) -> None:
+        """Writes what a training gave, or an evaluation, and then that it ended."""
+        at, detector = outcome.position, self.built.detector
+        tensors = weights | {
             "detections": flat(outcome.detections),
             "truth": flat(outcome.truth),
             "shown": outcome.pictures,
@@ -278,6 +323,8 @@ class Worker(Link, Watch):
         clusterer = load_target(self.registry.clusterer(name).target)
         config = config_of_clusterer(self.registry, cell)
         clustering.cut_of(name, clusterer, config)
+        if FITTED in cell.clusterer:
+            return self._clustered_as_before(cell, folder)
         objects = self._seen.objects(clusterer, config, with_labels=clusterer.oracle)
         shape, seed = clustering.shape_of(objects), cell.training.identity["seed"]
         if clusterer.needs_what and not shape.what:
@@ -297,6 +344,20 @@ class Worker(Link, Watch):
                 f"{len(asked)} objects are in another cluster"
             )
         return Clustered(clusters, state, warnings, seconds, len(objects), shape, clusterer.oracle)
+
+    def _clustered_as_before(self, cell: Cell, folder: Path) -> Clustered:
+        """Assigns the test objects of an evaluation by the clusterer of the finished cell, which is not fitted anew."""
+        origin = fitted_folder(folder.parent.parent, cell)
+        known = read_record(origin)[0].provenance
+        shape = ObjectShape(*known["object_shape"])
+        fitted = load_fitted(self.registry, origin, cell, shape)
+        asked = self._tested(folder.parent).objects(type(fitted.clusterer), fitted.config)
+        began = time.perf_counter()
+        clusters = clustering.assign(fitted.name, fitted.clusterer, asked, fitted.config.clusters)
+        seconds = time.perf_counter() - began
+        state = clustering.state_of(fitted.name, fitted.clusterer)
+        oracle = type(fitted.clusterer).oracle
+        return Clustered(clusters, state, [], seconds, known["objects_fitted_on"], shape, oracle)
 
 
 def main(words: list[str]) -> int:

@@ -26,7 +26,8 @@ class Built(NamedTuple):
     train_source: SceneSource
     """Scenes of the training's own seed."""
     test_source: SceneSource
-    """Scenes of seed 0: trainings that differ only in the seed are tested on the same scenes."""
+    """Scenes of seed 0, or of an evaluation's `test_seed`: trainings that differ only in the seed are tested on the
+    same scenes."""
 
 
 def build_training(registry: Registry, training: Training, device: torch.device | str) -> Built:
@@ -34,7 +35,8 @@ def build_training(registry: Registry, training: Training, device: torch.device 
     identity = training.identity
     source_class = load_target(registry.data_spec(identity["data"]).target)
     data_config = build(source_class.Config, identity["data"], training.data_config)
-    train_source, test_source = source_class(data_config, identity["seed"]), source_class(data_config, 0)
+    train_source = source_class(data_config, identity["seed"])
+    test_source = source_class(data_config, identity.get("test_seed", 0))
     return Built(build_detector(registry, training, test_source.shape, device), train_source, test_source)
 
 

@@ -1,12 +1,24 @@
-"""The floor: what clustering costs when detection is given. PCA and a Gaussian mixture on the true boxes."""
+"""The floor: what clustering costs when detection is given. True boxes, for a clusterer or for PCA and a mixture."""
 
 from objbench import ModelSpec, hookimpl
 
 
 @hookimpl
 def objbench_models() -> list[ModelSpec]:
-    """An oracle: it is shown the true boxes, so its AP says nothing; its ACC and NMI are what to beat."""
+    """Oracles: they are shown the true boxes, so their AP says nothing; their ACC and NMI are what to beat."""
     return [
+        ModelSpec(
+            name="truth",
+            label="True boxes",
+            summary="Oracle, not a detector: the true boxes, for clusterers of glimpses",
+            target="objbench_plugins.floor.truth:Truth",
+            clusters=False,
+            paper="none: an oracle of this benchmark",
+            code="this repository",
+            licence="that of this repository",
+            differs={"*": "There is no publication."},
+            prior_knowledge="The true boxes.",
+        ),
         ModelSpec(
             name="pca-gmm",
             label="PCA on true boxes",
@@ -18,5 +30,5 @@ def objbench_models() -> list[ModelSpec]:
             licence="that of this repository",
             differs={"*": "There is no publication."},
             prior_knowledge="The true boxes. The number of classes reaches the mixture alone (gmm.clusters).",
-        )
+        ),
     ]

@@ -132,6 +132,10 @@ class Fruit2D(KeptScenes):
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
         return pixels.transpose(2, 0, 1)
 
+    def origin(self, split: Split, index: int) -> str:
+        """The image's file."""
+        return str(self._scenes[split][index].image)
+
     def recipe(self) -> dict[str, Any]:
         """The files, how they are split, and how they are read."""
         return self.fingerprint() | {"reader": reader.VERSION, "behind": self._behind}

@@ -20,6 +20,7 @@ def objbench_models() -> list[ModelSpec]:
             label="GMAIR",
             summary="Gaussian Mixture Attend, Infer, Repeat (Zhu et al. 2021): detects and clusters at once",
             target="objbench_plugins.gmair.model:Gmair",
+            generate="objbench_plugins.gmair.generate:GmairGenerator",
             paper=(
                 "W. Zhu, Y. Shen, L. Yu, L. P. Aguirre Sanchez: GMAIR: Unsupervised Object Detection Based "
                 "on Spatial Attention and Gaussian Mixture, arXiv 2106.01722, 2021"

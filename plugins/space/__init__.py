@@ -20,6 +20,7 @@ def objbench_models() -> list[ModelSpec]:
             label="SPACE",
             summary="Spatial attention over a scene mixture (Lin et al. 2020): detects on any background",
             target="objbench_plugins.space.model:Space",
+            generate="objbench_plugins.space.generate:SpaceGenerator",
             clusters=False,
             paper=(
                 "Z. Lin, Y.-F. Wu, S. V. Peri, W. Sun, G. Singh, F. Deng, J. Jiang, S. Ahn: SPACE: "
@@ -46,7 +47,7 @@ def objbench_models() -> list[ModelSpec]:
                 "No size of an object: the prior of scale is the published one under paper, and under demo and "
                 "small one with the published start as its mean (17 px on 64). Under demo and small how many "
                 "objects an image may hold: 12 cells are kept, 36 on fruit. The number of classes reaches the "
-                "mixture alone (gmm.components). Its other settings there were chosen on validation scenes."
+                "mixture alone (gmm.clusters). Its other settings there were chosen on validation scenes."
             ),
         )
     ]

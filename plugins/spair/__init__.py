@@ -20,6 +20,7 @@ def objbench_models() -> list[ModelSpec]:
             label="SPAIR",
             summary="Spatially Invariant Attend, Infer, Repeat (Crawford & Pineau 2019)",
             target="objbench_plugins.spair.model:Spair",
+            generate="objbench_plugins.spair.generate:SpairGenerator",
             clusters=False,
             paper=(
                 "E. Crawford, J. Pineau: Spatially Invariant Unsupervised Object Detection with "
@@ -50,7 +51,7 @@ def objbench_models() -> list[ModelSpec]:
                 "No size of an object: the prior of box sizes is the published one under paper, and N(0, 1) on "
                 "logits under demo and small. The largest side of a box: 72 px under paper, 36 px under demo "
                 "and small. Under demo and small how many objects an image may hold: 12 cells are kept, 36 on "
-                "fruit. The number of classes reaches the mixture alone (gmm.components). Its other settings "
+                "fruit. The number of classes reaches the mixture alone (gmm.clusters). Its other settings "
                 "there were chosen on validation scenes."
             ),
         )

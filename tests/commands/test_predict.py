@@ -18,10 +18,11 @@ from objbench.score.arrays import load_detections
 from running import TOY, Ran, objbench, run_here, toy_cell
 
 
-@pytest.fixture(scope="module", params=["toy", "toy-plain"])
+@pytest.fixture(scope="module", params=["toy", "toy-plain", "toy+shades"])
 def cell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished cell, with clusters of its own or with a mixture."""
-    result = run_here(tmp_path_factory.mktemp("out"), toy_cell(request.param, f"{request.param}.steps=30"))
+    """A finished cell: with its own clusters, with a clusterer of what-latents, and with one of glimpses."""
+    steps = f"{request.param.partition('+')[0]}.steps=30"
+    result = run_here(tmp_path_factory.mktemp("out"), toy_cell(request.param, steps))
     assert result.status == "done", result.error
     return Path(result.path)
 

@@ -10,6 +10,7 @@ from objbench.errors import UsageError
 from objbench.options import build
 from objbench.scenes import GroundTruth, Scenes, SceneShape
 from objbench_plugins.floor.model import PcaOnTrueBoxes
+from objbench_plugins.floor.truth import Truth
 
 
 def some_scenes(n=30, channels=1):
@@ -63,3 +64,19 @@ def test_too_many_components_are_reported_in_a_line():
         floor(components=37)
     with pytest.raises(UsageError, match=r"0 objects to fit on, fewer than pca-gmm.components=5"):
         floor().fit(blind(some_scenes()))
+
+
+def test_truth_gives_the_true_boxes_and_no_latents():
+    scenes = some_scenes()
+    model = Truth(build(Truth.Config, "truth"), SceneShape(1, 32, 32))
+    model.fit(scenes)
+    found = model.detect_scenes(scenes)
+    assert Truth.oracle
+    assert not trains_by_steps(Truth)
+    assert torch.equal(found.boxes, scenes.truth.boxes)
+    assert torch.equal(found.image, scenes.truth.image)
+    assert (found.scores == 1).all()
+    assert found.clusters is None
+    assert found.what is None
+    assert not found.fault()
+    assert len(model.detect_scenes(blind(scenes)).scores) == 0

@@ -199,7 +199,7 @@ def test_a_picture_is_turned_as_exif_asks_and_that_is_said(
     source = make(tmp_path)
     row = source._kept.names.index("turned.jpg")
     assert source._kept.sizes[row] == (16, 32)
-    assert "1 pictures are turned" in capsys.readouterr().err
+    assert "1 pictures were turned" in capsys.readouterr().err
     names = [*(f"{i}.jpg" for i in range(5)), "turned.jpg"]
     annotate(tmp_path / "annotations.json", {name: [[0, 0, 9, 9]] for name in names}, width=32, height=16)
     with pytest.raises(UsageError, match=r"says that turned.jpg has 32x16 pixels; it has 16x32"):

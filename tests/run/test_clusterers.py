@@ -191,12 +191,12 @@ def test_the_table_names_clusterers_and_says_what_they_replace(store: Path) -> N
     ran = objbench("report", "--plugin", TOY, "--out", str(store), "--long", "--format", "json")
     table = json.loads(ran.out)
     assert [row["model_label"] for row in table["rows"]] == [
-        "toy",
-        "toy + Shades [shades.clusters=2]",
-        "toy + shades-by-label (oracle)",
-        "toy-plain + GMM",
-        "toy-plain + Shades [shades.clusters=2]",
-        "toy-plain + shades-by-label (oracle)",
+        "toy [steps=40]",
+        "toy + Shades [shades.clusters=2, steps=40]",
+        "toy + shades-by-label (oracle) [steps=40]",
+        "toy-plain + GMM [steps=40]",
+        "toy-plain + Shades [shades.clusters=2, steps=40]",
+        "toy-plain + shades-by-label (oracle) [steps=40]",
     ]
     assert [row["clusters"] for row in table["rows"]] == [None, 2, 10, 10, 2, 10]
     notes = " ".join(table["notes"])

@@ -93,7 +93,7 @@ def test_a_cell_that_dies_takes_no_other_with_it(finished: tuple[Path, Ran]) -> 
     keys = "cell model data protocol seed status metrics seconds train_steps images_per_second"
     assert {*keys.split(), "peak_memory_mb", "path"} <= done.keys()
     assert Path(done["path"]) == out / "cells" / done["cell"]
-    assert "toy-plain on squares, seed 0: failed" in ran.err
+    assert "toy-plain+gmm on squares, seed 0: failed" in ran.err
     assert len(rows_of(ran)) == len(Store(out).results()[0]), "the failed one is kept"
 
 
@@ -127,10 +127,15 @@ def test_a_record_has_the_version_of_a_plugins_package_and_the_commit_of_its_che
     monkeypatch.syspath_prepend(str(site))
     owners = {(kind, "nice"): ["nice-pack 1.2"] for kind in ("model", "data set")}
     plain = {"name": "nice-pack", "version": "1.2"}
-    assert where_from(Registry(owners=owners), "nice", "nice") == {"model": plain, "data set": plain}
+    assert where_from(Registry(owners=owners), {"model": "nice", "data set": "nice"}) == {
+        "model": plain,
+        "data set": plain,
+    }
     url = {"url": checkout.as_uri(), "dir_info": {"editable": True}}
     (info / "direct_url.json").write_text(json.dumps(url))
-    assert where_from(Registry(owners=owners), "nice", "nice")["model"] == plain, "not in a checkout"
+    assert where_from(Registry(owners=owners), {"model": "nice", "data set": "nice"})["model"] == plain, (
+        "not in a checkout"
+    )
 
     def git(*words: str) -> str:
         names = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -142,10 +147,15 @@ def test_a_record_has_the_version_of_a_plugins_package_and_the_commit_of_its_che
     git("add", ".")
     git("commit", "-qm", "first")
     state = {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    assert where_from(Registry(owners=owners), "nice", "nice")["model"] == plain | {"git": state}
+    assert where_from(Registry(owners=owners), {"model": "nice", "data set": "nice"})["model"] == plain | {
+        "git": state
+    }
     (checkout / "nice.py").write_text("changed")
-    assert where_from(Registry(owners=owners), "nice", "nice")["model"]["git"]["dirty"] is True
-    assert where_from(Registry(), "nice", "nice") == {"model": {}, "data set": {}}
+    assert (
+        where_from(Registry(owners=owners), {"model": "nice", "data set": "nice"})["model"]["git"]["dirty"]
+        is True
+    )
+    assert where_from(Registry(), {"model": "nice", "data set": "nice"}) == {"model": {}, "data set": {}}
 
 
 def test_the_same_again_runs_nothing_and_says_so(out: Path) -> None:
@@ -161,7 +171,7 @@ def test_only_touched_cells_run(out: Path) -> None:
     assert plan[0].endswith("toy on squares, seed 0: done")
     assert "toy on squares, seed 1: new: seed is 1, there 0" in plan[2]
     assert plan[2].endswith("s]"), "an estimate, from the one that is done"
-    assert "toy-plain on squares, seed 1: new  [unknown]" in plan[3]
+    assert "toy-plain+gmm on squares, seed 1: new  [unknown]" in plan[3]
     assert plan[4].startswith("3 of 4 cells to run: about")
     changed = run(out, "toy", "-o", "toy.clip_norm=2", "--plan").out
     assert "new: toy.clip_norm is 2, there 1" in changed
@@ -261,7 +271,12 @@ def test_a_file_system_without_locks_is_said_once(tmp_path: Path, monkeypatch: p
         ("raise", "failed", "RuntimeError: the toy broke"),
         ("exit", "failed", "SystemExit: 0"),
         ("allocate", "out of memory", "DefaultCPUAllocator"),
-        ("sulk", "failed", "ValueError: the detector gives neither clusters nor what-latents to cluster by"),
+        (
+            "sulk",
+            "failed",
+            "ValueError: 'gmm' clusters what-latents, and 'toy-plain' gives none; "
+            "choose a clusterer that looks at glimpses (objbench list clusterers)",
+        ),
         ("print", "done", ""),
     ],
 )
@@ -320,7 +335,7 @@ def test_show_draws_a_finished_cell(out: Path) -> None:
         (["--data", "sqares"], "no data set named 'sqares'; did you mean 'squares'?"),
         (["--protocol", "dem"], "no protocol named 'dem'; did you mean 'demo'?"),
         (["-o", "toy.lrr=1"], "no toy option named 'lrr'; did you mean 'lr'?"),
-        (["-o", "toi.lr=1"], "no model or data set named 'toi'; did you mean 'toy'?"),
+        (["-o", "toi.lr=1"], "no model, data set or clusterer named 'toi'; did you mean 'toy'?"),
         (["-o", "toy-fit.x=1"], "nothing in this run uses it"),
         (["-o", "gmm.clusters=3"], "nothing in this run uses it"),
         (["-o", "toy.steps=many"], "toy.steps=many is not an integer"),

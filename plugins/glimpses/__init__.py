@@ -1,0 +1,1 @@
+"""What the first-party clusterers of glimpses share. It registers nothing."""

@@ -1,0 +1,377 @@
+"""The page: what it holds, that labels are never markup, and that it works in a browser, where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from objbench.cells.identity import Cell, Training, write_cell
+from objbench.cells.result import Position, Trained
+from objbench.cells.store import write_curve, write_record, write_trained
+from objbench.commands import cli
+from objbench.detector import Detections
+from objbench.mistakes import verdicts
+from objbench.plugins import load_plugins
+from objbench.report.page import errors
+from objbench.report.page.content import command_of
+from objbench.scenes import GroundTruth
+from objbench.score.arrays import flat, save_tensors
+from objbench.score.metrics import by_these_metrics, score
+
+EVIL = "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
+SCENES = 6
+
+
+def stored(
+    out: Path, model: str, seed: int, found_share: float, pictures: bool, data: str = "squares"
+) -> None:
+    """A finished cell of scenes of two objects, the first of which is found in a share of them, the second always."""
+    registry = load_plugins()
+    identity: dict[str, Any] = {"model": model, "data": data, "seed": seed, "protocol": {"name": "demo"}}
+    identity |= {"model_config": {"lr": 0.5}, "data_config": {}}
+    about = {"model": {"settings": {"lr": 0.1}, "label": model, "clusters": True}}
+    cell = Cell(Training(identity, {}, {}, {}, about), {"name": "own"})
+    folder = out / "cells" / cell.key
+    folder.mkdir(parents=True)
+    write_cell(folder, cell)
+    image = torch.arange(SCENES).repeat_interleave(2)
+    boxes = torch.tensor([[2.0, 2, 10, 10], [18, 18, 28, 28]]).repeat(SCENES, 1)
+    truth = GroundTruth(SCENES, image, boxes, torch.tensor([0, 1]).repeat(SCENES))
+    off = (torch.arange(2 * SCENES) % 2 == 0) & (image >= SCENES * found_share)
+    moved = torch.where(off[:, None], torch.tensor([2.0, 20, 10, 28]), boxes)
+    found = Detections(SCENES, image, moved, torch.full((2 * SCENES,), 0.9), truth.labels)
+    save_tensors(folder.parent / "detections.safetensors", flat(found))
+    save_tensors(folder.parent / "truth.safetensors", flat(truth))
+    files = ["detections.safetensors", "truth.safetensors", "curve.jsonl"]
+    if pictures:
+        shown = torch.arange(32 * 32 * SCENES).reshape(SCENES, 1, 32, 32) % 255
+        save_tensors(folder.parent / "shown.safetensors", {"images": shown.to(torch.uint8)})
+        files.append("shown.safetensors")
+    figures = score(registry, found, truth)
+    curve = [
+        {
+            "step": k,
+            "seconds": k / 9,
+            "loss": 9.0 / k,
+            "terms": {"recon": 1.0 * k},
+            "watch": {},
+            "metrics": figures,
+        }
+        for k in (1, 2, 3)
+    ]
+    write_curve(folder.parent, curve)
+    trained = Trained(cell.training.key, Position(), (EVIL, "b"), (1, 32, 32), False, [], {})
+    write_trained(folder.parent, trained, files)
+    provenance = by_these_metrics(registry, registry.metrics.values())
+    write_record(folder, cell.result("done", metrics=figures, seconds=3.0, provenance=provenance))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two detectors, one of which is named as an attacker would."""
+    out = tmp_path_factory.mktemp("store")
+    for seed in (0, 1):
+        stored(out, "good", seed, 1.0, pictures=seed == 0)
+        stored(out, EVIL, seed, 0.5, pictures=False)
+        stored(out, "good", seed, 0.7, pictures=False, data="rounds")
+    target = out / "page.html"
+    ran = CliRunner().invoke(
+        cli,
+        ["report", "--out", str(out), "--html", str(target), "--resamples", "100"],
+        catch_exceptions=False,
+    )
+    assert ran.exit_code == 0, ran.output
+    assert ran.stdout == f"{target}\n"
+    return target
+
+
+def content_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="content">(.*?)</script>', page.read_text(), re.S)
+    assert found
+    content: dict[str, Any] = json.loads(found[1])
+    return content
+
+
+def test_the_page_holds_scenes_errors_curves_and_provenance(page: Path) -> None:
+    content = content_of(page)
+    assert sorted(ours["label"] for ours in content["sets"]) == [
+        "rounds, protocol demo",
+        "squares, protocol demo",
+    ]
+    squares = next(ours for ours in content["sets"] if ours["label"].startswith("squares"))
+    rounds = next(ours for ours in content["sets"] if ours["label"].startswith("rounds"))
+    assert len(squares["images"]) == squares["shown"] == SCENES
+    assert squares["images"][0].startswith("data:image/png;base64,")
+    assert rounds["images"] == []  # their boxes are still drawn
+    assert len(rounds["truth"]) == SCENES
+    evil = next(row for row in content["rows"] if "script" in row["model"])
+    cell = evil["cells"][0]
+    assert cell["missing"] == 3  # of six scenes, the second half
+    assert dict(zip(content["kinds"], cell["counts"], strict=True))["background"] == 3
+    assert cell["missed"] == [[], [], [], [0], [0], [0]]
+    assert cell["curve"]["terms"] == {"loss": [9.0, 4.5, 3.0], "recon": [1.0, 2.0, 3.0]}
+    html = page.read_text()
+    assert (
+        "-o good.lr=0.5" in html
+    )  # the command that makes a cell again names what is not the protocol's own
+    assert len(html) < 400_000
+
+
+class Outside(HTMLParser):
+    """Collects what a page takes from outside, and how many scripts it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
+        self.tags: Counter[str] = Counter()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.taken += [
+            f"{name}={value}"
+            for name, value in attrs
+            if name.startswith("on")
+            or (name in ("src", "href") and not (value or "").startswith(("data:", "#")))
+        ]
+
+
+def test_labels_are_text_and_nothing_is_fetched(page: Path) -> None:
+    html = page.read_text()
+    assert EVIL not in html
+    seen = Outside()
+    seen.feed(html)
+    assert seen.taken == []
+    assert (seen.tags["script"], seen.tags["img"]) == (
+        3,
+        0,
+    )  # the content, the plotting library, the page's own
+
+
+def test_a_page_is_not_a_table(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(cli, ["report", "--html", "x.html", "--to", "y"], standalone_mode=False)
+    assert "leave out --to and --format" in str(ran.exception)
+
+
+def test_a_page_that_cannot_be_written_is_said(page: Path, tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "page.html"
+    (tmp_path / "nowhere").write_text("a file")
+    words = ["report", "--out", str(page.parent), "--html", str(target), "--resamples", "100"]
+    ran = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert str(ran.exception).startswith("--html ")
+
+
+def test_a_command_quotes_what_a_shell_would_read(tmp_path: Path) -> None:
+    identity = {"model": "m; rm x", "data": "d", "seed": 3, "protocol": {"name": "demo"}}
+    identity |= {"model_config": {"a": 1, "b": 2}, "data_config": {"c": None}}
+    about = {"model": {"settings": {"a": 1, "b": 3}, "plugin": {"file": "my file.py"}}}
+    made = command_of(Cell(Training(identity, {}, {}, {}, about), {"name": "own"}))
+    assert made == (
+        "objbench run --models 'm; rm x' --data d --protocol demo --seeds 3-3 -o 'm; rm x.b=2' --plugin 'my file.py'"
+    )
+
+
+# Errors
+
+
+def boxes(*corners: tuple[float, float, float, float]) -> torch.Tensor:
+    return torch.tensor(corners).reshape(-1, 4)
+
+
+def found(*corners: tuple[float, float, float, float], scores: list[float] | None = None) -> Detections:
+    """Detections in one scene."""
+    count = len(corners)
+    return Detections(
+        1,
+        torch.zeros(count, dtype=torch.int64),
+        boxes(*corners),
+        torch.tensor(scores or [0.9] * count),
+        torch.zeros(count, dtype=torch.int64),
+    )
+
+
+def truth(*corners: tuple[float, float, float, float]) -> GroundTruth:
+    return GroundTruth.of([boxes(*corners)], [torch.zeros(len(corners), dtype=torch.int64)])
+
+
+A, B = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)
+FAR = (40.0, 40.0, 50.0, 50.0)
+
+
+def test_each_kind_of_error_costs_what_mending_it_wins() -> None:
+    nothing = dict.fromkeys(errors.FIXES, 0.0)
+    assert errors.gains(found(A, B), truth(A, B)) == nothing
+    half = 51 / 101  # COCO's precision is taken at 101 recalls, of which 51 are 0 to .5
+    assert errors.gains(found(A), truth(A, B)) == nothing | {"missed": pytest.approx(1 - half)}
+    loose = (20.0, 0.0, 30.0, 4.0)  # IoU 0.4 with B
+    assert errors.gains(found(A, loose, scores=[0.9, 0.8]), truth(A, B)) == nothing | {
+        "loose box": pytest.approx(1 - half)
+    }
+    twice = (0.0, 0.0, 10.0, 9.0)
+    assert errors.gains(found(A, twice, B, scores=[0.9, 0.8, 0.7]), truth(A, B))["double"] == pytest.approx(
+        50 / 101 * (1 - 2 / 3)
+    )
+    assert errors.gains(found(FAR, A, scores=[0.9, 0.8]), truth(A))["on background"] == pytest.approx(0.5)
+
+
+def test_nothing_found_is_all_missed() -> None:
+    assert errors.gains(found(), truth(A, B)) == dict.fromkeys(errors.FIXES, 0.0) | {"missed": 1.0}
+
+
+def test_parts_of_an_object_and_boxes_around_several() -> None:
+    objects = truth(A, B)
+    around = (0.0, 0.0, 30.0, 10.0)
+    left, right = (0.0, 0.0, 4.0, 10.0), (6.0, 0.0, 10.0, 10.0)
+    for detections, split, joined in (
+        (found(around), [False], [True]),
+        (found(left, right), [True, True], [False, False]),
+        (found(left), [False], [False]),  # one part alone is a loose box
+        (found(A, left, right), [False] * 3, [False] * 3),  # its object is found
+        (found(FAR), [False], [False]),
+    ):
+        parts = errors.split_or_joined(detections, objects, verdicts(detections, objects))
+        assert [part.tolist() for part in parts] == [split, joined]
+
+
+def test_recall_by_bins_holds_both_ends() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0]).double().numpy()
+    got = torch.tensor([True, False, True]).numpy()
+    assert errors.recall_by(values, [1, 2, 3], got) == [1.0, 0.5]
+    assert errors.recall_by(values, [1, 4, 9], got) == [pytest.approx(2 / 3), None]
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, that of the machine or Playwright's own."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    here = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with api.sync_playwright() as running:
+        try:
+            started = running.chromium.launch(executable_path=here, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"no Chromium to start: {str(error).splitlines()[0]}")
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def tab(browser: Any, page: Path) -> Iterator[Any]:
+    """The page, open. In the end nothing was said on the console and nothing was asked for."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda request: said.append(request.url) if request.url[:5] != "data:" else None)
+    opened.goto(page.as_uri())
+    yield opened
+    assert said == [page.as_uri()]
+    assert opened.title() == "objbench report"  # EVIL did not run
+    opened.close()
+
+
+def models(tab: Any) -> list[str]:
+    cells = tab.locator(".results tbody tr.ours th a").all_inner_texts()
+    return ["good" if cell.startswith("good") else "evil" for cell in cells]
+
+
+def sorted_by(tab: Any, heading: str) -> list[str]:
+    tab.get_by_role("button", name=heading, exact=False).first.click()
+    return models(tab)
+
+
+def test_a_click_on_a_heading_sorts(tab: Any) -> None:
+    assert sorted_by(tab, "Model")[0] == "evil"  # "<" before "g"
+    assert tab.locator("th[aria-sort=ascending]").count() == 1
+    assert sorted_by(tab, "Model")[-1] == "evil"
+    assert sorted_by(tab, "AP (%")[-1] == "evil"  # a figure sorts from the highest down
+    assert sorted_by(tab, "AP (%")[0] == "evil"
+
+
+def test_layers_are_switched_and_scenes_put_in_order(tab: Any) -> None:
+    tab.select_option("#set", label="squares, protocol demo")
+    assert tab.locator("#grid .panel").count() == SCENES * 3
+    tab.locator("#layers input").first.uncheck()  # the truth
+    assert tab.locator("#grid .panel").count() == SCENES * 2
+    tab.select_option("#view", "over")
+    assert tab.locator("#grid .panel").count() == SCENES
+    tab.select_option("#view", "side")
+    worst = [o for o in tab.locator("#order option").all_inner_texts() if "script" in o]
+    tab.select_option("#order", label=worst[0])
+    assert tab.locator("#grid h4").first.inner_text() == "Scene 4"
+    tab.select_option("#show", "missed")
+    assert tab.locator("#grid .frame").count() == 3
+
+
+def test_a_box_says_what_it_is_to_pointer_and_keyboard(tab: Any) -> None:
+    tab.select_option("#set", label="squares, protocol demo")
+    tab.locator("#layers input").first.uncheck()
+    tab.locator("#grid .frame").first.hover()
+    tip = tab.locator("#tip")
+    assert "score 0.90, IoU 1.00" in tip.inner_text()
+    assert "cluster" in tip.inner_text()
+    tab.keyboard.press("Escape")
+    assert not tip.is_visible()
+    tab.locator("#grid svg").first.focus()
+    tab.keyboard.press("ArrowRight")
+    assert "IoU 1.00" in tip.inner_text()
+
+
+def test_charts_are_drawn_and_drawn_again(tab: Any) -> None:
+    assert tab.locator("#curves canvas").count() >= 3
+    assert tab.locator("#terms canvas").count() == 2
+    tab.select_option("#axis", "seconds")
+    assert tab.locator("#terms canvas").count() == 2
+    tab.emulate_media(color_scheme="dark")
+    assert tab.locator("#terms canvas").count() == 2
+
+
+def test_nothing_is_wider_than_a_phone(tab: Any) -> None:
+    tab.set_viewport_size({"width": 360, "height": 740})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def contrast(a: list[float], b: list[float]) -> float:
+    """WCAG 2's contrast of two colours, 0..255 each channel."""
+
+    def luminance(rgb: list[float]) -> float:
+        parts = [c / 255 for c in rgb]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(tab: Any, scheme: str) -> None:
+    """WCAG AA: 4.5 to 1, for every piece of text that is shown."""
+    tab.emulate_media(color_scheme=scheme)
+    pairs = tab.evaluate(
+        """() => {
+          const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+          const ground = (node) => {
+            for (; node; node = node.parentElement) {
+              const found = numbers(getComputedStyle(node).backgroundColor);
+              if (found.length < 4 || found[3] === 1) return found.slice(0, 3);
+            }
+          };
+          const texts = "h1,h2,h3,h4,p,a,th,td,label,summary,button,dt,dd,figcaption,.under,.mark,.differs,select";
+          return [...document.querySelectorAll(texts)]
+            .filter((node) => node.offsetParent && node.textContent.trim() && !node.closest("#confusion"))
+            .map((node) => [node.className, numbers(getComputedStyle(node).color).slice(0, 3), ground(node)]);
+        }"""
+    )
+    assert len(pairs) > 50
+    assert [name for name, ink, ground in pairs if contrast(ink, ground) < 4.5] == []
