@@ -28,12 +28,12 @@ def code_lines(text: str) -> list[str]:
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Iterator[Path]:
+def spots(tmp_path: Path) -> Iterator[Path]:
     """The guide's detector in a file of its own, as a reader would save it."""
-    file = tmp_path / "blobs.py"
+    file = tmp_path / "spots.py"
     file.write_text(DETECTOR)
     yield file
-    sys.modules.pop("blobs", None)
+    sys.modules.pop("spots", None)
 
 
 @pytest.fixture
@@ -48,14 +48,14 @@ def centres(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def grown(tmp_path: Path) -> Iterator[Path]:
     """All of the guide's code in one file, the later detectors registered too."""
-    file = tmp_path / "blobs.py"
+    file = tmp_path / "spots.py"
     more = (
-        'objbench_models = hookimpl(lambda: [ModelSpec(n, n, f"blobs:{c}", clusters=False) for n, c in ['
-        + ('("options", "BlobsWithOptions"), ("fitted", "FittedBlobs")]])\n')
+        'objbench_models = hookimpl(lambda: [ModelSpec(n, n, f"spots:{c}", clusters=False) for n, c in ['
+        + ('("options", "SpotsWithOptions"), ("fitted", "FittedSpots")]])\n')
     )
     file.write_text("\n".join([DETECTOR, CONFIG, FIT, DATA, METRIC, more]))
     yield file
-    sys.modules.pop("blobs", None)
+    sys.modules.pop("spots", None)
 
 
 def test_the_twenty_lines_are_twenty() -> None:
@@ -85,10 +85,10 @@ def test_a_data_set_and_a_metric_are_ten_lines_each() -> None:
 
 
 @pytest.mark.slow
-def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path) -> None:
+def test_the_twenty_lines_train_and_find_the_digits(spots: Path, tmp_path: Path) -> None:
     ran = objbench(
-        "run", "--plugin", str(blobs), "--models", "blobs", "--data", "multimnist", "--out", str(tmp_path / "runs"),
-        "-o", "blobs.steps=20", "-o", "blobs.lr=0.01", "-o", "gmm.restarts=1", "--json",
+        "run", "--plugin", str(spots), "--models", "spots", "--data", "multimnist", "--out", str(tmp_path / "runs"),
+        "-o", "spots.steps=20", "-o", "spots.lr=0.01", "-o", "gmm.restarts=1", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     (row,) = rows_of(ran)
@@ -97,18 +97,18 @@ def test_the_twenty_lines_train_and_find_the_digits(blobs: Path, tmp_path: Path)
     assert row["metrics"]["nmi"] > 0.1
 
 
-def test_the_clusterer_of_the_guide_is_a_row_of_the_table(blobs: Path, centres: Path, tmp_path: Path) -> None:
-    plugins = ["--plugin", str(blobs), "--plugin", str(centres), "--out", str(tmp_path / "runs")]
+def test_the_clusterer_of_the_guide_is_a_row_of_the_table(spots: Path, centres: Path, tmp_path: Path) -> None:
+    plugins = ["--plugin", str(spots), "--plugin", str(centres), "--out", str(tmp_path / "runs")]
     ran = objbench(
-        "run", *plugins, "--models", "blobs+centres", "--data", "multimnist", "-o", "blobs.steps=20",
-        "-o", "blobs.lr=0.01", "--json",
+        "run", *plugins, "--models", "spots+centres", "--data", "multimnist", "-o", "spots.steps=20",
+        "-o", "spots.lr=0.01", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     (row,) = rows_of(ran)
     assert row["clusterer"] == "centres"
     assert row["metrics"]["nmi"] > 0.2
     table = objbench("report", *plugins).out
-    assert "blobs + centres" in table
+    assert "spots + centres" in table
     assert "Clusters on MultiMNIST: 10." in table
 
 
@@ -118,8 +118,8 @@ def test_the_clusterer_of_the_guide_passes_the_kit(centres: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_twenty_lines_pass_the_kit(blobs: Path) -> None:
-    ran = objbench("check", str(blobs), "-o", "blobs.lr=0.003")
+def test_the_twenty_lines_pass_the_kit(spots: Path) -> None:
+    ran = objbench("check", str(spots), "-o", "spots.lr=0.003")
     assert ran.code == 0, ran.out
 
 
@@ -167,7 +167,7 @@ def test_every_command_in_the_guide_exists_with_its_options() -> None:
 
 
 def test_the_example_is_the_guide_word_for_word() -> None:
-    example = (ROOT / "examples" / "blobs" / "src" / "objbench_blobs" / "model.py").read_text()
+    example = (ROOT / "examples" / "spots" / "src" / "objbench_spots" / "model.py").read_text()
 
     def detector(text: str) -> str:
         (found,) = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)]

@@ -106,26 +106,26 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_example_installs_as_a_wheel_into_a_fresh_environment_and_runs(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "examples" / "blobs", tmp_path / "blobs")
+    shutil.copytree(ROOT / "examples" / "spots", tmp_path / "spots")
     build = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     subprocess.run(
-        [sys.executable, *build, "-w", str(tmp_path), str(tmp_path / "blobs")],
+        [sys.executable, *build, "-w", str(tmp_path), str(tmp_path / "spots")],
         check=True,
         capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     python = python_with(tmp_path / "venv", wheel)
     listed = run_in(python, "plugins", cwd=tmp_path)
-    assert "blobs           objbench-blobs 0.1.0  (objbench_blobs)" in listed.stdout
+    assert "spots           objbench-spots 0.1.0  (objbench_spots)" in listed.stdout
     ran = run_in(
-        python, "run", "--models", "blobs", "--data", "multimnist", "--out", "runs",
-        "-o", "blobs.steps=40", "-o", "blobs.lr=0.01", "-o", "gmm.restarts=1", cwd=tmp_path,
+        python, "run", "--models", "spots", "--data", "multimnist", "--out", "runs",
+        "-o", "spots.steps=40", "-o", "spots.lr=0.01", "-o", "gmm.restarts=1", cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     ap50 = float(re.search(r"ap50 (\S+)", ran.stdout)[1])
     assert ap50 > 0.9
     table = run_in(python, "report", "--out", "runs", "--format", "md", cwd=tmp_path)
-    assert "blobs + GMM" in table.stdout
+    assert "spots + GMM" in table.stdout
 
 
 @pytest.mark.slow

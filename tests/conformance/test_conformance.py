@@ -165,7 +165,7 @@ def test_check_takes_a_name_and_says_when_there_is_none() -> None:
 def test_a_package_means_all_that_it_registers() -> None:
     registry = load_plugins()
     names = {subject.name for subject in find_subjects(registry, "objbench")}
-    assert names == {*registry.models, *registry.data, *registry.metrics}
+    assert names == {*registry.models, *registry.data, *registry.metrics, *registry.clusterers}
 
 
 def test_a_plugin_that_did_not_load_is_reported_with_its_error() -> None:
@@ -233,7 +233,9 @@ def test_a_file_that_registers_nothing_is_reported(tmp_path: Path) -> None:
     (tmp_path / "only_a_class.py").write_text("class Detector: pass\n")
     ran = objbench("check", str(tmp_path / "only_a_class.py"))
     assert ran.code == 2
-    assert "registers no model, data set or metric; its hooks do that, see docs/plugins.md" in ran.err
+    assert (
+        "registers no model, data set, metric or clusterer; its hooks do that, see docs/plugins.md" in ran.err
+    )
 
 
 def test_an_error_is_reported_with_the_plugins_own_line(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_model_alone_keeps_its_meaning() -> None:
 @pytest.mark.parametrize(
     ("models", "says"),
     [
-        ("toy+", "a clusterer is missing after the +; write toy alone, or one of: gmm, shades"),
+        ("toy+", "a clusterer is missing after the +; write toy alone, or one of: aae, "),
         ("+shades", "a detector is missing before the +"),
         ("toy+shade", "no clusterer named 'shade'; did you mean 'shades'?"),
         ("toy+own", "no clusterer named 'own'"),

@@ -5,5 +5,5 @@ from objbench import ModelSpec, hookimpl
 
 @hookimpl
 def objbench_models():
-    """`--models blobs`."""
-    return [ModelSpec("blobs", "bright blobs", "objbench_blobs.model:Blobs", clusters=False)]
+    """`--models spots`."""
+    return [ModelSpec("spots", "bright spots", "objbench_spots.model:Spots", clusters=False)]

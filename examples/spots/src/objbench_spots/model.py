@@ -7,7 +7,7 @@ from objbench.detector import Detections, Detector
 from objbench.spatial import crop
 
 
-class Blobs(Detector):
+class Spots(Detector):
     def __init__(self, config, shape):
         super().__init__(config, shape)
         self.code = torch.nn.Linear(14 * 14 * shape.channels, 16)
