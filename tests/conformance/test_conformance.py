@@ -109,7 +109,10 @@ def test_what_a_failure_says_to_read_is_a_heading_of_the_guide(kind: str) -> Non
 def first_party() -> list[object]:
     registry, cases = load_plugins(), []
     for (_, name), owners in registry.owners.items():
-        if not owners[0].startswith("objbench ") or name in ("fruit2d", "folder"):  # these need files of the user's
+        if not owners[0].startswith("objbench ") or name in (
+            "fruit2d",
+            "folder",
+        ):  # they need the user's files
             continue
         for subject in find_subjects(registry, name):
             cases += [pytest.param(subject, check, id=f"{name}-{check.name}") for check in subject.checks]
