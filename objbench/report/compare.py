@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from objbench.cells.result import CellResult
 from objbench.cells.store import read_trained
@@ -241,35 +242,34 @@ def _figures(
 def paired_interval(runs: Sequence[Run]) -> tuple[float, float]:
     """The 95 % interval of the mean over paired runs of a difference; (nan, nan) where one is not defined.
 
-    Two things make it uncertain. What the draw of test scenes does to all pairs alike is taken from the bootstrap. The
-    rest differs from pair to pair, the scenes' part of it included, and is drawn from Student's t with n - 1 degrees of
-    freedom, as wide as the spread between pairs. For one pair the scenes alone speak.
+    Two things make the mean uncertain. The draw of test scenes shifts all pairs alike; the variance of this shift is
+    estimated from the bootstrap. The rest differs from pair to pair; its variance is estimated from the spread between
+    the n pairs, with n - 1 degrees of freedom. The interval is Student's t with the degrees of freedom of the sum
+    (Satterthwaite 1946, An approximate distribution of estimates of variance components). For one pair it is the
+    bootstrap's own, over scenes alone.
 
-    (`statistics.interval`, which is for rows of a table, estimates both parts of the spread between runs separately,
-    which for three runs holds the true value less often than it says.)
+    (`statistics.interval`, which is for rows of a table, estimates both parts of the spread between runs separately;
+    for three runs it contains the true value less often than it says.)
     """
     points = np.array([run.point for run in runs])
     if not len(points) or np.isnan(points).any():
         return math.nan, math.nan
     replicates = np.stack([run.replicates for run in runs])  # [pairs, draws]
     deviations = replicates - np.nanmean(replicates, axis=1, keepdims=True)
-    common = np.nanmean(deviations, axis=0)
-    means = points.mean() + common
-    n = len(points)
-    if n > 1:
-        own = (
-            float(np.nanmean(np.nanvar(deviations, axis=0, ddof=1))) / n
-        )  # of the mean, and not common to all pairs
-        whole = float(np.nanvar(common))
-        share = math.sqrt(max(0.0, 1 - own / whole)) if whole else 0.0
-        draws = np.random.default_rng(n).standard_t(n - 1, size=len(common))
-        off = draws * points.std(ddof=1) / math.sqrt(n)
-        means = points.mean() + np.concatenate(
-            [common * share + off, common * share - off]
-        )  # symmetric, as t is
-    tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    shift = np.nanmean(deviations, axis=0)  # of the mean, in each draw
+    n, tail = len(points), (1 - LEVEL) / 2
+    if n == 1:
+        low, high = np.nanquantile(points[0] + shift, [tail, 1 - tail])
+        return float(low), float(high)
+    own = (
+        float(np.nanmean(np.nanvar(deviations, axis=0, ddof=1))) / n
+    )  # the shift's part that pairs do not share
+    alike = max(0.0, float(np.nanvar(shift)) - own)
+    rest = float(points.var(ddof=1)) / n
+    ratio = (alike + rest) / rest if rest else math.inf
+    freedom = (n - 1) * ratio * ratio
+    reach = float(student_t.ppf(1 - tail, freedom)) * math.sqrt(alike + rest)
+    return float(points.mean()) - reach, float(points.mean()) + reach
 
 
 def _where(
