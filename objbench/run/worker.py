@@ -244,14 +244,14 @@ class Worker(Link, Watch):
         warnings = list(trained.warnings)
         more: dict[str, Any] = {"oracle": trained.oracle}
         seconds = 0.0
-        if (name_ := cell.clusterer["name"]) != OWN:
+        if (clusterer := cell.clusterer["name"]) != OWN:
             self.report({"phase": "clustering"})
             made = self._clustered(cell, folder)
             warnings, seconds = warnings + made.warnings, made.seconds
             tensors = {"clusters": {"clusters": made.clusters}, "clusterer": made.state}
             more |= {"oracle_clusterer": made.oracle, "objects_fitted_on": made.objects}
             more["object_shape"] = [made.shape.channels, made.shape.size, made.shape.what]
-            plugin = where_from(self.registry, {"clusterer": name_})
+            plugin = where_from(self.registry, {"clusterer": clusterer})
             more["plugins"] = trained.provenance.get("plugins", {}) | plugin
         for name, named in tensors.items():  # before any metric has seen them
             save_tensors(folder / f"{name}.safetensors", named)

@@ -65,11 +65,11 @@ class GlimpseClusterer(Clusterer):
 
     def learn(self, glimpses: Tensor, labels: Tensor | None) -> None:
         """Learns from glimpses [n, channels, size, size] in 0..1, n at least `clusters`; labels only for an oracle."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no learn")
 
     def scores(self, glimpses: Tensor) -> Tensor:
         """[m, clusters], higher where the cluster suits better; glimpses are float64, and so is the state."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no scores")
 
     def forward(self, glimpses: Tensor) -> Tensor:
         """`scores`, as a module's call."""

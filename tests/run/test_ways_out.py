@@ -83,7 +83,7 @@ def test_rm_removes_a_cell_and_with_the_last_its_training(out: Path) -> None:
     training = store.folder(ten).parent
     ran = rm(out, ten, "--yes")
     assert (ran.code, ran.out.startswith("removed 1 cell, ")) == (0, True)
-    assert f"{ten}  toy-plain on squares, seed 0: done" in ran.err
+    assert f"{ten}  toy-plain+gmm on squares, seed 0: done" in ran.err
     assert not store.folder(ten).exists()
     assert store.verify(two) is not None
     assert rm(out, two[:20], "--yes").code == 0
