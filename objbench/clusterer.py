@@ -131,3 +131,14 @@ class Clusterer(nn.Module):
     def warnings(self) -> list[str]:
         """Warnings about the fit for readers of the results, one sentence each; called once, after `fit`."""
         return []
+
+
+def installed(name: str) -> type[Clusterer]:
+    """The class of an installed clusterer, for a detector that runs one itself: see `Detector.uses`.
+
+    UsageError when no installed package registers it.
+    """
+    from objbench.plugins import load_plugins, load_target
+
+    found: type[Clusterer] = load_target(load_plugins().clusterer(name).target)
+    return found

@@ -179,6 +179,11 @@ class Detector(nn.Module):
         """
         return {}
 
+    @classmethod
+    def uses(cls, config: Any) -> tuple[str, ...]:
+        """Names of the clusterers that a detector of this config runs itself; their code is then in its key."""
+        return ()
+
     def __init__(self, config: Any, shape: SceneShape) -> None:
         """`config` is an instance of `Config`; `shape` is the (channels, height, width) of every image."""
         super().__init__()

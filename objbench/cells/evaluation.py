@@ -8,7 +8,7 @@ from typing import Any
 
 from objbench.cells.about import about
 from objbench.cells.files import Damaged, checksums, verify_checksums
-from objbench.cells.identity import EVALUATED, OWN, TEST_SEED, Cell, Training, plain, read_cell
+from objbench.cells.identity import EVALUATED, OWN, TEST_SEED, USES, Cell, Training, plain, read_cell
 from objbench.cells.matrix import ask_source, check_fit, clusterer_now, code_now, digests
 from objbench.cells.origin import check_weights, finished, origin_folder, origin_of
 from objbench.cells.overrides import Overrides
@@ -54,8 +54,9 @@ def evaluation(
     source = ask(f"'{data}'", ask_source, registry, data, test.name, overrides)
     ask(f"'{model}'", _ask_fit, registry, str(folder.parent), data, source["shape"], f"cell {key} on {data}")
     with calling(f"'{model}'", "its source code"):
-        code = code_now(registry, model, data)
-    identity = {name: then.identity[name] for name in ("model", "model_config", "seed")}
+        code = code_now(registry, model, data, then.identity.get(USES, ()))
+    kept = ("model", "model_config", "seed", USES)
+    identity = {name: then.identity[name] for name in kept if name in then.identity}
     identity |= source["identity"] | digests(code)
     identity["protocol"] = {k: v for k, v in dataclasses.asdict(test).items() if k != "summary"}
     identity |= {EVALUATED: origin_of(folder.parent) | {"identity": then.identity}, TEST_SEED: seed}

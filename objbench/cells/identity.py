@@ -21,6 +21,8 @@ START = "start_from"
 the option of every model that asks for it."""
 EVALUATED = "evaluated"
 """The part of an identity that says which training was evaluated on other scenes: there was no training of its own."""
+USES = "uses"
+"""The part of an identity that names the clusterers which the detector runs itself; see `Detector.uses`."""
 TEST_SEED = "test_seed"
 """The part of an evaluation's identity that is the seed of its test scenes."""
 

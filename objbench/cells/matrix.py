@@ -20,7 +20,7 @@ from objbench.cells.about import (
 )
 from objbench.cells.code import Code, changed_files, clusterer_code_of, code_of, digest, numerics_of
 from objbench.cells.files import canonical
-from objbench.cells.identity import EVALUATED, OWN, START, Cell, Training, identity_of, plain
+from objbench.cells.identity import EVALUATED, OWN, START, USES, Cell, Training, identity_of, plain
 from objbench.cells.origin import check_weights, find_training, finished, origin_of
 from objbench.cells.overrides import (
     Overrides,
@@ -149,7 +149,7 @@ def matrix(
                     out,
                 )
                 with calling(f"'{model}'", "its source code"):
-                    code = code_now(registry, model, data_name)
+                    code = code_now(registry, model, data_name, detector["identity"].get(USES, ()))
             except PluginFailed as error:
                 failed(error, model, data_name, clusterers)
                 continue
@@ -223,7 +223,11 @@ def _ask_detector(
             origin, weights_from = {START: origin_of(folder)}, str(folder)
     with calling(who, "its settings"):
         own = own_of_detector(registry, name, protocol, data, config)
-    identity = {"model": name, "model_config": identity_of(config)} | origin
+    with calling(who, "its uses"):
+        uses = list(detector_class.uses(config))
+        for clusterer in uses:
+            registry.clusterer(clusterer)
+    identity = {"model": name, "model_config": identity_of(config)} | origin | ({USES: uses} if uses else {})
     return {"identity": identity, "config": as_json(config), "own": own, "weights_from": weights_from}
 
 
@@ -304,7 +308,7 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
         source = source_class(build(source_class.Config, data.name, then.data_config), 0)
     with calling(f"'{data.name}'", "its fingerprint"):
         fingerprint = plain(source.fingerprint())
-    code = code_now(registry, model, data.name)
+    code = code_now(registry, model, data.name, then.identity.get(USES, ()))
     identity = then.identity | digests(code) | {"fingerprint": fingerprint}
     clusterer, told = clusterer_now(registry, old, identity["protocol"]["name"])
     own = [{k: then.about.get(kind, {}).get(k, {}) for k in ("settings", "given")} for kind in KINDS]
@@ -353,29 +357,37 @@ def clusterer_changed(registry: Registry, cell: Cell) -> bool:
     return bool(digest(clusterer_code_of(registry.clusterer(name).target)) != cell.clusterer["code"])
 
 
-def code_now(registry: Registry, model: str, data: str) -> dict[str, Code]:
-    """The code that a training of the model on the data depends on, as it stands now; see `Training.code`."""
-    targets = registry.model(model).target, registry.data_spec(data).target
+def code_now(registry: Registry, model: str, data: str, uses: Iterable[str] = ()) -> dict[str, Code]:
+    """The code that a training of the model on the data depends on, as it stands now; see `Training.code`.
+
+    uses: names of the clusterers that the model runs itself.
+    """
+    targets = [registry.model(model).target, *(registry.clusterer(name).target for name in uses)]
+    source = registry.data_spec(data).target
     return {
-        "model_code": code_of(targets[0]),
-        "data_code": code_of(targets[1]),
-        "harness_code": numerics_of(*targets),
+        "model_code": _joined(targets),
+        "data_code": code_of(source),
+        "harness_code": numerics_of(*targets, source),
     }
 
 
 def codes_now(registry: Registry, training: Training) -> dict[str, str]:
     """The digests of `code_now` by their names in an identity, as far as the plugins are there to be read."""
+    model, data, uses = (training.identity.get(key, "") for key in ("model", "data", USES))
     found: dict[str, str] = {}
-    targets = []
-    for kind, table in (("model", registry.models), ("data", registry.data)):
-        name = training.identity.get(kind, "")
-        if is_registered(registry, kind, name):
-            with contextlib.suppress(ModuleNotFoundError):
-                found[f"{kind}_code"] = digest(code_of(table[name].target))
-                targets.append(table[name].target)
-    if len(targets) == 2:
-        found["harness_code"] = digest(numerics_of(*targets))
+    with contextlib.suppress(UsageError, ModuleNotFoundError):
+        found["data_code"] = digest(code_of(registry.data_spec(data).target))
+    with contextlib.suppress(UsageError, ModuleNotFoundError):
+        of_model = registry.model(model).target, *(registry.clusterer(name).target for name in uses)
+        found["model_code"] = digest(_joined(of_model))
+        if "data_code" in found:
+            found["harness_code"] = digest(numerics_of(*of_model, registry.data_spec(data).target))
     return found
+
+
+def _joined(targets: Iterable[str]) -> Code:
+    """The code of several plugins."""
+    return {file: known for target in targets for file, known in code_of(target).items()}
 
 
 def is_current(registry: Registry, cell: Cell, contents: dict[str, Any]) -> bool:
@@ -408,7 +420,8 @@ def is_current(registry: Registry, cell: Cell, contents: dict[str, Any]) -> bool
 
 def changes_of_code(registry: Registry, training: Training) -> list[str]:
     """The files behind a training that are not as they were when it was planned."""
-    now = code_now(registry, training.identity["model"], training.identity["data"])
+    identity = training.identity
+    now = code_now(registry, identity["model"], identity["data"], identity.get(USES, ()))
     return [file for name, then in training.code.items() for file in changed_files(then, now[name])]
 
 

@@ -90,6 +90,16 @@ class GmairConfig(DetectorConfig):
         0, "step at which the mixture is started from the what-latents; 0: never", low=0
     )
 
+    start_with: str = option(
+        "gmm",
+        "what gives the mixture its first clusters: gmm, a Gaussian mixture of the what-latents, or any installed "
+        "clusterer (objbench list clusterers), fitted on the objects that are present",
+    )
+    hold_clusters: bool = option(
+        False,
+        "after the start the cat-encoder learns the assignment of that clusterer alone, and nothing from the ELBO",
+    )
+
     # Detection
     trim: float = option(
         0.2, "cut boxes to glimpse pixels at least this bright (section 4); 0 does not cut", low=0
@@ -103,6 +113,17 @@ class GmairConfig(DetectorConfig):
             raise ValueError(
                 f"decoder=conv makes glimpses of 32 pixels, but glimpse={self.glimpse}; use decoder=mlp"
             )
+
+        if self.hold_clusters and not self.runs_clusterer:
+            raise ValueError(
+                "hold_clusters needs a clusterer to hold to: set start_with to one (objbench list clusterers), and "
+                "mixture_start above 0"
+            )
+
+    @property
+    def runs_clusterer(self) -> bool:
+        """Whether the mixture is started from the clusters of a clusterer."""
+        return self.start_with != "gmm" and self.mixture_start > 0
 
     def widths(self) -> tuple[int, ...]:
         """`encoder_widths` as numbers."""

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from objbench.clusterer import Clusterer, ObjectShape, installed
 from objbench.detector import MIN_SCORE, PRESENT, Detections, Detector, other_parameters
 from objbench.errors import UsageError
 from objbench.latents import (
@@ -86,6 +87,7 @@ class Phase(NamedTuple):
     gated: bool  # only the `gate_cells` cells of highest presence are encoded, decoded and painted
     overlapping: bool  # the overlap loss lasts
     what_prior: WhatPrior
+    held: bool  # the cat-encoder learns what the clusterer says, not from the ELBO
 
 
 class Gmair(Detector):
@@ -101,8 +103,14 @@ class Gmair(Detector):
         """See `config.SETTINGS`."""
         return settings_for(SETTINGS, protocol, data)
 
+    @classmethod
+    def uses(cls, config: GmairConfig) -> tuple[str, ...]:
+        """The clusterer that starts the mixture, unless that is `gmm`."""
+        return (config.start_with,) if config.runs_clusterer else ()
+
     def __init__(self, config: GmairConfig, shape: SceneShape) -> None:
-        """`shape`: any number of channels. UsageError unless the backbone can do its height and width."""
+        """`shape`: any number of channels. UsageError unless the backbone can do its height and width, and when
+        there is no clusterer named `start_with`."""
         super().__init__(config, shape)
         c = config
         for backbone, multiple in networks.MULTIPLES.items():
@@ -145,13 +153,22 @@ class Gmair(Detector):
         self.prior_std = nn.Linear(c.clusters, c.what_dim)
         self.start_objects: Tensor  # how many objects the start of the mixture was given; -1 before
         self.register_buffer("start_objects", torch.tensor(-1))
+        self.clusterer: Clusterer | None = None
+        if c.runs_clusterer:  # fitted once, at the start of the mixture
+            kind = installed(c.start_with)
+            own = kind.Config(clusters=c.clusters)
+            cut = kind.cut(own)
+            self.clusterer = kind(own, ObjectShape(shape.channels, cut.size if cut else 0, c.what_dim))
+            self.clusterer.requires_grad_(False)
+            self.capturable = not c.hold_clusters  # type: ignore[misc]  # a clusterer may do anything
         self._watch: dict[str, Tensor] = {}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam, with a learning rate of its own for encoders and decoder, as published."""
         own = (self.cat_encoder, self.what_encoder, self.decoder)
         what = [p for module in own for p in module.parameters()]
-        rest = other_parameters(self, what)
+        fixed = [] if self.clusterer is None else list(self.clusterer.parameters())
+        rest = other_parameters(self, [*what, *fixed])
         groups = [{"params": rest, "lr": self.config.lr}, {"params": what, "lr": self.config.lr_what}]
         return [torch.optim.Adam(groups, fused=True)]
 
@@ -166,7 +183,7 @@ class Gmair(Detector):
         # A sample of q(z | x) (Eq. 3) of the chosen cells, and the image that p(x | z) expects
         cells = self.infer_cells(images)
         chosen = top_cells(cells.presence_prob, c.gate_cells if now.gated else 0)  # [n, k]
-        objects = self.infer_objects(images, cells, chosen, sample=True)
+        objects = self.infer_objects(images, cells, chosen, sample=True, held=now.held)
         image, overlap = self.render(objects, now.overlapping)  # [n, channels, h, w], [n]
         what_prior_mean, what_prior_std = self.what_prior(objects.cat, now.what_prior)  # [n, k, A]
 
@@ -181,7 +198,7 @@ class Gmair(Detector):
         kl_where = normal_kl(cells.where_mean, cells.where_std).sum(2)
         kl_depth = normal_kl(cells.depth_mean, cells.depth_std)
         # [n, k]
-        kl_cat = categorical_kl(objects.cat_logits)
+        kl_cat = categorical_kl(objects.cat_logits.detach() if now.held else objects.cat_logits)
         kl_what = normal_kl(objects.what_mean, objects.what_std, what_prior_mean, what_prior_std).sum(2)
 
         # [n]
@@ -196,6 +213,8 @@ class Gmair(Detector):
         if now.overlapping:  # section 2.3, "Overlap Loss"
             pixels = self.shape.height * self.shape.width
             terms["overlap"] = c.overlap * (overlap / pixels if c.overlap_mean else overlap)
+        if now.held:
+            terms["hold"] = mixture.hold_loss(self, images, objects, chosen_prob)
         self._watch = {
             "presence": prob.detach(),
             "chosen": chosen_prob.detach(),
@@ -212,6 +231,7 @@ class Gmair(Detector):
             gated=0 < c.gate_cells < self.cells and step >= c.gate_step,
             overlapping=c.overlap > 0 and step < c.overlap_steps,
             what_prior=WhatPrior.STANDARD if step < c.mixture_start else what_prior,
+            held=c.hold_clusters and step >= c.mixture_start and mixture.was_started(self),
         )
 
     def schedule(self, step: int) -> dict[str, float]:
@@ -279,10 +299,12 @@ class Gmair(Detector):
         """A standard deviation from what a network says: its softplus."""
         return F.softplus(self.limited(raw))
 
-    def infer_objects(self, images: Tensor, cells: GridCells, chosen: Tensor, sample: bool) -> Objects:
+    def infer_objects(
+        self, images: Tensor, cells: GridCells, chosen: Tensor, sample: bool, held: bool = False
+    ) -> Objects:
         """The objects of the cells `chosen` [n, k]: q(cat | x, where), then q(what | x, where, cat).
 
-        Without `sample`, every latent is its mode (Appendix B.3).
+        Without `sample`, every latent is its mode (Appendix B.3). held: cat has no gradient.
         """
         c = self.config
         # z ~ q(where), q(depth), q(presence)
@@ -293,7 +315,8 @@ class Gmair(Detector):
         # z ~ q(cat | x, where), from each box's glimpse
         glimpses = self.glimpses(images, boxes)  # [n, k, channels * g * g]
         cat_logits = self.cat_encoder(glimpses)  # [n, k, C]
-        cat = gumbel_softmax(cat_logits, c.temperature) if sample else cat_logits.softmax(-1)
+        logits = cat_logits.detach() if held else cat_logits
+        cat = gumbel_softmax(logits, c.temperature) if sample else logits.softmax(-1)
         # z ~ q(what | x, where, cat), from glimpse and cat
         what_mean, what_raw = self.what_encoder(torch.cat([glimpses, cat], -1)).chunk(2, -1)  # [n, k, A]
         what_std = self.deviation(what_raw)
@@ -359,13 +382,16 @@ class Gmair(Detector):
     def detect(self, images: Tensor) -> Detections:
         """Boxes of the cells with a presence of at least MIN_SCORE, cut to what is bright in their decoded glimpses."""
         objects = self.infer_modes(images)
-        boxes = objects.boxes
-        if self.config.trim:
-            colour, alpha = self.decode(objects.what)
-            brightness = colour.mean(2) * alpha[:, :, 0] * objects.presence[..., None, None]
-            boxes = trim_boxes(boxes, brightness, self.config.trim)
-        boxes = clamp_boxes(boxes, self.shape[1:])
+        boxes = self.cut_boxes(objects.boxes, objects.presence, objects.what)
         return Detections.from_padded(boxes, objects.presence, objects.cat_logits.argmax(-1), objects.what)
+
+    def cut_boxes(self, boxes: Tensor, presence: Tensor, what: Tensor) -> Tensor:
+        """The boxes [n, k, 4] of objects, cut to what is bright in their decoded glimpses, and to the image."""
+        if self.config.trim:
+            colour, alpha = self.decode(what)
+            brightness = colour.mean(2) * alpha[:, :, 0] * presence[..., None, None]
+            boxes = trim_boxes(boxes, brightness, self.config.trim)
+        return clamp_boxes(boxes, self.shape[1:])
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The rendered image [n, channels, height, width], every latent at its mode."""

@@ -2,17 +2,23 @@
 
 import dataclasses
 import math
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
+from objbench.cells.matrix import matrix
+from objbench.cells.protocols import protocol
+from objbench.clusterer import Cut, Objects
 from objbench.detector import Detector
 from objbench.errors import UsageError
 from objbench.latents import categorical_kl, gumbel_softmax, normal_kl, positive
 from objbench.options import build
+from objbench.plugins import load_plugins
 from objbench.scenes import SceneShape
-from objbench.spatial import canvases, crop, top_cells
+from objbench.spatial import canvases, crop, take_cells, top_cells
 from objbench_plugins.gmair import mixture as gmair_mixture
 from objbench_plugins.gmair import networks
 from objbench_plugins.gmair.config import GmairConfig
@@ -604,7 +610,7 @@ def test_the_prior_after_the_start_covers_whole_posteriors():
     """The deviation of a component counts the posteriors' variances: with one cluster, it is that of the mixture."""
     model = spread_model(clusters=1)
     images, _ = two_kinds(40)
-    _, mean, std = gmair_mixture.present_objects(model, images)
+    mean, std = gmair_mixture.present_objects(model, images)[1:3]
     assert start_mixture(model, images)
     torch.testing.assert_close(model.prior_mean(torch.eye(1))[0], mean.mean(0), rtol=1e-3, atol=1e-3)
     variance = mean.var(0, unbiased=False) + std.square().mean(0)
@@ -648,6 +654,116 @@ def test_a_mixture_that_was_not_started_is_a_warning():
     resumed = small(clusters=2, mixture_start=20, steps=100)  # from a checkpoint after the milestone
     resumed.load_state_dict(started.state_dict())
     assert resumed.warnings() == []
+
+
+def held_model(**options: object) -> Gmair:
+    """One whose mixture is started by k-means on the glimpses of two kinds of objects, and held."""
+    model = spread_model(clusters=2, mixture_start=1, start_with="kmeans", hold_clusters=True, **options)
+    torch.manual_seed(0)
+    model.at_milestone(two_kinds(120)[0], 1)
+    return model
+
+
+def test_the_mixture_starts_with_the_clusters_of_a_clusterer():
+    model = held_model()
+    images, _ = two_kinds(60)
+    objects = gmair_mixture.present_objects(model, images)
+    given = Objects(objects.squares, objects.presence, objects.what_mean)
+    clusters = gmair_mixture.assigned(model.clusterer, given)
+    with torch.no_grad():
+        said = model.cat_encoder(objects.glimpses).argmax(1)
+    assert (said == clusters).float().mean() > 0.95
+    assert set(clusters.tolist()) == {0, 1}
+    for cluster in range(2):
+        centre = objects.what_mean[clusters == cluster].mean(0)
+        prior = model.prior_mean(torch.eye(2))
+        assert (prior - centre).norm(dim=1).argmin() == cluster
+    assert model.warnings() == []
+
+
+def test_held_clusters_learn_from_the_clusterer_alone():
+    model = held_model()
+    images, _ = two_kinds(16)
+
+    def gradients(step: int, keep: Callable[[str], bool]) -> float:
+        model.zero_grad()
+        torch.manual_seed(1)
+        terms = model.training_step(images, step)
+        sum(term for name, term in terms.items() if keep(name)).backward()
+        return sum(float(p.grad.abs().sum()) for p in model.cat_encoder.parameters() if p.grad is not None)
+
+    assert gradients(1, lambda name: name != "hold") == 0
+    assert model.prior_mean.weight.grad is not None
+    assert gradients(1, lambda name: name == "hold") > 0
+    assert gradients(0, lambda name: True) > 0  # before the start it learns from the ELBO
+    assert "hold" not in model.training_step(images, 0)
+
+
+def test_the_hold_loss_is_the_cross_entropy_to_the_clusterer():
+    model = held_model()
+    images, _ = two_kinds(4)
+    cells = model.infer_cells(images)
+    chosen = top_cells(cells.presence_prob, 0)
+    objects = model.infer_objects(images, cells, chosen, sample=True)
+    prob = take_cells(cells.presence_prob, chosen)
+    loss = gmair_mixture.hold_loss(model, images, objects, prob)
+    total = torch.zeros(4)
+    ranked = sorted(((float(prob[i, j]), i, j) for i in range(4) for j in range(prob.shape[1])), reverse=True)
+    for presence, i, j in ranked[: gmair_mixture.HELD]:
+        if presence < 0.5:
+            continue
+        box = model.cut_boxes(
+            objects.boxes[i, j][None, None], prob[i, j][None, None], objects.what_mean[i, j][None, None]
+        )
+        square = gmair_mixture.square_boxes(box, Cut(16, 0.0))
+        glimpse = crop(images[i : i + 1], square, 16)[0].clamp(0, 1)
+        one = Objects(glimpse, prob[i, j][None], objects.what_mean[i, j][None])
+        cluster = gmair_mixture.assigned(model.clusterer, one)
+        total[i] += torch.nn.functional.cross_entropy(objects.cat_logits[i, j][None], cluster)
+    assert total.sum() > 0
+    torch.testing.assert_close(loss, total)
+
+
+def test_a_held_clusterer_is_in_the_state_and_in_no_optimiser():
+    model = held_model()
+    again = small(presence_bias=9, clusters=2, mixture_start=1, start_with="kmeans", hold_clusters=True)
+    again.load_state_dict(model.state_dict())
+    images, _ = two_kinds(8)
+    terms = []
+    for one in (model, again):
+        torch.manual_seed(3)
+        terms.append(one.training_step(images, 5))
+    assert terms[0].keys() == terms[1].keys()
+    assert all(torch.equal(terms[0][name], terms[1][name]) for name in terms[0])
+    taught = {id(p) for o in model.optimizers() for g in o.param_groups for p in g["params"]}
+    assert taught == {id(p) for name, p in model.named_parameters() if not name.startswith("clusterer.")}
+    assert not [p for p in model.clusterer.parameters() if p.requires_grad]
+
+
+def test_a_start_with_a_clusterer_has_its_code_in_the_key():
+    registry = load_plugins()
+    plain, with_kmeans = (
+        matrix(registry, ["gmair"], ["multimnist"], [0], protocol("demo"), {"gmair": given})[0].training
+        for given in ({}, {"start_with": "kmeans"})
+    )
+    assert "uses" not in plain.identity
+    assert with_kmeans.identity["uses"] == ["kmeans"]
+    more = with_kmeans.code["model_code"].keys() - plain.code["model_code"].keys()
+    assert "objbench_plugins/kmeans/model.py" in more
+    assert with_kmeans.identity["model_code"] != plain.identity["model_code"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"hold_clusters": True}, "hold_clusters needs a clusterer to hold to"),
+        ({"hold_clusters": True, "start_with": "kmeans", "mixture_start": 0}, "mixture_start above 0"),
+        ({"start_with": "kmean", "mixture_start": 5}, "no clusterer named 'kmean'; did you mean 'kmeans'?"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(options: dict[str, object], says: str):
+    with pytest.raises((ValueError, UsageError), match=re.escape(says)):
+        small(**options)
 
 
 def test_objects_that_are_not_finite_start_no_mixture():
