@@ -727,7 +727,7 @@ def test_the_hold_loss_is_the_cross_entropy_to_the_clusterer():
 def test_a_held_clusterer_is_in_the_state_and_in_no_optimiser():
     model = held_model()
     again = small(presence_bias=9, clusters=2, mixture_start=1, start_with="kmeans", hold_clusters=True)
-    again.load_state_dict(model.state_dict())
+    again.eval().load_state_dict(model.state_dict())
     images, _ = two_kinds(8)
     terms = []
     for one in (model, again):
