@@ -48,7 +48,7 @@ class ContrastiveConfig(GlimpseConfig):
 
 
 SETTINGS: Settings = {
-    ("demo", "*"): {"embeddings": 2},
+    ("demo", "*"): {"embeddings": 2, "epochs": 8.0, "round_epochs": 4.0},  # for two minutes of one core
 }  # fmt: skip
 
 
