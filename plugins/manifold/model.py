@@ -31,6 +31,7 @@ class Manifold(GlimpseClusterer):
 
     Config = ManifoldConfig
     config: ManifoldConfig
+    continuous = False  # one neighbour more or less changes shares
 
     def __init__(self, config: ManifoldConfig, shape: ObjectShape) -> None:
         super().__init__(config, shape)

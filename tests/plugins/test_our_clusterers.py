@@ -101,6 +101,35 @@ def test_its_state_is_all_it_needs(case):
 
 
 @torch.no_grad()
+def test_single_precision_gives_the_clusters_of_double_also_at_the_border(case):
+    """Between two objects of different clusters, bisected until rounding in single precision decides."""
+    _, channels, _, clusterer = case
+    new = some(64, channels, seed=5)
+    found = clusterer.assign(new)
+    assert torch.equal(found, clusterer._exactly(new.glimpses))
+    one, two = (new.glimpses[int((found == cluster).nonzero()[0])] for cluster in found.unique()[:2])
+    low, high, between = 0.0, 1.0, []
+    for _ in range(40):
+        middle = (low + high) / 2
+        between.append(one + middle * (two - one))
+        same = int(clusterer._exactly(between[-1][None])) == int(clusterer._exactly(one[None]))
+        low, high = (middle, high) if same else (low, middle)
+    glimpses = torch.stack(between)
+    exact = torch.cat([clusterer._exactly(glimpse[None]) for glimpse in glimpses])
+    assert torch.equal(clusterer.assign(Objects(glimpses, torch.ones(len(glimpses)))), exact)
+
+
+def test_close_scores_alone_are_computed_in_double(monkeypatch):
+    clusterer = fitted("ceiling", some())
+    asked = []
+    exactly = type(clusterer)._exactly
+    monkeypatch.setattr(type(clusterer), "_exactly", lambda self, g: asked.append(len(g)) or exactly(self, g))
+    with torch.no_grad():
+        clusterer.assign(some(64, seed=1))
+    assert sum(asked) < 8
+
+
+@torch.no_grad()
 def test_an_object_is_assigned_alone(case):
     _, channels, _, clusterer = case
     new = some(40, channels, seed=2)
