@@ -284,7 +284,7 @@ def test_data_show_and_check(tmp_path: Path) -> None:
     ran = objbench("data", "check", "objects", *options)
     assert ran.code == 0, ran.out
     assert "nothing is wrong" in ran.out
-    ran = objbench("data", "show", "objects", *options, "--to", str(tmp_path / "a.png"))
+    ran = objbench("data", "show", "objects", *options, "--n", "8", "--to", str(tmp_path / "a.png"))
     assert ran.code == 0, ran.err
     assert (tmp_path / "a.png").stat().st_size > 1000
     (tmp_path / "b.h5").write_text("no data")
