@@ -9,8 +9,8 @@ def objbench_models() -> list[ModelSpec]:
     small = (
         "of 16 images; 6 slots of 32 values and layers of 32 channels; an encoder that halves the resolution twice; a "
         "decoder of two layers of 5x5 and one of 3x3 on 16x16 pixels, a quarter of the image's, enlarged bilinearly: "
-        "edges of masks are soft; clipped gradients; weights that start attention as soft k-means on colours and places; a "
-        "learning rate of 1e-3 after a warm-up of 100 steps,"
+        "edges of masks are soft; clipped gradients; weights that start attention as soft k-means on colours and "
+        "places; a learning rate of 1e-3 after a warm-up of 100 steps,"
     )
     return [
         ModelSpec(
@@ -24,8 +24,8 @@ def objbench_models() -> list[ModelSpec]:
             licence="Apache-2.0",
             differs={
                 "*": (
-                    "Boxes are around segments, the pixels at which a slot's mask is the largest; the score is half of 1 "
-                    "and the mean mask. The segment with most pixels at the image's border is left out as background "
+                    "Boxes are around segments, the pixels at which a slot's mask is the largest; the score is half of "
+                    "1 and the mean mask. The segment with most pixels at the image's border is left out as background "
                     "(background=kept keeps it). In detection, slots start at the same random places in each image. "
                     "Weights before a ReLU start as He et al. 2015 have it, not Glorot and Bengio 2010."
                 ),

@@ -21,7 +21,6 @@ from objbench_plugins.slot_attention.config import SETTINGS, SlotAttentionConfig
 from objbench_plugins.slot_attention.networks import Decoder, Encoder
 from objbench_plugins.slot_attention.rates import WarmedAdam
 
-
 PLACES = 5.0
 """What the decoder's map of positions is multiplied by at the start, so that they count as much as slots do."""
 
