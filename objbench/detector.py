@@ -52,6 +52,9 @@ class Detections:
     """`[m]` int64, from 0, or NOISE (-1); None when the detector does not cluster."""
     what: Tensor | None = None
     """`[m, A]` float32 what-latents, finite; needed when `clusters` is None."""
+    masks: Tensor | None = None
+    """`[m, height, ceil(width / 8)]` uint8: the pixels of each detection as packed bits, at least one, or None when the
+    detector makes no masks; `boxes` are then the smallest around them. `objbench.masks.from_masks` makes both."""
 
     def __post_init__(self) -> None:
         m = len(self.image)
@@ -60,6 +63,8 @@ class Detections:
             parts["clusters"] = (self.clusters, (m,))
         if self.what is not None:
             parts["what"] = (self.what, (m, self.what.shape[-1]))
+        if self.masks is not None:
+            parts["masks"] = (self.masks, (m, *self.masks.shape[-2:]))
         for name, (tensor, expected) in parts.items():
             if tensor.shape != expected:
                 raise ValueError(
@@ -84,6 +89,8 @@ class Detections:
             bad["a negative cluster other than -1 (noise)"] = self.clusters < NOISE
         if self.what is not None:
             bad["a what-latent that is NaN or infinite"] = ~torch.isfinite(self.what).all(1)
+        if self.masks is not None:
+            bad["a mask without pixels"] = ~(self.masks != 0).flatten(1).any(1)
         for what, where in bad.items():
             if count := int(where.sum()):
                 return f"{count} of {len(where)} detections have {what}"
@@ -132,7 +139,9 @@ class Detections:
         assert boxes is not None
         assert scores is not None
         image = torch.cat([part.image + offset for part, offset in zip(parts, offsets, strict=False)])
-        return Detections(offsets[-1], image, boxes, scores, joined("clusters"), joined("what"))
+        return Detections(
+            offsets[-1], image, boxes, scores, joined("clusters"), joined("what"), joined("masks")
+        )
 
     def to(self, device: torch.device | str) -> Detections:
         """The same detections on another device."""

@@ -41,6 +41,9 @@ class GroundTruth:
     """`[m, 4]` float32, or float64 when read from a file; xyxy in pixels, inside the image and of positive size."""
     labels: Tensor
     """`[m]` int64 class ids, from 0."""
+    masks: Tensor | None = None
+    """`[m, height, ceil(width / 8)]` uint8: the pixels of each object as packed bits (see `objbench.masks`), at least
+    one; None where the data does not know them."""
 
     def __post_init__(self) -> None:
         m = len(self.image)
@@ -49,10 +52,15 @@ class GroundTruth:
                 f"{m} objects need boxes [{m}, 4] and labels [{m}], got {list(self.boxes.shape)} "
                 f"and {list(self.labels.shape)}"
             )
+        if self.masks is not None and self.masks.shape != (m, *self.masks.shape[-2:]):
+            raise ValueError(f"{m} objects need masks [{m}, height, bytes], got {list(self.masks.shape)}")
 
     @staticmethod
-    def of(boxes: list[Tensor], labels: list[Tensor]) -> GroundTruth:
-        """Makes it from one `[k_i, 4]` boxes tensor and one `[k_i]` labels tensor per image."""
+    def of(boxes: list[Tensor], labels: list[Tensor], masks: list[Tensor] | None = None) -> GroundTruth:
+        """Makes it from one `[k_i, 4]` boxes tensor and one `[k_i]` labels tensor per image.
+
+        masks: one `[k_i, height, bytes]` tensor of packed masks per image, or None.
+        """
         counts = torch.tensor([len(b) for b in boxes], dtype=torch.int64)
         empty_boxes, empty_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         return GroundTruth(
@@ -60,6 +68,7 @@ class GroundTruth:
             image=torch.repeat_interleave(torch.arange(len(boxes)), counts),
             boxes=torch.cat([b.reshape(-1, 4).float() for b in boxes] or [empty_boxes]),
             labels=torch.cat([l.long() for l in labels] or [empty_labels]),
+            masks=torch.cat(masks) if masks else None,
         )
 
     @staticmethod
@@ -70,7 +79,9 @@ class GroundTruth:
             images.append(part.image + offset)
             offset += part.images
         boxes, labels = torch.cat([p.boxes for p in parts]), torch.cat([p.labels for p in parts])
-        return GroundTruth(offset, torch.cat(images), boxes, labels)
+        masks = [p.masks for p in parts if p.masks is not None]
+        joined = torch.cat(masks) if masks and len(masks) == len(parts) else None
+        return GroundTruth(offset, torch.cat(images), boxes, labels, joined)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ CONTRACT = [
     "clusterer",
     "generation",
     "scenes",
+    "masks",
     "metric",
     "options",
     "matching",

@@ -31,6 +31,7 @@ NUMERICS = (
     "objbench.score.trained",
     "objbench.spatial",
     "objbench.latents",
+    "objbench.masks",
     "objbench.detector",
     "objbench.clusterer",
 )

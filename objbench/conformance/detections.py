@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from objbench.conformance.kit import Check, Wrong, collector
+from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
 from objbench.conformance.models import (
     STANDS_OUT,
     TEN,
@@ -24,6 +24,7 @@ from objbench.conformance.models import (
 )
 from objbench.conformance.shapes import SIDE
 from objbench.detector import Detections, trains_by_steps
+from objbench.masks import boxes_of, mask_fault
 from objbench.scenes import GroundTruth, Scenes
 from objbench.score.random_state import seed_everything, undisturbed
 
@@ -73,6 +74,25 @@ def _inside(subject: ModelSubject) -> str:
                 f"{int(outside.sum())} of {len(outside)} outside, such as {rounded(found.boxes[outside][0])}"
             )
     return "all boxes are"
+
+
+@check(
+    "masks", "detections", "masks are uint8, of the image's size in packed bits, and boxes fit them exactly"
+)
+def _masks(subject: ModelSubject) -> str:
+    count = 0
+    for detector in (subject.learned[0], subject.trained()):
+        found = look(detector, ten())
+        if found.masks is None:
+            raise DoesNotApply("it returns no masks")
+        count = len(found.masks)
+        if fault := mask_fault(found.masks, SIDE, SIDE):
+            raise Wrong(fault)
+        apart = (boxes_of(found.masks) != found.boxes).any(1)
+        if apart.any():
+            box, mask = (rounded(b[apart][0]) for b in (found.boxes, boxes_of(found.masks)))
+            raise Wrong(f"box {box} of a mask whose pixels are in {mask}")
+    return f"{count} masks"
 
 
 @check("eval", "detections", "detect returns the same twice, and does not change the detector's state")

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from objbench.conformance import registration
 from objbench.conformance.kit import Check, DoesNotApply, Wrong, collector
-from objbench.conformance.shapes import Shapes, ShapesConfig
+from objbench.conformance.shapes import SIDE, Shapes, ShapesConfig
 from objbench.detector import Detections
 from objbench.hookspecs import MetricSpec
+from objbench.masks import pack
 from objbench.metric import Metric
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth
@@ -65,9 +66,16 @@ def truth_and_detections() -> tuple[Detections, GroundTruth]:
     scores = (torch.randperm(m, generator=generator) // 3 + 1) / (
         m // 3 + 2
     )  # ties: three detections per score
-    return Detections(
-        IMAGES, image, boxes, scores, clusters, torch.randn(m, LATENT, generator=generator)
-    ), truth
+    latents = torch.randn(m, LATENT, generator=generator)
+    found = Detections(IMAGES, image, boxes, scores, clusters, latents, _filled(boxes))
+    return found, replace(truth, masks=_filled(truth.boxes))
+
+
+def _filled(boxes: Tensor) -> Tensor:
+    """The packed masks [m, SIDE, bytes] of all pixels whose middle is in a box."""
+    place = torch.arange(SIDE) + 0.5
+    rows, columns = ((boxes[:, axis, None] <= place) & (place < boxes[:, axis + 2, None]) for axis in (1, 0))
+    return pack(rows[:, :, None] & columns[:, None])
 
 
 def different(one: dict[str, float], other: dict[str, float]) -> str:
@@ -145,7 +153,10 @@ def _order(subject: MetricSubject) -> str:
         raise Wrong(f"detections in another order: {reason}")
     place = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(2))  # where each image moves
     moved = place[truth.image].argsort(stable=True)
-    other_truth = GroundTruth(IMAGES, place[truth.image][moved], truth.boxes[moved], truth.labels[moved])
+    assert truth.masks is not None
+    other_truth = GroundTruth(
+        IMAGES, place[truth.image][moved], truth.boxes[moved], truth.labels[moved], truth.masks[moved]
+    )
     if reason := different(plain, subject.values(replace(found, image=place[found.image]), other_truth)):
         raise Wrong(f"images in another order: {reason}")
     return "the same after shuffling"

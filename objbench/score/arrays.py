@@ -79,8 +79,15 @@ def select_scenes(
             detections.scores[found],
             pick(detections.clusters),
             pick(detections.what),
+            pick(detections.masks),
         ),
-        GroundTruth(len(indices), there_in, truth.boxes[there], truth.labels[there]),
+        GroundTruth(
+            len(indices),
+            there_in,
+            truth.boxes[there],
+            truth.labels[there],
+            None if truth.masks is None else truth.masks[there],
+        ),
     )
 
 

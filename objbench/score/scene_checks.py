@@ -23,6 +23,7 @@ from objbench.cells.identity import Cell
 from objbench.cells.result import CellResult
 from objbench.errors import UsageError
 from objbench.guarded import Ask, PluginFailed, ask_here, calling
+from objbench.masks import mask_fault
 from objbench.options import build
 from objbench.plugins import Registry, load_target
 from objbench.scenes import GroundTruth, Scenes, SceneShape, SceneSource, Split
@@ -94,6 +95,8 @@ def _of_truth(truth: GroundTruth, shape: SceneShape, classes: int, n: int) -> li
         if values.dtype != dtype:
             right = str(dtype).removeprefix("torch.")
             return [Fault("truth", None, f"truth.{name} of type {_type(values)}, not {right}")]
+    if truth.masks is not None and (fault := mask_fault(truth.masks, shape.height, shape.width)):
+        return [Fault("truth", None, f"truth.masks: {fault}")]
     if not len(image):
         return []
     if not ((image.diff() >= 0).all() and image[0] >= 0 and image[-1] < n):

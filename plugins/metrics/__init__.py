@@ -72,6 +72,13 @@ def objbench_metrics() -> list[MetricSpec]:
             },
         ),
         MetricSpec(
+            name="segments",
+            summary="masks against the true objects' pixels: ARI on the foreground, mean best overlap, COCO's mask AP",
+            target="objbench_plugins.metrics.segments:segments",
+            weighted="objbench_plugins.metrics.segments:segments_weighted",
+            more={"fg_ari": "FG-ARI (%)", "mbo": "mBO (%)", "mask_ap": "Mask AP (%)"},
+        ),
+        MetricSpec(
             name="ap50_gmair",
             summary="AP as GMAIR's published script computes it, faults included; not comparable with ap50",
             target="objbench_plugins.metrics.detection:ap50_gmair",

@@ -7,6 +7,7 @@ from torch import nn
 
 from objbench import ModelSpec, hookimpl
 from objbench.detector import Detections, Detector, DetectorConfig
+from objbench.masks import pack
 from objbench.options import option
 
 SIDE = 8
@@ -85,6 +86,17 @@ class Inside(Sound):
     def detect(self, images):
         found = super().detect(images)
         return replace(found, boxes=found.boxes + 2)
+
+
+class Masks(Sound):
+    """Its masks are of the left half of each box."""
+
+    def detect(self, images):
+        found = super().detect(images)
+        place = torch.arange(images.shape[2], device=images.device) + 0.5
+        x0, y0, x1, y1 = found.boxes.T[..., None]
+        rows, columns = (y0 < place) & (place < y1), (x0 < place) & (place < (x0 + x1) / 2)
+        return replace(found, masks=pack(rows[:, :, None] & columns[:, None]))
 
 
 class Eval(Sound):
@@ -171,6 +183,7 @@ BROKEN = {
     "learns": Learns,
     "detections": DetectionsBroken,
     "inside": Inside,
+    "masks": Masks,
     "eval": Eval,
     "batch": Batch,
     "channels": Channels,

@@ -106,7 +106,7 @@ def test_what_a_failure_says_to_read_is_a_heading_of_the_guide(kind: str) -> Non
         assert check.section in anchors
 
 
-NEED_FILES = ("fruit2d", "folder")
+NEED_FILES = ("fruit2d", "folder", "objects")
 """Data sets that are made of the user's files."""
 SHORT = {
     "aae": {"steps": "20", "width": "100"},

@@ -1,0 +1,160 @@
+"""Slot Attention: against a plain reference, its rates, its segments, its kit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from objbench.errors import UsageError
+from objbench.masks import unpack
+from objbench.options import build
+from objbench.scenes import SceneShape
+from objbench_plugins.slot_attention.attention import SlotAttention
+from objbench_plugins.slot_attention.model import Seen, SlotAttentionDetector, at_border, scaled
+from objbench_plugins.slot_attention.networks import Decoder, Encoder, Position, started
+from objbench_plugins.slot_attention.rates import WarmedAdam, rate_at
+from objbench_plugins.slot_attention.reference import slots_of
+
+
+def detector(shape: tuple[int, int, int] = (3, 32, 32), **options: Any) -> SlotAttentionDetector:
+    torch.manual_seed(0)
+    settings = SlotAttentionDetector.settings("demo", "sprites-sim")
+    return SlotAttentionDetector(
+        build(SlotAttentionDetector.Config, "slot-attention", settings, options), SceneShape(*shape)
+    )
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_slots_are_those_of_the_plain_reference(iterations: int) -> None:
+    torch.manual_seed(0)
+    module = SlotAttention(6, 5, 7, iterations).double()
+    for parameter in module.parameters():  # also norms and biases
+        torch.nn.init.normal_(parameter, 0.3, 0.5)
+    features, noise = torch.randn(2, 11, 6).double(), torch.randn(2, 3, 5).double()
+    weights = {name: value.numpy() for name, value in module.state_dict().items()}
+    for one, (these, random) in zip(module(features, noise), zip(features, noise, strict=True), strict=True):
+        expected = slots_of(these.numpy(), random.numpy(), weights, iterations)
+        assert np.allclose(one.detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_slots_do_not_depend_on_the_order_of_features_and_follow_that_of_noise() -> None:
+    torch.manual_seed(0)
+    module = SlotAttention(6, 5, 7, 3).double()
+    features, noise = torch.randn(2, 11, 6).double(), torch.randn(2, 3, 5).double()
+    slots = module(features, noise)
+    assert torch.allclose(module(features[:, torch.randperm(11)], noise), slots)
+    assert torch.allclose(module(features, noise[:, [2, 0, 1]]), slots[:, [2, 0, 1]])
+
+
+def test_the_paper_is_the_default() -> None:
+    assert SlotAttentionDetector.settings("paper", "anything") == {}
+    c = SlotAttentionDetector.Config()
+    assert (c.steps, c.batch_size, c.lr, c.warmup, c.half_life) == (500_000, 64, 4e-4, 10_000, 100_000)
+    assert (c.slots, c.iterations, c.slot_size, c.hidden, c.width) == (7, 3, 64, 128, 64)
+    encoder, decoder = Encoder(3, (128, 128), 64, 0), Decoder(64, 3, (128, 128), 64, c.grid, c.coarse, c.even)
+    of_encoder = [(m.kernel_size, m.stride) for m in encoder.convolutions if isinstance(m, torch.nn.Conv2d)]
+    assert of_encoder == [((5, 5), (1, 1))] * 4
+    layers = [m for m in decoder.layers if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert [(m.kernel_size[0], m.stride[0]) for m in layers] == [(5, 2)] * 4 + [(5, 1), (3, 1)]
+    assert decoder.layers(torch.zeros(1, 64, 8, 8)).shape == (1, 4, 128, 128)  # nothing is resized
+
+
+def test_positions_are_the_distances_to_the_sides() -> None:
+    grid = Position(2, (3, 5)).grid
+    assert grid.shape == (3, 5, 4)
+    assert grid[0, 0].tolist() == [0, 0, 1, 1]
+    assert grid[2, 4].tolist() == [1, 1, 0, 0]
+    assert grid[1, 1].tolist() == [0.5, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 35, 35), (3, 24, 40)])
+def test_masks_share_out_each_pixel_and_mix_the_picture(shape: tuple[int, int, int]) -> None:
+    model = detector(shape)
+    images = torch.rand(2, *shape)
+    seen = model.see(images, torch.randn(2, 6, 32))
+    assert seen.masks.shape == (2, 6, *shape[1:])
+    assert torch.allclose(seen.masks.sum(1), torch.ones(2, *shape[1:]))
+    plain = sum(seen.masks[:, k, None] * seen.colours[:, k] for k in range(6))
+    assert torch.allclose(seen.picture, plain, atol=1e-5)
+    torch.manual_seed(1)
+    loss = model.training_step(images, 0)["image"]
+    torch.manual_seed(1)
+    picture = model.see(images, torch.randn(2, 6, 32)).picture
+    assert torch.allclose(loss, ((picture - (2 * images - 1)) ** 2).mean())
+    assert model.reconstruct(images).shape == images.shape
+
+
+def test_segments_are_where_a_mask_is_largest_and_the_one_at_the_border_is_background(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks = torch.full((1, 3, 4, 5), 0.2)
+    masks[:, 0] = 0.6  # the background
+    masks[:, 1, 1:3, 1:4] = 0.8  # wins in six pixels
+    masks = masks / masks.sum(1, keepdim=True)
+    seen = Seen(torch.arange(6.0).view(1, 3, 2), torch.zeros(1, 3, 3, 4, 5), masks)
+    for background, boxes in (("border", [[1, 1, 4, 3]]), ("kept", [[0, 0, 5, 4], [1, 1, 4, 3]])):
+        model = detector((3, 4, 5), background=background, grid=4)
+        monkeypatch.setattr(model, "see", lambda images, noise: seen)
+        found = model.eval().detect(torch.zeros(1, 3, 4, 5))
+        assert found.boxes.tolist() == boxes
+        assert found.masks is not None
+        assert found.what is not None
+        assert unpack(found.masks, 5)[-1].sum() == 6
+        assert found.scores[-1] == pytest.approx(0.5 + 0.25)  # its mean mask is a half
+        assert found.what[-1].tolist() == [2, 3]
+
+
+def test_at_border_counts_corners_twice() -> None:
+    assert at_border(torch.ones(1, 1, 3, 4).bool()).item() == 14
+
+
+def test_k_means_starts_with_the_colours_of_pixels_as_features() -> None:
+    model = detector(halvings=0)
+    images = torch.rand(1, 3, 32, 32)
+    features = model.encoder.convolutions(scaled(images))
+    expected = torch.cat([scaled(images).relu(), (-scaled(images)).relu()], 1)
+    assert torch.allclose(features[:, :6], expected, atol=1e-5)
+
+
+def test_attention_that_starts_as_k_means_finds_colours() -> None:
+    """Two regions of features: each slot is in one of them, and has its mean."""
+    torch.manual_seed(0)
+    module = SlotAttention(8, 8, 16, 5)
+    started(module)
+    module.start_as_k_means(20.0)
+    places = torch.eye(8)[[0] * 6 + [1] * 10]
+    slots = module(places[None], torch.randn(1, 2, 8))[0]
+    normed = torch.nn.functional.layer_norm(torch.eye(8)[:2], (8,), eps=1e-3)
+    near = torch.nn.functional.cosine_similarity(slots[:, None], torch.tanh(normed)[None], dim=2)
+    assert near.max() > 0.9
+
+
+def test_rates_rise_then_halve_and_are_kept_with_the_optimiser() -> None:
+    assert rate_at(5, 10, 100) == pytest.approx(0.5 * 0.5**0.05)
+    assert rate_at(200, 10, 100) == pytest.approx(0.25)
+    weight = torch.nn.Parameter(torch.ones(1))
+
+    def steps(optimizer: WarmedAdam, count: int) -> None:
+        for _ in range(count):
+            weight.grad = torch.ones(1)
+            optimizer.step()
+
+    first = WarmedAdam([weight], lr=0.1, warmup=10, half_life=100)
+    steps(first, 4)
+    assert first.param_groups[0]["lr"] == pytest.approx(0.1 * rate_at(4, 10, 100))
+    resumed = WarmedAdam([weight], lr=0.1, warmup=10, half_life=100)
+    resumed.load_state_dict(first.state_dict())
+    steps(resumed, 1)
+    assert resumed.param_groups[0]["lr"] == pytest.approx(0.1 * rate_at(5, 10, 100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"lr_end": 0.1}, "lr_end must be 1"), ({"slot_size": 16}, "needs width=32 equal to slot_size=16")],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        detector(**options)
