@@ -51,7 +51,8 @@ class Detections:
     clusters: Tensor | None = None
     """`[m]` int64, from 0, or NOISE (-1); None when the detector does not cluster."""
     what: Tensor | None = None
-    """`[m, A]` float32 what-latents, finite; needed when `clusters` is None."""
+    """`[m, A]` float32 what-latents, finite; without them and `clusters`, only clusterers of glimpses can cluster the
+    objects."""
     masks: Tensor | None = None
     """`[m, height, ceil(width / 8)]` uint8: the pixels of each detection as packed bits, at least one, or None when the
     detector makes no masks; `boxes` are then the smallest around them. `objbench.masks.from_masks` makes both."""
@@ -142,6 +143,11 @@ class Detections:
         return Detections(
             offsets[-1], image, boxes, scores, joined("clusters"), joined("what"), joined("masks")
         )
+
+    def select(self, index: Tensor) -> Detections:
+        """The detections at these places, [k] int64 (many times faster than a bool mask); `image` stays as it is."""
+        parts = {k: v[index] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Detections(**{**vars(self), **parts})
 
     def to(self, device: torch.device | str) -> Detections:
         """The same detections on another device."""

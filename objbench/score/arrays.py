@@ -68,19 +68,8 @@ def select_scenes(
     found, found_in = _rows_of(detections.image, detections.images, indices)
     there, there_in = _rows_of(truth.image, truth.images, indices)
 
-    def pick(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[found]
-
     return (
-        Detections(
-            len(indices),
-            found_in,
-            detections.boxes[found],
-            detections.scores[found],
-            pick(detections.clusters),
-            pick(detections.what),
-            pick(detections.masks),
-        ),
+        replace(detections.select(found), images=len(indices), image=found_in),
         GroundTruth(
             len(indices),
             there_in,

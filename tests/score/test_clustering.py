@@ -128,11 +128,14 @@ def test_labels_are_of_the_object_that_a_detection_is_on() -> None:
 def test_only_what_the_detector_stands_by_is_fitted_on() -> None:
     found, _ = true_objects()
     what = torch.randn(len(found.detections.image), 3)
-    kept = clustering.present(replace(found.detections, what=what, clusters=found.truth.labels))
+    masks = torch.randint(1, 256, (len(what), 4, 1), dtype=torch.uint8)
+    kept = clustering.present(replace(found.detections, what=what, clusters=found.truth.labels, masks=masks))
     assert (kept.scores >= 0.5).all()
     assert len(kept.scores) == int((found.detections.scores >= 0.5).sum())
     assert kept.what is not None
     assert torch.equal(kept.what, what[found.detections.scores >= 0.5])
+    assert kept.masks is not None
+    assert torch.equal(kept.masks, masks[found.detections.scores >= 0.5])
 
 
 def test_without_detections_there_are_no_glimpses() -> None:
