@@ -111,9 +111,13 @@ def clusterer_shares(model: Gmair, objects: Present) -> Tensor:
     clusterer = model.clusterer
     assert clusterer is not None
     given = Objects(objects.squares, objects.presence, objects.what_mean)
+    threads = torch.get_num_threads()
     clusterer.requires_grad_(True).train()
     clusterer.fit(given)
     clusterer.requires_grad_(False)
+    torch.set_num_threads(
+        threads
+    )  # libraries set it for the whole process, and a second thread can slow steps tenfold
     clusters = assigned(clusterer, given)
     share = torch.full((len(clusters), model.config.clusters), 1 / model.config.clusters).to(
         objects.what_mean

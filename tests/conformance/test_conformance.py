@@ -109,9 +109,9 @@ def test_what_a_failure_says_to_read_is_a_heading_of_the_guide(kind: str) -> Non
 NEED_FILES = ("fruit2d", "folder", "objects")
 """Data sets that are made of the user's files."""
 SHORT = {
-    "aae": {"steps": "20", "width": "100"},
-    "iic": {"steps": "60"},
-    "gmvae": {"steps": "60"},
+    "aae": {"steps": "5", "width": "50"},
+    "iic": {"steps": "20"},
+    "gmvae": {"steps": "20"},
     "contrastive": {"epochs": "3", "round_epochs": "2", "rounds": "1"},
     "ceiling": {"epochs": "3"},
 }

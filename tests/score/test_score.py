@@ -718,7 +718,12 @@ def test_json_has_every_value_of_every_metric(files: tuple[Path, Path]) -> None:
     found = read_detections(files[1], there.image_ids)
     scored = scoring.score(load_plugins(), found, there.truth)
     assert values == pytest.approx({k: None if math.isnan(v) else v for k, v in scored.items()})
-    assert {k for k, v in values.items() if v is None} == {"fg_ari", "mbo", "mask_ap", "mask_ap50"}  # no masks
+    assert {k for k, v in values.items() if v is None} == {
+        "fg_ari",
+        "mbo",
+        "mask_ap",
+        "mask_ap50",
+    }  # no masks
     assert values["ap50"] == values["acc"] == 1
     assert values["count_error"] == 0.5
     assert result.stderr == ""
