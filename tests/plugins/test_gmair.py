@@ -28,6 +28,7 @@ from objbench_plugins.gmair.mixture import inverse_softplus, start_mixture
 from objbench_plugins.gmair.model import Gmair, WhatPrior
 from objbench_plugins.gmair.reference import render_plain
 from objbench_plugins.gmair.render import render, render_published
+from objbench_plugins.kmeans.model import KMeans
 
 
 def small(channels: int = 1, size: int = 32, **options) -> Gmair:
@@ -679,6 +680,19 @@ def test_the_mixture_starts_with_the_clusters_of_a_clusterer():
         prior = model.prior_mean(torch.eye(2))
         assert (prior - centre).norm(dim=1).argmin() == cluster
     assert model.warnings() == []
+
+
+def test_the_fit_of_a_clusterer_leaves_the_number_of_threads(monkeypatch: pytest.MonkeyPatch):
+    """numba, which a neighbour embedding uses, sets it for the whole process."""
+    fit, before = KMeans.fit, torch.get_num_threads()
+
+    def with_threads(self: KMeans, objects: Objects) -> None:
+        fit(self, objects)
+        torch.set_num_threads(before + 1)
+
+    monkeypatch.setattr(KMeans, "fit", with_threads)
+    held_model()
+    assert torch.get_num_threads() == before
 
 
 def test_held_clusters_learn_from_the_clusterer_alone():
