@@ -65,6 +65,7 @@ class RayBackend:
         connect(address)
         self._nodes: list[dict[str, Any]] = []
         self._looked = -math.inf
+        self._most = settings.workers or math.inf
         gpus = needs.gpus
         if device == "cpu" and gpus:
             raise UsageError(f"--gpus-per-cell {gpus:g} with --device cpu: cells would not use the GPUs")
@@ -78,7 +79,6 @@ class RayBackend:
             self.close()
             raise UsageError(no_room(self.needs, self.nodes()))
         environment = {name: os.environ[name] for name in TRAVELS if name in os.environ}
-        self._most = settings.workers or math.inf
         devices = ["cuda:0"] if gpus else ["cpu"]  # a cell sees the GPUs that are its own
         self.settings = replace(settings, devices=devices, threads=cpus, environment=environment)
         self._host = ray.remote(Actor).options(
@@ -129,6 +129,7 @@ class RayBackend:
         """An actor to which a training was sent, and its future answer that this has begun."""
         training = cells[0].training
         key = training.key
+        (folder / "log.txt").touch()
         files = {
             f"{key}/{name}": data for name, data in packed(folder, [c.clusterer_key for c in cells]).items()
         }
