@@ -223,6 +223,7 @@ def run(
             sys.exit(bool(failures))
         if cells:
             store.prepare()
+            store.tidy({cell.training.key for cell in cells})
         planned = plan(store, cells, force)
         results = {p.cell.key: rescored(planner, p.result) for p in planned if not p.why}
     todo = [p.cell for p in planned if p.why]

@@ -28,7 +28,7 @@ from objbench.run.shipping import Parcel, Watched, unpack
 WAIT_S = 0.5
 """Seconds after which a call to `poll` returns at the latest."""
 GUARD = """exec 3<&0
-{ read -r ended <&3; [ "$ended" ] || kill -KILL -- "-$1"; rm -rf -- "$2"; } >/dev/null 2>&1 &"""
+{ read -r ended <&3; [ "$ended" ] || kill -s KILL -- "-$1"; rm -rf -- "$2"; } >/dev/null 2>&1 &"""
 """A shell script: when its stdin is closed, kills a process group and removes a folder; at a line it only removes."""
 
 
