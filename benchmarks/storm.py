@@ -215,7 +215,13 @@ class Storm:
 
 
 def storm(
-    folder: Path, kills: int, seconds: float, seeds: int = 2, seed: int = 0, say: Any = print
+    folder: Path,
+    kills: int,
+    seconds: float,
+    seeds: int = 2,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    say: Callable[[str], None] = print,
 ) -> list[str]:
     """Runs a storm in an empty folder; what is wrong after it."""
     with Storm(folder, seeds, seed, say) as run:
