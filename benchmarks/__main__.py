@@ -1,5 +1,5 @@
 """Every benchmark in one table: `python -m benchmarks [NAME ...] [--json FILE]`, and two records side by side:
-`python -m benchmarks --compare OLD.json NEW.json`.
+`python -m benchmarks --compare OLD.json NEW.json`. `python -m benchmarks storm` is a trial of faults: see storm.py.
 
 A benchmark is a module of this package with `rows()`: dicts of name, value, unit and note. Compare figures of one run,
 as ratios; a machine's absolute figures drift.
@@ -21,6 +21,10 @@ import benchmarks
 
 def main() -> int:
     """Runs what was asked for, or compares two records."""
+    if sys.argv[1:2] == ["storm"]:  # has options of its own
+        from benchmarks.storm import main as storm
+
+        return storm(sys.argv[2:])
     names = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if has_rows(m.name))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(names)} (all when none)")

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from benchmarks import steps
+from benchmarks import scheduling, steps
 from benchmarks.__main__ import compare
+from benchmarks.storm import storm
 
 
 @pytest.mark.slow
@@ -41,3 +42,23 @@ def test_an_unknown_benchmark_is_reported_in_a_line():
     assert done.returncode == 2
     assert "no benchmark named 'stepz'" in done.stderr
     assert "steps" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_short_storm_changes_no_figure(tmp_path):
+    """Two faults; `python -m benchmarks storm` tries many."""
+    said = []
+    assert (
+        storm(tmp_path, kills=2, seconds=20, seeds=1, kinds=("kill all", "kill a cell"), say=said.append)
+        == []
+    )
+    assert "are equal" in said[-1]
+    assert sum("kill" in line and " s  " in line for line in said) == 2
+
+
+@pytest.mark.slow
+def test_sleeping_cells_are_scheduled():
+    """Few of them; as a benchmark there are 2,000."""
+    found = {row["name"]: row["value"] for row in scheduling.rows(count=12, slots=6, seconds=0.2)}
+    assert 0 < found["scheduling: delay, median"] <= found["scheduling: delay, 99 of 100"]
+    assert found["scheduling: store, a cell"] > 100, "the last checkpoint is in it"

@@ -29,6 +29,8 @@ class Event(TypedDict, total=False):
     """What the detector's `watch` says."""
     metrics: dict[str, float]
     """The running figures."""
+    notice: str
+    """A line for the user."""
     disk_full: str
     """The file that could not be written, and why: nothing else can run then."""
 

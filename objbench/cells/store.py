@@ -26,6 +26,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable
@@ -209,6 +210,18 @@ class Store:
             n += 1
         self.folder(key).rename(aside)
         return aside
+
+    def tidy(self, keys: Iterable[str]) -> None:
+        """Removes what killed processes left half-written in these trainings, if nobody is at work on them."""
+        for key in keys:
+            left = [path for path in self.folder(key).rglob(".*") if path.exists()]
+            lock = self.lock(key) if left else None
+            if lock is None:
+                continue
+            for path in left if not self.lockless else ():
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            os.close(lock)
 
     def lock(self, key: str) -> int | None:
         """Locks a training with its cells. None when it is locked.

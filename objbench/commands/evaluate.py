@@ -75,7 +75,8 @@ def evaluate(
     from objbench.cells.plan import plan
     from objbench.cells.store import Store
     from objbench.commands.run import Drawing, rescored, show_results
-    from objbench.run.local import Settings
+    from objbench.run.backend import Settings
+    from objbench.run.local import Local
     from objbench.run.planning import Planner
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
@@ -101,7 +102,7 @@ def evaluate(
         if not todo:
             which = "the evaluation is" if len(cells) == 1 else f"all {len(cells)} evaluations are"
             progress.say(f"nothing to do: {which} done")
-        runner = Runner(store, settings, Drawing(progress, registry.columns))
+        runner = Runner(store, Local(settings), Drawing(progress, registry.columns))
         results |= runner.run(todo)
     in_order = [results.get(p.cell.key, p.result) for p in planned]
     show_results(in_order, list(registry.columns), as_json, {})

@@ -7,7 +7,6 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from objbench.cells.matrix import entries
 from objbench.cells.overrides import parse_overrides
 from objbench.cells.protocols import PROTOCOLS, protocol
 from objbench.cells.sweeps import told_apart
-from objbench.commands.devices import find_devices, threads_each
+from objbench.commands.engines import check_engine, open_engine
 from objbench.commands.matrix_file import from_matrix_file, save
 from objbench.commands.shared import (
     as_typed,
@@ -95,7 +94,34 @@ def seeds_of(_: click.Context, __: click.Parameter, value: str) -> list[int]:
 @overrides_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
-    "--workers", default=1, type=click.IntRange(min=1), metavar="N", help="Cells at once.  [default: 1]"
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Cells at once.  [default: 1; with --on, as many as there is room for]",
+)
+@click.option(
+    "--on",
+    default="",
+    metavar="ENGINE[=ADDRESS]",
+    help="Run cells on the machines of a cluster: ray, or ray=HOST:PORT. See docs/machines.md.",
+)
+@click.option(
+    "--gpus-per-cell",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="With --on: GPUs of each cell; .5 for two cells on one.  [default: 1, or 0 where there are none]",
+)
+@click.option(
+    "--cpus-per-cell",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --on: cores, and threads, of each cell.  [default: 1]",
+)
+@click.option(
+    "--memory-per-cell",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="With --on: memory that a machine must have left for each cell.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Kill a cell after S seconds."
@@ -136,7 +162,11 @@ def run(
     out: str,
     options: tuple[str, ...],
     device: str,
-    workers: int,
+    workers: int | None,
+    on: str,
+    gpus_per_cell: float | None,
+    cpus_per_cell: int | None,
+    memory_per_cell: float | None,
     timeout: float | None,
     plan_timeout: float,
     checkpoint_every: float,
@@ -162,7 +192,7 @@ def run(
 
     from objbench.cells.plan import plan
     from objbench.cells.store import Store
-    from objbench.run.local import Settings
+    from objbench.run.backend import Needs, Settings
     from objbench.run.log import check_log
     from objbench.run.planning import Planner
     from objbench.run.progress import Progress
@@ -171,6 +201,9 @@ def run(
     if log:
         check_log(log)
     seconds = timeout or math.inf
+    settings = Settings([], workers or 0, 1, seconds, checkpoint_every, plugin_files, points, log or "")
+    needs = Needs(cpus_per_cell, gpus_per_cell, memory_per_cell)
+    check_engine(on, needs)
     store = Store(folder)
     with Planner(plugin_files, min(plan_timeout, seconds)) as planner:
         planner.start()  # it imports torch while we load plugins
@@ -179,25 +212,27 @@ def run(
         entries(registry, models)  # at once, not when torch is there
         for name in data:
             registry.data_spec(name)
-        devices = find_devices(device, planner.count_devices)
+        backend = open_engine(on, settings, device, needs, planner.count_devices)
+        click.get_current_context().call_on_close(backend.close)
         cells, failures = planner.matrix(models, data, seeds, scale.name, overrides, str(folder))
         save(options)
         for failure in failures:
             click.echo(f"{named(failure)}: failed: {failure.error}", err=True)
         if plan_only:
-            show_plan(plan(store, cells, force), failures, workers, as_json)
+            show_plan(plan(store, cells, force), failures, backend.slots(), as_json)
             sys.exit(bool(failures))
         if cells:
             store.prepare()
+            store.tidy({cell.training.key for cell in cells})
         planned = plan(store, cells, force)
         results = {p.cell.key: rescored(planner, p.result) for p in planned if not p.why}
     todo = [p.cell for p in planned if p.why]
-    settings = Settings(devices, workers, threads_each(workers), seconds, checkpoint_every, plugin_files)
-    settings = replace(settings, points=points, log=log or "")
+    if todo:
+        backend.prepare(registry, todo)
     with Progress(len(todo), registry.columns) as progress:
         if cells and not todo:
             progress.say(f"nothing to run: all {len(cells)} cells are done")
-        runner = Runner(store, settings, Drawing(progress, registry.columns), force)
+        runner = Runner(store, backend, Drawing(progress, registry.columns), force)
         results |= runner.run(todo)
     in_order = [results.get(p.cell.key, p.result) for p in planned] + failures
     show_results(in_order, list(registry.columns), as_json, told_apart(cells))

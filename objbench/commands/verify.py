@@ -37,7 +37,8 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
     from objbench.cells.identity import read_cell
     from objbench.cells.origin import origin_folder
     from objbench.cells.store import Store, read_record
-    from objbench.run.local import Settings
+    from objbench.run.backend import Settings
+    from objbench.run.local import Local
     from objbench.run.progress import Progress
     from objbench.run.runner import Runner
     from objbench.score.metrics import rescore
@@ -66,7 +67,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         threads = recorded.provenance.get("threads", 1)  # another number changes the order of sums
         settings = Settings(find_devices(device), 1, threads, math.inf, 20.0, plugin_files)
         with Progress(1, registry.columns) as progress:
-            runner = Runner(store, settings, progress)
+            runner = Runner(store, Local(settings), progress)
             result = runner.run([new])[new.key]
         if runner.stop_requests:
             sys.exit(130)

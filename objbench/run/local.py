@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from objbench.cells.identity import Cell
 from objbench.cells.result import Event
+from objbench.plugins import Registry
+from objbench.run.backend import Settings
 from objbench.run.link import Reader
 
 ENVIRONMENT = {
@@ -31,27 +32,29 @@ ENVIRONMENT = {
 """Environment variables of a training's process; the user's environment overrides them. Other systems ignore them."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to run trainings; none of this is part of a key."""
+class Local:
+    """Runs trainings on this machine; a `Backend`."""
 
-    devices: list[str]
-    """Such as ["cpu"] or ["cuda:0", "cuda:1"]; workers use them in turn."""
-    workers: int
-    threads: int
-    """CPU threads of each worker."""
-    timeout: float
-    """Seconds after which a cell is killed; may be infinite."""
-    checkpoint_s: float
-    plugins: tuple[str, ...]
-    points: int | None = None
-    """The number of points of a training's curve: see `objbench.run.points`."""
-    log: str = ""
-    """The kind of log that is written for a training: see `objbench.run.log`. "" means no log."""
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def prepare(self, registry: Registry, cells: Iterable[Cell]) -> None:
+        """Nothing is needed."""
+
+    def slots(self) -> int:
+        """The number of workers."""
+        return self.settings.workers
+
+    def start(self, folder: Path, cells: list[Cell], lock: int, slot: int) -> LocalJob:
+        """Starts a training. Raises OSError when no process can be started."""
+        return LocalJob(folder, cells, lock, slot, self.settings)
+
+    def close(self) -> None:
+        """Nothing is left."""
 
 
 class LocalJob:
-    """A training with those of its cells that are to be run, in a process on this machine."""
+    """A training with those of its cells that are to be run, in a process on this machine; a `Job`."""
 
     def __init__(self, folder: Path, cells: list[Cell], lock: int, slot: int, settings: Settings) -> None:
         """folder: of the training. lock: the file descriptor that holds its lock. slot: the number of its worker.
@@ -60,7 +63,6 @@ class LocalJob:
         """
         self.cells, self.slot = cells, slot
         self.started = time.monotonic()
-        """When what it does now began: the training, or one of its cells. Each may take the time limit."""
         self.timed_out = False
         self._lock_fd = lock
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
@@ -83,10 +85,15 @@ class LocalJob:
                     stderr=log,
                     pass_fds=(write_fd, lock),  # the lock is held until both processes have ended
                     start_new_session=True,  # Ctrl-C reaches only the runner, which then asks the trainings to stop
-                    env=ENVIRONMENT | os.environ | threads | {"PYTHONUNBUFFERED": "1"},
+                    env=ENVIRONMENT | os.environ | settings.environment | threads | {"PYTHONUNBUFFERED": "1"},
                 )
         finally:
             os.close(write_fd)
+
+    @property
+    def group(self) -> int:
+        """The process group of the process and all processes that it has started."""
+        return self._process.pid
 
     def ended(self) -> bool:
         """True if the process has ended."""
@@ -103,7 +110,7 @@ class LocalJob:
     def kill(self) -> None:
         """Kills the process and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError):  # the group is empty
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.group, signal.SIGKILL)
 
     def close(self) -> None:
         """Releases the lock. Also kills processes that the training has started: they would keep the lock."""

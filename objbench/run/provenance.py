@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "platform": platform.platform(),
         "git": git_state(Path(objbench.__file__).parent, "__init__.py"),
+        "node": os.environ.get("OBJBENCH_NODE") or platform.node(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "started": now(),

@@ -1,5 +1,5 @@
-"""Runs trainings with their cells, each training in its own process. A training that fails, hangs or is killed does not
-affect the others."""
+"""Runs trainings with their cells, each training in its own process, here or on other machines. A training that fails,
+hangs or is killed does not affect the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from objbench.cells.identity import Cell, write_cell
 from objbench.cells.result import CellResult, Event, Status
 from objbench.cells.store import Store, end_early, read_record, write_record
 from objbench.errors import UsageError
-from objbench.run.local import LocalJob, Settings
+from objbench.run.backend import Backend, Job
 
 GRACE_S = 30.0
 """Seconds that a cell has to stop; after that it is killed."""
@@ -43,10 +43,10 @@ class Observer(Protocol):
 class Runner:
     """The loop over waiting trainings and running processes."""
 
-    def __init__(self, store: Store, settings: Settings, observer: Observer, force: bool = False) -> None:
+    def __init__(self, store: Store, backend: Backend, observer: Observer, force: bool = False) -> None:
         """force: rename the folders of existing trainings, and train again."""
-        self.store, self.settings, self.observer, self.force = store, settings, observer, force
-        self.jobs: list[LocalJob] = []
+        self.store, self.backend, self.observer, self.force = store, backend, observer, force
+        self.jobs: list[Job] = []
         self.results: dict[str, CellResult] = {}
         self.stop_requests = 0
         """How often the user asked to stop: after the first request cells save a checkpoint, after the second they are
@@ -116,24 +116,31 @@ class Runner:
             for job in self.jobs:
                 job.kill()
 
-    def _poll(self, job: LocalJob) -> None:
+    def _poll(self, job: Job) -> None:
         """Passes on the events of a job; kills it when its time is over; takes its results when it has ended."""
-        ended = job.ended()  # checked first: if it has ended, all its events are in the pipe
+        try:
+            ended = job.ended()  # checked first: if it has ended, all its events are there
+        except OSError as error:
+            job.kill()
+            self._give_up(error)
+            return
         for event in job.events():
             self.fatal = self.fatal or event.get("disk_full", "")
+            if "notice" in event:
+                self.observer.say(f"{job.cells[0].name}: {event['notice']}")
             if "cell" in event:
                 job.started = time.monotonic()
             self.observer.update(job.cells[0], event)
         if ended:
             self._end(job)
-        elif time.monotonic() - job.started > self.settings.timeout:
+        elif time.monotonic() - job.started > self.backend.settings.timeout:
             job.timed_out = True
             job.kill()
 
     def _fill_slots(self, waiting: deque[list[Cell]]) -> None:
         """Starts waiting trainings in the idle slots, if no other process is running them."""
         for _ in range(len(waiting)):  # each is tried once
-            if len(self.jobs) >= self.settings.workers:
+            if len(self.jobs) >= self.backend.slots():
                 return
             cells = waiting.popleft()
             training = cells[0].training.key
@@ -206,12 +213,12 @@ class Runner:
             folder.mkdir(parents=True, exist_ok=True)
             write_cell(folder, cell)
             write_record(folder, cell.result("running"))
-        slot = min(set(range(self.settings.workers)) - {job.slot for job in self.jobs})
+        slot = min(set(range(len(self.jobs) + 1)) - {job.slot for job in self.jobs})
         folder = self.store.folder(cells[0].training.key)
-        self.jobs.append(LocalJob(folder, cells, lock, slot, self.settings))
+        self.jobs.append(self.backend.start(folder, cells, lock, slot))
         self.observer.begin(cells[0])
 
-    def _end(self, job: LocalJob) -> None:
+    def _end(self, job: Job) -> None:
         """Takes the results of a process that has ended, or records why there are none.
 
         Where it ended in one of its cells, of which the training was done, the cells after that one are run in another
@@ -241,10 +248,10 @@ class Runner:
         if again:
             self._again.append(again)
 
-    def _how_it_ended(self, job: LocalJob) -> tuple[Status, str]:
+    def _how_it_ended(self, job: Job) -> tuple[Status, str]:
         """The status and error of a process that left no record."""
         if job.timed_out:
-            return "timed out", f"killed after {self.settings.timeout:g} s"
+            return "timed out", f"killed after {self.backend.settings.timeout:g} s"
         if self.stop_requests or self.fatal:
             return "interrupted", ""
         return "failed", job.failure()

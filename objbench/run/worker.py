@@ -29,8 +29,10 @@ from objbench.cells.identity import (
     EVALUATED,
     OWN,
     START,
+    TEST_SEED,
     Cell,
     Training,
+    plain,
     read_cell,
     read_training,
 )
@@ -119,6 +121,7 @@ class Worker(Link, Watch):
         seconds_before = position(folder).seconds
         self.protocol = Protocol(summary="", **training.identity["protocol"])
         self.built = build_training(self.registry, training, self.device)
+        self._check_content(training)
         if EVALUATED in training.identity:
             if not (folder / "trained.json").exists():
                 self._evaluate(folder, training)
@@ -150,6 +153,18 @@ class Worker(Link, Watch):
                     raise
                 traceback.print_exc()
                 end_early(cell, *how_it_failed(error))
+
+    def _check_content(self, training: Training) -> None:
+        """UsageError when the data set holds something else here than where this run was planned."""
+        name, then = training.identity["data"], training.identity["fingerprint"]
+        if training.identity.get(TEST_SEED, 0) != 0:  # it was planned by the scenes of seed 0
+            return
+        with undisturbed(self.built.detector):
+            now = plain(self.built.test_source.fingerprint())
+        if now != then:
+            raise UsageError(
+                f"the data of '{name}' are not those that this run was planned with: {now}, then {then}"
+            )
 
     def report(self, event: Event) -> None:
         """Sends an event, and logs it."""

@@ -1,0 +1,138 @@
+"""`objbench run --on ray`: a real, small cluster on this machine; nodes and the command are killed in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objbench.cells.files import Damaged, read_json
+from objbench.cells.store import Store
+from running import TOY, rows_of, run
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'objbench[ray]'")
+pytestmark = pytest.mark.slow
+LIMIT_S = 300.0
+"""Of each wait; far more than is needed on an idle machine."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head, on which no cell has room, and two nodes of one core each."""
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # on a busy machine
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def command(cluster: Any, out: Path, *words: str) -> subprocess.Popen[str]:
+    """Starts the command in a process of its own."""
+    line = [
+        sys.executable,
+        "-m",
+        "objbench",
+        "run",
+        "--models",
+        "toy,toy-plain",
+        "--data",
+        "squares",
+        "--plugin",
+        TOY,
+    ]
+    line += ["--out", str(out), "--on", f"ray={cluster.address}", "--json", *words]
+    return subprocess.Popen(line, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def steps(out: Path) -> list[int]:
+    """How far the trainings in a store have come, by their checkpoints."""
+    found = []
+    for file in out.glob("cells/*/checkpoint.json"):
+        with contextlib.suppress(Damaged):
+            found.append(int(read_json(file)["position"]["step"]))
+    return found
+
+
+def wait_for(what: Callable[[], bool], command: subprocess.Popen[str]) -> None:
+    """Until something is so; fails when the command ends before."""
+    end = time.monotonic() + LIMIT_S
+    while not what():
+        assert command.poll() is None, command.stderr and command.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def trainings() -> list[str]:
+    """The command lines of all processes that train in a temporary folder of a node."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = file.read_text()
+            if (
+                "objbench.run.worker" in line
+                and f"--plugin\0{Path(TOY).name}" not in line
+                and "/objbench-" in line
+            ):
+                found.append(line)
+    return found
+
+
+def test_a_node_and_the_command_die_and_the_figures_are_those_of_one_machine(
+    cluster: Any, tmp_path: Path
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    words = [
+        word
+        for model in ("toy", "toy-plain")
+        for word in ("-o", f"{model}.slow={slow}", "-o", f"{model}.at=20")
+    ]
+    words += ["--checkpoint-every", "0.3"]
+    there = tmp_path / "there"
+    first = again = command(cluster, there, *words)
+    try:
+        wait_for(lambda: len(steps(there)) == 2, first)
+        assert len(trainings()) == 2
+        first.kill()  # as the system does when memory runs out: it cannot tidy up
+        first.wait()
+        before = min(steps(there))
+        again = command(cluster, there, *words)
+        wait_for(lambda: not trainings(), again)
+        wait_for(lambda: min(steps(there)) > before, again)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        wait_for(lambda: len(trainings()) == 1, again)
+        slow.unlink()
+        out, err = again.communicate(timeout=LIMIT_S)
+    finally:
+        for process in (first, again):
+            process.kill()
+    assert again.returncode == 0, err
+    assert "was lost; goes on elsewhere from step" in err
+    here = rows_of(run(tmp_path / "here", "toy,toy-plain", "--json"))
+    rows = json.loads(out)
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert [row["metrics"] for row in rows] == [row["metrics"] for row in here]
+    records = [Store(there).result(row["cell"]).provenance for row in rows]
+    alive = {node.node_id[:8] for node in cluster.worker_nodes}
+    assert {record["node"][-9:-1] for record in records} == alive
+    assert not list(there.glob("cells/*/.*")), "nothing half-written is left"
+    assert not list(there.glob("cells/*/checkpoint*")), "what is gone there is gone here"
+
+
+def test_what_is_wrong_with_a_cluster_is_said_in_one_line(cluster: Any, tmp_path: Path) -> None:
+    ran = command(cluster, tmp_path, "--gpus-per-cell", "2")
+    _, err = ran.communicate(timeout=LIMIT_S)
+    assert ran.returncode == 2
+    assert "no node of the Ray cluster has 1 CPUs, 2 GPUs, which a cell needs" in err
+    assert not list(tmp_path.iterdir())
