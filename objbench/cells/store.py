@@ -11,6 +11,7 @@
                                        record.json   how the cell ended and what it scored; checksums of
                                        clusters.safetensors, clusterer.safetensors, where it clusters
     <out>/cells/....broken-<n>               a damaged training or cell, set aside; .old-<n>: one that was run anew
+    <out>/progress/<host>-<process>.json     what `objbench watch` shows of a running `objbench run`
     <out>/locks/<training>                   locked by the processes at work on the training and its cells
 
 On a file system without locks no process can know that another is at work: only one objbench may run there at a time.

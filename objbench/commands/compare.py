@@ -65,6 +65,13 @@ def compare(
     with those of the same name. Only runs on the same test scenes are compared, those of one seed with each other; the
     intervals are a bootstrap over scenes and seeds. One paragraph for each pair of rows.
     """
+    click.echo(compared(first, second, out, resamples, plugin_files, as_json))
+
+
+def compared(
+    first: str, second: str, out: str, resamples: int, plugin_files: tuple[str, ...], as_json: bool
+) -> str:
+    """What `objbench compare` prints; warnings go to stderr. UsageError when nothing can be compared."""
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
     from objbench.report.compare import duel, paragraph
@@ -86,9 +93,8 @@ def compare(
     for fault in faults:
         click.echo(f"warning: {fault}", err=True)
     if as_json:
-        click.echo(json.dumps([d.as_json() for d in duels], indent=2))
-        return
-    click.echo("\n\n".join(paragraph(d) for d in duels))
+        return json.dumps([d.as_json() for d in duels], indent=2)
+    return "\n\n".join(paragraph(d) for d in duels)
 
 
 def side_of(word: str, out: str, read: Callable[..., list[Row]]) -> Side:
