@@ -66,7 +66,7 @@ def test_at_sixty_columns_every_cell_is_on_one_line_with_all_that_matters() -> N
 def test_long_names_are_folded_not_cut() -> None:
     lines = [Line("0/own", "spair+gmm on fruit2d-sim [recon=16, steps=10000]", 0)]
     words = "".join("".join(line.split()) for line in drawn(lines, 60)[2:-1])
-    assert words == "spair+gmmonfruit2d-sim[recon=16,0waitingsteps=10000]"
+    assert words == "spair+gmmonfruit2d-sim0waiting[recon=16,steps=10000]"
     assert max(map(len, drawn(lines, 20))) <= 20
 
 
