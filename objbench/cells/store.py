@@ -4,7 +4,8 @@
                            checkpoint.json   where training can go on; with checkpoint-<step>.safetensors
                            trained.json      that it ended, how, and the checksums of what it left:
                            weights.safetensors, detections.safetensors (raw, on the test scenes), truth.safetensors,
-                           shown.safetensors (what pictures need), curve.jsonl (the running figures)
+                           shown.safetensors (what pictures need), curve.jsonl (the running figures),
+                           samples.safetensors (what was found in a few validation scenes at points of the curve)
                            log.txt           whatever the plugins printed, and the traceback of a failure
                            log.csv, log.tensorboard/    with `objbench run --log`: see objbench.run.log
     <out>/cells/<training>/<clusterer>/cell.json     what clusters the detections
