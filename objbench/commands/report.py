@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from objbench.cells.protocols import PROTOCOLS, protocol
-from objbench.commands.compare import compared
+from objbench.commands.compare import compared, two_cells
 from objbench.commands.shared import (
     PLAN_TIMEOUT,
     as_typed,
@@ -96,7 +96,8 @@ FRAMES = ["rows", "cells", "objects"]
     nargs=2,
     metavar="A B",
     help="Instead of the table: say which of A and B is better, by how much, how sure, and at what cost, as "
-    "`objbench compare A B` does; as text, or with --format json.",
+    "`objbench compare A B` does; as text, or with --format json. With --html: the page opens with a cell of each, "
+    "in the scenes where they differ.",
 )
 @plugin_option
 def report(
@@ -126,11 +127,9 @@ def report(
     if protocol_name is not None:
         protocol(protocol_name)
     check_format(form, which, target)
-    if sides:
-        if form not in ("table", "json") or page is not None or which != "rows":
-            raise UsageError(
-                "--compare prints a paragraph, or JSON with --format json; leave out --html and --of"
-            )
+    if sides and page is None:
+        if form not in ("table", "json") or which != "rows":
+            raise UsageError("--compare prints a paragraph, or JSON with --format json; leave out --of")
         said = compared(*sides, out, resamples, plugin_files, form == "json") + "\n"
         if target is None:
             click.echo(said, nl=False)
@@ -180,7 +179,10 @@ def report(
     if page is not None:
         from objbench.report.page.write import page as page_of
 
-        html, problems = page_of(rows, cells, table, registry)
+        pair = two_cells(*sides, out, registry, plugin_files) if sides else ("", "")
+        if left := [key for key in pair if key and key not in cells]:
+            raise UsageError(f"--compare with --html: cell {left[0]} is not among the cells of this page")
+        html, problems = page_of(rows, cells, table, registry, pair)
         for problem in problems:
             click.echo(f"warning: {problem}", err=True)
         write_to(Path(page), html.encode(), "--html")

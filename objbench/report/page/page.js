@@ -119,7 +119,7 @@
   }
 
   // A layer is a cell as it is drawn: one of each row that is switched on, or the two that are compared.
-  const layerOf = (row, cell, name) => ({ row, cell, name });
+  const layerOf = (row, cell, name = row.model) => ({ row, cell, name });
   const shownBoxes = (cell, scene) => {
     const kept = { wrong: isWrong, false: isFalse }[$("show").value];
     return kept ? cell.boxes[scene].filter(kept) : cell.boxes[scene];
@@ -193,7 +193,7 @@
   const cellKeys = () => rows().flatMap((row) => cellsOf(row).map((cell) => [cell.cell, row, cell]));
   function pairOf() {
     const chosen = [$("first"), $("second")].map((one) => cellKeys().find(([key]) => key === one.value));
-    return chosen.every(Boolean) ? chosen.map(([, row, cell], i) => layerOf(row, cell, `${"AB"[i]}, ${row.model}, seed ${cell.seed}`)) : null;
+    return chosen.every(Boolean) ? chosen.map(([, row, cell], i) => layerOf(row, cell, "AB"[i])) : null;
   }
 
   function choosePair() {
@@ -214,7 +214,7 @@
   function drawPair() {
     $("pair").hidden = !state.pair;
     if (!state.pair) return;
-    const figure = (value, heading) => (value === null || value === undefined ? "–" : number(heading.includes("%") ? 100 * value : value));
+    const figure = (value, heading) => (value === null || value === undefined ? "–" : number(heading.includes("%") ? 100 * value : value).replace("-", "−"));
     const lines = [...C.columns.map(({ name, heading }) => [heading, state.pair.map(({ cell }) => cell.metrics[name]), heading]),
       ["training, s", state.pair.map(({ cell }) => cell.seconds), ""]];
     $("pair").firstElementChild.replaceChildren(
@@ -224,11 +224,11 @@
   }
 
   function drawScenes() {
-    const layers = state.pair || rows().filter((row) => state.layers.has(row.row)).map((row) => layerOf(row, cellOf(row), row.model));
+    const layers = state.pair || rows().filter((row) => state.layers.has(row.row)).map((row) => layerOf(row, cellOf(row)));
     const truth = state.layers.has("truth");
     let scenes = [...Array(here().shown).keys()];
     const order = $("order").value;
-    const judge = state.pair ? state.pair[Number(order)] : rows().filter((row) => String(row.row) === order).map((row) => layerOf(row, cellOf(row), row.model))[0];
+    const judge = state.pair ? state.pair[Number(order)] : rows().filter((row) => String(row.row) === order).map((row) => layerOf(row, cellOf(row)))[0];
     const cells = state.pair && state.pair.map(({ cell }) => cell);
     const of = cells && scenes.map((scene) => apart(cells, scene));
     if (order === "apart" && of) scenes.sort((a, b) => of[b].size - of[a].size || a - b);
@@ -237,7 +237,8 @@
     if (of && $("differ").checked) scenes = scenes.filter((scene) => of[scene].differ);
     if ($("show").value !== "all") scenes = scenes.filter((scene) => layers.some((layer) => hasAny(layer, scene)));
     const count = (test) => of.filter(test).length;
-    const said = of ? `Of these ${all} scenes they differ in ${count((one) => one.differ)}. More objects are right in A in ${count(({ only: [x, y] }) => x > y)}, and in B in ${count(({ only: [x, y] }) => y > x)}. ` : "";
+    const named = of && state.pair.map(({ row, cell, name }) => `${name}: ${row.model}, seed ${cell.seed}.`).join(" ");
+    const said = of ? `${named} Of these ${all} scenes they differ in ${count((one) => one.differ)}. More objects are right in A in ${count(({ only: [x, y] }) => x > y)}, and in B in ${count(({ only: [x, y] }) => y > x)}. ` : "";
     $("said").textContent = said + (scenes.length < all ? `${scenes.length} of ${all} scenes are shown.` : "");
     const over = $("view").value === "over";
     const grid = $("grid");
