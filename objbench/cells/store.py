@@ -4,13 +4,15 @@
                            checkpoint.json   where training can go on; with checkpoint-<step>.safetensors
                            trained.json      that it ended, how, and the checksums of what it left:
                            weights.safetensors, detections.safetensors (raw, on the test scenes), truth.safetensors,
-                           shown.safetensors (what pictures need), curve.jsonl (the running figures)
+                           shown.safetensors (what pictures need), curve.jsonl (the running figures),
+                           samples.safetensors (what was found in a few validation scenes at points of the curve)
                            log.txt           whatever the plugins printed, and the traceback of a failure
                            log.csv, log.tensorboard/    with `objbench run --log`: see objbench.run.log
     <out>/cells/<training>/<clusterer>/cell.json     what clusters the detections
                                        record.json   how the cell ended and what it scored; checksums of
                                        clusters.safetensors, clusterer.safetensors, where it clusters
     <out>/cells/....broken-<n>               a damaged training or cell, set aside; .old-<n>: one that was run anew
+    <out>/progress/<host>-<process>.json     what `objbench watch` shows of a running `objbench run`
     <out>/locks/<training>                   locked by the processes at work on the training and its cells
 
 On a file system without locks no process can know that another is at work: only one objbench may run there at a time.

@@ -26,10 +26,12 @@ from objbench.commands.run import run
 from objbench.commands.score import score
 from objbench.commands.show import show
 from objbench.commands.verify import verify
+from objbench.commands.watch import watch
 from objbench.errors import UsageError
 
 COMMANDS = [
     run,
+    watch,
     report,
     show,
     figure,

@@ -65,18 +65,20 @@ def compare(
     with those of the same name. Only runs on the same test scenes are compared, those of one seed with each other; the
     intervals are a bootstrap over scenes and seeds. One paragraph for each pair of rows.
     """
+    click.echo(compared(first, second, out, resamples, plugin_files, as_json))
+
+
+def compared(
+    first: str, second: str, out: str, resamples: int, plugin_files: tuple[str, ...], as_json: bool
+) -> str:
+    """What `objbench compare` prints; warnings go to stderr. UsageError when nothing can be compared."""
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
     from objbench.report.compare import duel, paragraph
 
-    @functools.cache
-    def read(store: str, only: str = "") -> list[Row]:
-        return rows_in(store, registry, plugin_files, only)
-
-    sides = [side_of(word, out, read) for word in (first, second)]
     duels = []
     faults = []
-    for a, b in pairs_of(*sides):
+    for a, b in pairs_named(first, second, out, registry, plugin_files):
         try:
             duels.append(duel(a, b, registry, resamples))
         except UsageError as error:
@@ -86,9 +88,30 @@ def compare(
     for fault in faults:
         click.echo(f"warning: {fault}", err=True)
     if as_json:
-        click.echo(json.dumps([d.as_json() for d in duels], indent=2))
-        return
-    click.echo("\n\n".join(paragraph(d) for d in duels))
+        return json.dumps([d.as_json() for d in duels], indent=2)
+    return "\n\n".join(paragraph(d) for d in duels)
+
+
+def pairs_named(
+    first: str, second: str, out: str, registry: Registry, plugin_files: tuple[str, ...]
+) -> list[tuple[Row, Row]]:
+    """The pairs of rows that A and B mean. UsageError when there are none, or too many."""
+
+    @functools.cache
+    def read(store: str, only: str = "") -> list[Row]:
+        return rows_in(store, registry, plugin_files, only)
+
+    return pairs_of(*(side_of(word, out, read) for word in (first, second)))
+
+
+def two_cells(
+    first: str, second: str, out: str, registry: Registry, plugin_files: tuple[str, ...]
+) -> tuple[str, str]:
+    """The keys of a cell of A and one of B, of the same seed where there are such. Raises UsageError as `compare`."""
+    a, b = pairs_named(first, second, out, registry, plugin_files)[0]
+    pairs = [(one, other) for one in a.done for other in b.done]
+    one, other = min(pairs, key=lambda pair: pair[0].seed != pair[1].seed)
+    return one.cell, other.cell
 
 
 def side_of(word: str, out: str, read: Callable[..., list[Row]]) -> Side:

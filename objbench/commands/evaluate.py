@@ -98,7 +98,7 @@ def evaluate(
         results = {p.cell.key: rescored(planner, p.result) for p in planned if not p.why}
     todo = [p.cell for p in planned if p.why]
     settings = Settings(devices, 1, threads_each(1), math.inf, math.inf, plugin_files)
-    with Progress(len(todo), registry.columns) as progress:
+    with Progress(todo, registry.columns, store=store.out) as progress:
         if not todo:
             which = "the evaluation is" if len(cells) == 1 else f"all {len(cells)} evaluations are"
             progress.say(f"nothing to do: {which} done")

@@ -13,6 +13,7 @@ from objbench.plugins import load_plugins
 
 FIGURES = {
     "curves": "AP, ACC and NMI over the training steps: mean and standard deviation over seeds (Figure 2a)",
+    "iterations": "validation scenes through the training steps: boxes and reconstructions (Figures 2e-2h)",
     "latents": "t-SNE of what-latents, with classes, clusters, and wrongly clustered objects (Figures 2b-2d and 5)",
     "generated": "objects generated from each cluster (Figure 3)",
     "varied": "scenes with other categories, styles and places (Figure 4)",

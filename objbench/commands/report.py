@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from objbench.cells.protocols import PROTOCOLS, protocol
+from objbench.commands.compare import compared, two_cells
 from objbench.commands.shared import (
     PLAN_TIMEOUT,
     as_typed,
@@ -89,6 +90,15 @@ FRAMES = ["rows", "cells", "objects"]
     help="Write one page that shows everything: the table with --paper and --intervals, scenes, errors, curves, and "
     "where it comes from. It needs no network and no other file.",
 )
+@click.option(
+    "--compare",
+    "sides",
+    nargs=2,
+    metavar="A B",
+    help="Instead of the table: say which of A and B is better, by how much, how sure, and at what cost, as "
+    "`objbench compare A B` does; as text, or with --format json. With --html: the page opens with a cell of each, "
+    "in the scenes where they differ.",
+)
 @plugin_option
 def report(
     out: str,
@@ -105,6 +115,7 @@ def report(
     more: bool,
     target: str | None,
     page: str | None,
+    sides: tuple[str, str] | None,
     plugin_files: tuple[str, ...],
 ) -> None:
     """Print the table of all cells in a directory, in the form of Table 2 of the GMAIR paper.
@@ -116,6 +127,15 @@ def report(
     if protocol_name is not None:
         protocol(protocol_name)
     check_format(form, which, target)
+    if sides and page is None:
+        if form not in ("table", "json") or which != "rows":
+            raise UsageError("--compare prints a paragraph, or JSON with --format json; leave out --of")
+        said = compared(*sides, out, resamples, plugin_files, form == "json") + "\n"
+        if target is None:
+            click.echo(said, nl=False)
+        else:
+            write_to(Path(target), said.encode())
+        return
     if page is not None:
         if target is not None or form != "table":
             raise UsageError(
@@ -159,7 +179,10 @@ def report(
     if page is not None:
         from objbench.report.page.write import page as page_of
 
-        html, problems = page_of(rows, cells, table, registry)
+        pair = two_cells(*sides, out, registry, plugin_files) if sides else ("", "")
+        if left := [key for key in pair if key and key not in cells]:
+            raise UsageError(f"--compare with --html: cell {left[0]} is not among the cells of this page")
+        html, problems = page_of(rows, cells, table, registry, pair)
         for problem in problems:
             click.echo(f"warning: {problem}", err=True)
         write_to(Path(page), html.encode(), "--html")

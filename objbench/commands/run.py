@@ -229,7 +229,11 @@ def run(
     todo = [p.cell for p in planned if p.why]
     if todo:
         backend.prepare(registry, todo)
-    with Progress(len(todo), registry.columns) as progress:
+    expected = {p.cell.key: p.seconds for p in planned}
+    slots = backend.slots()
+    with Progress(
+        todo, registry.columns, apart=told_apart(cells), seconds=expected, workers=slots, store=folder
+    ) as progress:
         if cells and not todo:
             progress.say(f"nothing to run: all {len(cells)} cells are done")
         runner = Runner(store, backend, Drawing(progress, registry.columns), force)
@@ -295,7 +299,7 @@ def show_results(
 
 def show_plan(planned: list[Planned], failures: list[CellResult], workers: int, as_json: bool) -> None:
     """What would run, why, and for how long; and what cannot."""
-    from objbench.run.progress import duration
+    from objbench.run.board import duration
 
     if as_json:
         rows = [p.result.as_json() | {"why": p.why, "estimate": p.seconds} for p in planned]

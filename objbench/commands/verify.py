@@ -66,7 +66,7 @@ def verify(directory: str, cell: str, to: str | None, device: str, plugin_files:
         store.prepare()
         threads = recorded.provenance.get("threads", 1)  # another number changes the order of sums
         settings = Settings(find_devices(device), 1, threads, math.inf, 20.0, plugin_files)
-        with Progress(1, registry.columns) as progress:
+        with Progress([new], registry.columns) as progress:
             runner = Runner(store, Local(settings), progress)
             result = runner.run([new])[new.key]
         if runner.stop_requests:

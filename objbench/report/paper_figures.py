@@ -13,14 +13,16 @@ from torch import Tensor
 
 from objbench.cells.identity import OWN, read_cell
 from objbench.cells.store import read_curve, read_trained
-from objbench.detector import PRESENT
+from objbench.detector import PRESENT, Detections
 from objbench.errors import UsageError
 from objbench.generation import Generator, Latents
 from objbench.matching import as_numpy
 from objbench.mistakes import matches, verdicts
 from objbench.plugins import Registry, load_target
-from objbench.report.pictures import LINES, WRONG, Axes, Figure, colour_of, crops
+from objbench.report.pictures import FAINT, LINES, WRONG, Axes, Figure, colour_of, crops
+from objbench.scenes import GroundTruth
 from objbench.score.arrays import load_detections, load_tensors, load_truth
+from objbench.score.samples import read_samples
 from objbench.score.trained import load_detector
 
 POINTS = 2000
@@ -35,6 +37,8 @@ SCENES = 4
 """How many scenes are varied."""
 CROPS = 24
 """How many wrongly clustered objects are shown."""
+POINTS_SHOWN = 6
+"""After how many training steps at most the samples of a training are shown; the first and the last are."""
 
 
 class Series(NamedTuple):
@@ -237,6 +241,67 @@ def _shuffled(latents: Latents) -> Latents:
     return latents._replace(boxes=boxes)
 
 
+def iterations_figure(folder: Path) -> Figure:
+    """Figures 2e to 2h: validation scenes through the training: what is found, and below it what is painted.
+
+    The first column has the true boxes. Colours are clusters; white where the detector does not cluster. UsageError
+    when the training kept no samples.
+    """
+    kept = read_samples(folder.parent)
+    if kept is None or not kept.points:
+        raise UsageError(
+            f"cell {folder.parent.name}/{folder.name} keeps no samples of its training: its detector takes no "
+            "training steps, it was trained with an earlier version, or published results left them out"
+        )
+    which = np.unique(np.linspace(0, len(kept.points) - 1, POINTS_SHOWN).round().astype(int))
+    points = [kept.points[i] for i in which]
+    images = as_numpy(kept.images).astype(np.float32) / 255
+    parts = 1 + any(point.painted is not None for point in points)
+    across, rows, side = 1 + len(points), len(images) * parts, 1.4
+    figure = Figure((0.2 + across * side, 0.6 + rows * side))
+    panels = figure.subplots(rows, across, squeeze=False)
+    top = 1 - 0.55 / figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.04, hspace=0.04)
+    for row, column in np.ndindex(rows, across):
+        axes: Any = panels[row, column]  # numpy gives Axes no type
+        scene = row // parts
+        painted = row % parts == 1
+        axes.set(xticks=[], yticks=[])
+        point = points[column - 1]
+        if painted and (not column or point.painted is None):
+            axes.set_axis_off()
+            continue
+        shown = (
+            as_numpy(point.painted[scene]) / 255 if painted and point.painted is not None else images[scene]
+        )
+        axes.imshow(_rgb(shown.astype(np.float32)), interpolation="nearest", vmin=0, vmax=1)
+        axes.set_autoscale_on(False)
+        if not painted:
+            listed, boxes = (kept.truth, None) if not column else (point.found, point.found.scores)
+            _sample_boxes(axes, listed, boxes, scene)
+        if row == 0:
+            axes.set_title(f"step {point.step}" if column else "true boxes", fontsize=8, pad=3)
+    figure.suptitle(
+        y=1 - 0.1 / figure.get_figheight(),
+        t=f"validation scenes during the training of {label_of(folder)}",
+        fontsize=9,
+    )
+    return figure
+
+
+def _sample_boxes(axes: Axes, listed: Detections | GroundTruth, scores: Tensor | None, scene: int) -> None:
+    """The boxes of a scene; dotted where the score is below PRESENT, left out below FAINT."""
+    clusters = listed.clusters if isinstance(listed, Detections) else None
+    for j in np.flatnonzero(as_numpy(listed.image) == scene):
+        score = 1.0 if scores is None else float(scores[j])
+        if score < FAINT:
+            continue
+        x0, y0, x1, y1 = listed.boxes[j].tolist()
+        colour = "white" if clusters is None else colour_of(int(clusters[j]))
+        style, width = ("-", 1.4) if score >= PRESENT else (":", 0.8)
+        axes.plot((x0, x1, x1, x0, x0), (y0, y0, y1, y1, y0), style, color=colour, linewidth=width)
+
+
 def generator_of(folder: Path, registry: Registry) -> Generator:
     """What generates with the detector of a cell. UsageError when its plugin has no such part."""
     name = read_cell(folder).training.identity["model"]
@@ -317,6 +382,7 @@ def draw(name: str, folders: Sequence[Path], registry: Registry) -> Figure:
     if len(folders) != 1:
         raise UsageError(f"the figure '{name}' is of one cell; {len(folders)} are given")
     of_one: dict[str, Callable[[], Figure]] = {
+        "iterations": lambda: iterations_figure(folders[0]),
         "latents": lambda: latents_figure(folders[0]),
         "generated": lambda: generated_figure(folders[0], registry),
         "varied": lambda: varied_figure(folders[0], registry),

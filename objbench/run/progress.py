@@ -1,24 +1,28 @@
-"""Shows progress while cells run, on stderr: live on a terminal, otherwise a line from time to time."""
+"""Shows progress while cells run, on stderr: a live table on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
-from rich.table import Column
+from rich.console import Console, RenderableType
+from rich.live import Live
 
 from objbench.cells.identity import Cell
 from objbench.cells.result import CellResult, Event
+from objbench.run.board import TRAINING, Notice, duration, line_of, table
 
 NARROWEST = 20
 """The least width of a terminal. A smaller reported width (such as COLUMNS=0) is taken as unknown."""
 PLAIN_S = 15.0
 """Seconds between two lines of a cell when there is no terminal."""
+NOTICE_S = 5.0
+"""Seconds between two notices for `objbench watch`."""
 
 
 def console_on(stderr: bool) -> Console:
@@ -32,27 +36,53 @@ def console_on(stderr: bool) -> Console:
 
 
 class Progress:
-    """Shows the running cells; a context manager."""
+    """Shows the cells of a run; a context manager."""
 
-    def __init__(self, total: int, metrics: Iterable[str]) -> None:
-        """total: number of cells to run. metrics: shown while cells run, the most important first."""
-        self.total, self.ended, self.metrics = total, 0, list(metrics)
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        headings: Mapping[str, str],
+        *,
+        apart: Mapping[str, str] | None = None,
+        seconds: Mapping[str, float | None] | None = None,
+        workers: int = 1,
+        store: Path | None = None,
+    ) -> None:
+        """cells: to be run. headings: metric -> heading in the main table, the most important first.
+
+        apart, seconds: by key, what tells cells of one name apart, and what each may take. store: the directory in
+        which notices for `objbench watch` are kept; None for none.
+        """
+        self.ended, self.headings, self.workers = 0, headings, workers
         self.console = console_on(stderr=True)
+        apart, seconds = apart or {}, seconds or {}
+        self.lines = {c.key: line_of(c, apart.get(c.key, ""), seconds.get(c.key)) for c in cells}
         self._known: dict[str, dict[str, Any]] = {}
-        self._tasks: dict[str, TaskID] = {}
+        """By training: what its process has reported."""
+        self._current: dict[str, str] = {}
+        """By training: the key of the cell that its process works on."""
         self._said: dict[str, float] = {}
-        one_line = Column(no_wrap=True, overflow="ellipsis")
-        shown: list[ProgressColumn] = [TextColumn("{task.description}", markup=False, table_column=one_line)]
-        if self.console.width >= 110:
-            shown.insert(0, BarColumn(16))
-        self._bars = Bars(*shown, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._live = Live(
+            console=self.console, get_renderable=self._drawn, refresh_per_second=2, transient=True
+        )
+        self._notice = Notice(store, workers) if store is not None and cells else None
+        self._over = threading.Event()
+        self._noticing = threading.Thread(target=self._keep_notice, daemon=True)
 
     def __enter__(self) -> Progress:
-        self._bars.start()
+        if self.console.is_terminal and self.lines:
+            self._live.start()
+        if self._notice:
+            self._noticing.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._live.stop()
+        if self._notice:
+            self._over.set()
+            self._noticing.join()
+            with contextlib.suppress(OSError):
+                self._notice.remove()
 
     def say(self, text: str) -> None:
         """Prints one line."""
@@ -60,46 +90,67 @@ class Progress:
 
     def begin(self, cell: Cell) -> None:
         """Shows that a cell was started."""
-        self._known[cell.key] = {"phase": "starting"}
-        self._said[cell.key] = time.monotonic()
-        self._tasks[cell.key] = self._bars.add_task(f"{cell.name}: starting", total=None)
+        training = cell.training.key
+        self._known[training] = {"phase": "starting"}
+        self._said[training] = time.monotonic()
+        self._current[training] = cell.key
+        self.lines[cell.key].state = "starting"
 
     def update(self, cell: Cell, event: Event) -> None:
-        """Shows an event of a cell."""
-        known = self._known[cell.key]
+        """Shows an event of a cell, or of another one of its training."""
+        training = cell.training.key
+        known = self._known[training]
         known |= {"phase": "", **event}
-        said = f"{cell.name}: {describe(known, self.metrics)}"
-        task, done, steps = self._tasks[cell.key], known.get("step", 0), known.get("steps")
-        self._bars.update(task, completed=done, total=steps, description=said)
-        if not self.console.is_terminal and time.monotonic() - self._said[cell.key] > PLAIN_S:
-            self._said[cell.key] = time.monotonic()
-            self.say(said)
+        key = event.get("cell", "")
+        if key in self.lines and key != self._current[training]:
+            before = self.lines[self._current[training]]
+            before.state, before.left = "scored", 0.0
+            self._current[training] = key
+        line = self.lines[self._current[training]]
+        line.state = known["phase"] or TRAINING
+        line.step, line.steps = known.get("step", line.step), known.get("steps", line.steps)
+        line.figures = dict(known.get("metrics", {}))
+        if not known["phase"]:
+            line.left = seconds_left(known)
+        elif line.step and line.step == line.steps:
+            line.left = 0.0
+        if not self.console.is_terminal and time.monotonic() - self._said[training] > PLAIN_S:
+            self._said[training] = time.monotonic()
+            self.say(f"{cell.name}: {describe(known, list(self.headings))}")
 
     def end(self, cell: Cell, result: CellResult) -> None:
         """Prints how a cell ended."""
         self.ended += 1
-        if task := self._tasks.pop(cell.key, None):
-            self._bars.remove_task(task)
+        self.lines[cell.key].ends(result)
         why = f": {result.error}" if result.error else ""
-        self.say(f"[{self.ended}/{self.total}] {cell.name}: {result.status}{why}")
+        self.say(f"[{self.ended}/{len(self.lines)}] {cell.name}: {result.status}{why}")
         for warning in result.provenance.get("warnings", []):
             self.say(f"    warning: {warning}")
 
+    def _drawn(self) -> RenderableType:
+        return table(list(self.lines.values()), self.headings, self.console, self.workers)
 
-def describe(known: dict[str, Any], metrics: list[str]) -> str:
+    def _keep_notice(self) -> None:
+        """Writes the notice until the run is over. A store that cannot be written only means that there is none."""
+        assert self._notice
+        while True:
+            with contextlib.suppress(OSError):
+                self._notice.write(list(self.lines.values()))
+            if self._over.wait(NOTICE_S):
+                return
+
+
+def describe(known: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """Step, pace, time left, metrics and loss, as far as they are known; or the phase."""
     if known["phase"]:
         return str(known["phase"])
-    pace = known["steps_per_second"]
-    left = duration((known["steps"] - known["step"]) / max(pace, 1e-9))
-    parts = [f"{known['step']}/{known['steps']}", f"{pace:.1f} steps/s", f"{left} left"]
+    left = duration(seconds_left(known))
+    parts = [f"{known['step']}/{known['steps']}", f"{known['steps_per_second']:.1f} steps/s", f"{left} left"]
     running = known.get("metrics", {})
     parts += [f"{name} {running[name]:.2f}" for name in metrics if name in running]
     return ", ".join([*parts, f"loss {known['loss']:.4g}"])
 
 
-def duration(seconds: float) -> str:
-    """Seconds as text: "50 s", "12 min", "3.4 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+def seconds_left(known: Mapping[str, Any]) -> float:
+    """Seconds until the last step at the present pace."""
+    return float((known["steps"] - known["step"]) / max(known["steps_per_second"], 1e-9))

@@ -56,6 +56,8 @@ from objbench.score.detect import detect
 from objbench.score.fitted import load_fitted
 from objbench.score.metrics import by_these_metrics, score, score_each
 from objbench.score.random_state import undisturbed
+from objbench.score.samples import FILE as SAMPLES
+from objbench.score.samples import Sampler
 from objbench.score.scene_checks import FIRST, check_scenes
 from objbench.score.trained import Built, build_training, load_weights
 from objbench.train import checkpoint
@@ -103,6 +105,9 @@ class Worker(Link, Watch):
         self.checkpoint_s, self.device = checkpoint_s, device
         self.points, self.log_kind = Points(points), log
         self.log: Log | None = None
+        self.sampler: Sampler | None = None
+        self._step = 0
+        """Of the last report: the one that a point of the curve belongs to."""
         self.began = time.monotonic()
         self._of_test: clustering.Found | None = None
 
@@ -169,6 +174,7 @@ class Worker(Link, Watch):
     def report(self, event: Event) -> None:
         """Sends an event, and logs it."""
         super().report(event)
+        self._step = event.get("step", self._step)
         if self.log:
             self.log.add(event)
 
@@ -185,6 +191,8 @@ class Worker(Link, Watch):
         found, truth = detect(
             self.built.detector, self.built.test_source, "validation", self.protocol.validation_scenes
         )
+        if self.sampler:
+            self.sampler.add(self._step, self.built.detector, self.built.test_source, found, truth)
         of_table = {name: spec for name, spec in self.registry.metrics.items() if spec.columns}
         values = score(replace(self.registry, metrics=of_table), found, truth)
         return {name: value for name, value in values.items() if math.isfinite(value)}
@@ -199,6 +207,7 @@ class Worker(Link, Watch):
             began |= {START: start}
             if not (folder / "checkpoint.json").exists():
                 load_weights(origin_folder(folder.parent, training), detector)
+        self.sampler = Sampler(folder, position(folder).step)
         outcome = run_training(self.built, training.identity["seed"], self.protocol, folder, self)
         self._commit(folder, training, outcome, began, {"weights": detector.state_dict()})
 
@@ -248,7 +257,8 @@ class Worker(Link, Watch):
                 warnings=outcome.warnings,
                 provenance=began | {"data": training.identity["fingerprint"], "finished": now()},
             )
-            files = [f"{name}.safetensors" for name in tensors] + (["curve.jsonl"] if at.curve else [])
+            files = [f"{name}.safetensors" for name in tensors]
+            files += [name for name in ("curve.jsonl", SAMPLES) if at.curve and (folder / name).exists()]
             write_trained(folder, trained, files)
             checkpoint.remove(folder)
 

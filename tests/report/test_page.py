@@ -30,6 +30,8 @@ from objbench.score.metrics import by_these_metrics, score
 
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
 SCENES = 6
+SLOW_MS = 180_000
+"""A browser on a machine that does much else may take so long, in milliseconds."""
 
 
 def stored(
@@ -95,6 +97,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def opened(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same page, but two cells of the same seed are compared when it opens."""
+    content = content_of(page)
+    keys = [
+        row["cells"][1]["cell"] for row in content["rows"] if row["cells"][0]["set"] == squares_of(content)
+    ]
+    target = tmp_path_factory.mktemp("pair") / "page.html"
+    words = ["report", "--out", str(page.parent), "--html", str(target), "--resamples", "100"]
+    ran = CliRunner().invoke(cli, [*words, "--compare", *keys], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    assert content_of(target)["pair"] == keys
+    return target
+
+
 def content_of(page: Path) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="content">(.*?)</script>', page.read_text(), re.S)
     assert found
@@ -125,6 +142,11 @@ def test_the_page_holds_scenes_errors_curves_and_provenance(page: Path) -> None:
         "-o good.lr=0.5" in html
     )  # the command that makes a cell again names what is not the protocol's own
     assert len(html) < 400_000
+
+
+def squares_of(content: dict[str, Any]) -> int:
+    """The index of the test set in which the two detectors are."""
+    return [ours["label"].startswith("squares") for ours in content["sets"]].index(True)
 
 
 class Outside(HTMLParser):
@@ -269,7 +291,18 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def tab(browser: Any, page: Path) -> Iterator[Any]:
     """The page, open. In the end nothing was said on the console and nothing was asked for."""
+    yield from open_tab(browser, page)
+
+
+@pytest.fixture
+def pair_tab(browser: Any, opened: Path) -> Iterator[Any]:
+    """The page of the compared cells, open."""
+    yield from open_tab(browser, opened)
+
+
+def open_tab(browser: Any, page: Path) -> Iterator[Any]:
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(SLOW_MS)
     said: list[str] = []
     opened.on("console", lambda message: said.append(message.text))
     opened.on("pageerror", lambda error: said.append(str(error)))
@@ -312,6 +345,44 @@ def test_layers_are_switched_and_scenes_put_in_order(tab: Any) -> None:
     assert tab.locator("#grid h4").first.inner_text() == "Scene 4"
     tab.select_option("#show", "missed")
     assert tab.locator("#grid .frame").count() == 3
+    assert tab.locator("#grid .scene").count() == 3  # the others have none
+    tab.select_option("#show", "false")
+    assert tab.locator("#grid .frame").count() == 3  # each object that is missed left a box on background
+    assert tab.locator("#said").inner_text() == "3 of 6 scenes are shown."
+
+
+def test_two_cells_are_shown_where_they_differ(pair_tab: Any) -> None:
+    tab = pair_tab
+    titles = tab.locator("#grid h4").all_inner_texts()
+    assert [title[:7] for title in titles] == ["Scene 4", "Scene 5", "Scene 6"]
+    sides = [
+        tab.evaluate(f"document.getElementById('{name}').selectedOptions[0].text")
+        for name in ("first", "second")
+    ]
+    good = "A" if sides[0].startswith("good") else "B"
+    counts = "0 in A, 1 in B" if good == "A" else "1 in A, 0 in B"
+    assert titles[0] == f"Scene 4: only {good} has 1 right; false boxes: {counts}"
+    said = tab.locator("#said").inner_text()
+    assert f"they differ in 3. More objects are right in A in {3 * (good == 'A')}" in said
+    assert tab.locator("#grid .panel").count() == 3 * 3  # the truth, A and B
+    assert tab.locator("#pair").is_visible()
+    assert tab.locator("#seed").is_disabled()
+    tab.uncheck("#differ")
+    assert tab.locator("#grid .scene").count() == SCENES
+    tab.select_option("#second", "")
+    assert not tab.locator("#pair").is_visible()
+    assert tab.locator("#differ").is_disabled()
+
+
+def test_keys_go_from_scene_to_scene(pair_tab: Any) -> None:
+    def focused() -> str:
+        return str(pair_tab.evaluate("document.activeElement.getAttribute('aria-label')"))
+
+    pair_tab.locator("#grid svg").first.focus()
+    pair_tab.keyboard.press("j")
+    assert focused().startswith("Scene 5")
+    pair_tab.keyboard.press("k")
+    assert focused().startswith("Scene 4")
 
 
 def test_a_box_says_what_it_is_to_pointer_and_keyboard(tab: Any) -> None:
@@ -337,7 +408,8 @@ def test_charts_are_drawn_and_drawn_again(tab: Any) -> None:
     assert tab.locator("#terms canvas").count() == 2
 
 
-def test_nothing_is_wider_than_a_phone(tab: Any) -> None:
+def test_nothing_is_wider_than_a_phone(pair_tab: Any) -> None:
+    tab = pair_tab
     tab.set_viewport_size({"width": 360, "height": 740})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
 

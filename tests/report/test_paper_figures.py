@@ -22,8 +22,9 @@ from objbench.options import build
 from objbench.plugins import load_plugins, load_target
 from objbench.report.paper_figures import _on_one_grid, _shuffled, draw
 from objbench.scenes import GroundTruth, SceneShape
-from objbench.score.arrays import flat, save_tensors
+from objbench.score.arrays import flat, save_tensors, select_scenes
 from objbench.score.random_state import seed_everything
+from objbench.score.samples import Point, Samples, write_samples
 
 SHAPE = SceneShape(1, 32, 32)
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -63,6 +64,16 @@ def tiny_cell(out: Path, model: str, seed: int = 0, what: bool = True) -> Path:
     shown = torch.randint(255, (SCENES, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     save_tensors(folder.parent / "shown.safetensors", {"images": shown})
     files = ["detections.safetensors", "truth.safetensors", "shown.safetensors", "curve.jsonl"]
+    if what:
+        first = torch.arange(2)
+        samples = Samples(
+            shown[:2], select_scenes(found, GroundTruth(SCENES, image, boxes, labels), first)[1], []
+        )
+        few = select_scenes(found, GroundTruth(SCENES, image, boxes, labels), first)[0]
+        few = Detections(2, few.image, few.boxes, few.scores, few.clusters)
+        samples.points.extend(Point(step, few, shown[:2]) for step in (1, 2, 4))
+        write_samples(folder.parent, samples)
+        files.append("samples.safetensors")
     if model in CONFIGS:
         save_tensors(folder.parent / "weights.safetensors", detector_of(model).state_dict())
         files.append("weights.safetensors")
@@ -80,7 +91,7 @@ def drawn(path: Path) -> int:
     return len(np.unique(np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3), axis=0))
 
 
-@pytest.mark.parametrize("name", ["curves", "latents", "generated", "varied"])
+@pytest.mark.parametrize("name", ["curves", "iterations", "latents", "generated", "varied"])
 def test_each_figure_is_made_from_a_tiny_cell(name: str, tmp_path: Path) -> None:
     cell = tiny_cell(tmp_path, "gmair")
     for form, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
@@ -152,6 +163,8 @@ def test_what_cannot_be_drawn_is_said_in_a_line(tmp_path: Path) -> None:
         draw("latents", [bare], registry)
     with pytest.raises(UsageError, match=r"'pca-gmm' does not generate.*gmair"):
         draw("generated", [bare], registry)
+    with pytest.raises(UsageError, match="keeps no samples of its training"):
+        draw("iterations", [bare], registry)
     two = [tiny_cell(tmp_path / "b", "gmair", seed) for seed in (0, 1)]
     with pytest.raises(UsageError, match="of one cell; 2 are given"):
         draw("varied", two, registry)

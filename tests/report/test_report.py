@@ -1060,9 +1060,9 @@ def test_progress_is_live_on_terminals_alone(terminal: bool, monkeypatch: pytest
     screen = Screen(terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     one = cell_of("[red]odd[/red]", 0)
-    with Progress(1, []) as progress:
+    with Progress([one], {}) as progress:
         progress.begin(one)
-        progress._bars.refresh()
+        progress._live.refresh()
         progress.say("said :x:")
     assert "said :x:\n" in screen.getvalue()
     assert ("[red]odd[/red] on multimnist" in screen.getvalue()) == terminal

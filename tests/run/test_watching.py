@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from objbench.cells.result import Event, Position
-from objbench.cells.store import Store, read_curve
+from objbench.cells.store import Store, read_curve, read_trained
 from objbench.run.log import CSV, TENSORBOARD, CsvLog, TensorBoardLog, open_log
 from objbench.run.points import FIRST_S, SHARE, Points
 from objbench.run.progress import describe
 from objbench.score.arrays import load_tensors
+from objbench.score.detect import detect
+from objbench.score.samples import POINTS, Sampler, read_samples
 from objbench.score.trained import build_training
 from objbench.train import loop
 from objbench.train.loop import Pace, Watch, train
@@ -163,9 +165,39 @@ def test_how_many_points_there_are_changes_no_weight_and_no_key(tmp_path: Path) 
     assert "ap50" in row["metrics"]
     assert "scale" in row["watch"]
     assert row["validation_seconds"] > 0
+    for folder, steps in ((few, [15, 30]), (many, list(range(1, 31)))):
+        kept = read_samples(folder)
+        assert kept
+        assert [point.step for point in kept.points] == steps
+        assert kept.images.shape == (4, 1, 16, 16)
+        assert "samples.safetensors" in read_trained(folder).files
     one, other = (load_tensors(folder / "weights.safetensors") for folder in (few, many))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert objbench("run", "--models", "toy", "--data", "x", "--points", "0").code == 2
+
+
+def test_samples_go_on_after_a_crash_and_stay_few(tmp_path: Path) -> None:
+    cell = toy_cell("toy")
+    built = build_training(toys(), cell.training, "cpu")
+    found, truth = detect(built.detector, built.test_source, "validation", 6)
+    state = torch.get_rng_state()
+    sampler = Sampler(tmp_path, 0)
+    for step in range(1, 4):
+        sampler.add(step, built.detector, built.test_source, found, truth)
+    assert torch.equal(torch.get_rng_state(), state)
+    sampler = Sampler(tmp_path, 2)  # the process was killed after step 3; its checkpoint is that of step 2
+    for step in range(5, 100):
+        sampler.add(step, built.detector, built.test_source, found, truth)
+    kept = read_samples(tmp_path)
+    assert kept
+    steps = [point.step for point in kept.points]
+    assert len(steps) <= POINTS
+    assert (steps[0], steps[-1]) == (1, 99)
+    assert 3 not in steps
+    last = kept.points[-1].found
+    assert torch.equal(last.boxes, found.boxes[found.image < 4])
+    (tmp_path / "samples.safetensors").write_bytes(b"half")
+    assert Sampler(tmp_path, 2)._points == []
 
 
 # Logs

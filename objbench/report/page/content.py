@@ -22,7 +22,7 @@ from objbench.cells.result import CellResult
 from objbench.cells.store import read_curve, read_trained
 from objbench.detector import NOISE, Detections
 from objbench.matching import as_numpy, coco_figures
-from objbench.mistakes import BELOW, KINDS, MISSED, RIGHT, Verdicts, matches, verdicts
+from objbench.mistakes import BELOW, KINDS, MISSED, RIGHT, WRONG_CLUSTER, Verdicts, matches, verdicts
 from objbench.options import as_text
 from objbench.plugins import Registry
 from objbench.report.page import errors
@@ -159,6 +159,7 @@ def content_of(
         "columns": [{"name": name, "heading": heading} for name, heading in table.columns.items()],
         "kinds": list(KIND_NAMES),
         "right": RIGHT,
+        "other": WRONG_CLUSTER,
         "faint": FAINT_KIND,
         "fixes": list(errors.FIXES),
         "thresholds": list(errors.THRESHOLDS),
@@ -269,13 +270,19 @@ def _confusion(found: Detections, truth: GroundTruth, judged: Verdicts) -> Json 
 def _scenes(found: Detections, truth: GroundTruth, judged: Verdicts, kind: NDArray[np.int64]) -> Json:
     """The boxes of the scenes that are shown, and which objects are missed there.
 
-    A box is [x0, y0, x1, y1, score, cluster or -1, class that this stands for or -1, IoU, index into KIND_NAMES].
+    A box is [x0, y0, x1, y1, score, cluster or -1, class that this stands for or -1, IoU, index into KIND_NAMES, the
+    object of the scene that it takes or overlaps most or -1].
     """
     image, scores, boxes = (as_numpy(t) for t in (found.image, found.scores, found.boxes))
     clusters = np.full(len(scores), NOISE) if found.clusters is None else as_numpy(found.clusters)
     there = as_numpy(truth.image)
+    number = np.zeros(
+        len(there) + 1, dtype=np.int64
+    )  # of each object within its scene; the last is for no object
+    number[-1] = -1
     of_scenes = []
     for i in range(min(SCENES, truth.images)):
+        number[np.flatnonzero(there == i)] = np.arange((there == i).sum())
         here = np.flatnonzero((image == i) & (scores >= FAINT))
         here = here[np.argsort(-scores[here], kind="stable")][:BOXES]
         of_scenes.append(
@@ -287,6 +294,7 @@ def _scenes(found: Detections, truth: GroundTruth, judged: Verdicts, kind: NDArr
                     judged.class_of.get(int(clusters[j]), -1),
                     round(float(judged.iou[j]), 3),
                     int(kind[j]),
+                    int(number[judged.object[j]]),
                 ]
                 for j in here
             ]

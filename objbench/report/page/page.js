@@ -30,7 +30,7 @@
   const number = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
   // What is chosen.
-  const state = { set: 0, seed: null, layers: new Set(), detector: null };
+  const state = { set: 0, seed: null, layers: new Set(), detector: null, pair: null };
   const here = () => C.sets[state.set];
   const rows = () => C.rows.filter((row) => row.cells.some((cell) => cell.set === state.set));
   const cellsOf = (row) => row.cells.filter((cell) => cell.set === state.set);
@@ -87,6 +87,7 @@
 
   // Scenes.
   const isWrong = (box) => box[8] !== C.right && box[8] !== C.faint;
+  const isFalse = (box) => isWrong(box) && box[8] !== C.other;
   const wrongs = (cell, scene) => cell.boxes[scene].filter(isWrong).length + cell.missed[scene].length;
 
   function framed(box, colour, words, dash, width, tag) {
@@ -117,11 +118,29 @@
     });
   }
 
-  function foundParts(row, scene, dash, tags) {
-    const cell = cellOf(row);
+  // A layer is a cell as it is drawn: one of each row that is switched on, or the two that are compared.
+  const layerOf = (row, cell, name = row.model) => ({ row, cell, name });
+  const shownBoxes = (cell, scene) => {
+    const kept = { wrong: isWrong, false: isFalse }[$("show").value];
+    return kept ? cell.boxes[scene].filter(kept) : cell.boxes[scene];
+  };
+  const hasAny = ({ cell }, scene) => {
     const show = $("show").value;
-    if (show === "missed") return truthParts(scene, cell.missed[scene], tags);
-    const boxes = show === "wrong" ? cell.boxes[scene].filter(isWrong) : cell.boxes[scene];
+    return show === "all" || (show === "missed" ? cell.missed[scene] : shownBoxes(cell, scene)).length > 0;
+  };
+
+  // What sets two cells apart in a scene.
+  const rightOf = (cell, scene) => new Set(cell.boxes[scene].filter((box) => box[8] === C.right).map((box) => box[9]));
+  function apart([a, b], scene) {
+    const [x, y] = [rightOf(a, scene), rightOf(b, scene)];
+    const only = [[...x].filter((i) => !y.has(i)).length, [...y].filter((i) => !x.has(i)).length];
+    const wrong = [a, b].map((cell) => cell.boxes[scene].filter(isFalse).length);
+    return { only, wrong, differ: only[0] + only[1] > 0 || wrong[0] !== wrong[1], size: only[0] + only[1] + Math.abs(wrong[0] - wrong[1]) };
+  }
+
+  function foundParts({ row, cell }, scene, dash, tags) {
+    if ($("show").value === "missed") return truthParts(scene, cell.missed[scene], tags);
+    const boxes = shownBoxes(cell, scene);
     return [...boxes].reverse().flatMap((box) => {
       const [, , , , score, cluster, stands, iou, kind] = box;
       const words = [`${row.model}, seed ${cell.seed}`, `${C.kinds[kind]}, score ${score.toFixed(2)}, IoU ${iou.toFixed(2)}`];
@@ -164,38 +183,97 @@
   });
   $("grid").addEventListener("pointerleave", hideTip);
 
-  function summary(row, scene) {
-    const cell = cellOf(row);
+  function summary({ cell }, scene) {
     const right = cell.boxes[scene].filter((box) => box[8] === C.right).length;
     const wrong = cell.boxes[scene].filter(isWrong).length;
     return `${right} right, ${wrong} wrong, ${cell.missed[scene].length} missed`;
   }
 
+  // The two cells that are compared, as layers; none if fewer than two are chosen.
+  const cellKeys = () => rows().flatMap((row) => cellsOf(row).map((cell) => [cell.cell, row, cell]));
+  function pairOf() {
+    const chosen = [$("first"), $("second")].map((one) => cellKeys().find(([key]) => key === one.value));
+    return chosen.every(Boolean) ? chosen.map(([, row, cell], i) => layerOf(row, cell, "AB"[i])) : null;
+  }
+
+  function choosePair() {
+    state.pair = pairOf();
+    const order = $("order");
+    const before = order.value;
+    const judges = state.pair ? [option("apart", "largest difference first"), option("0", "worst of A first"), option("1", "worst of B first")]
+      : rows().map((row) => option(row.row, `worst of ${row.model} first`));
+    order.replaceChildren(option("", "as numbered"), ...judges);
+    if ([...order.options].some((one) => one.value === before)) order.value = before;
+    $("differ").disabled = !state.pair;
+    $("seed").disabled = Boolean(state.pair);
+    document.querySelectorAll("#layers input").forEach((box) => { box.disabled = Boolean(state.pair) && box.dataset.row !== "truth"; });
+    drawPair();
+    drawScenes();
+  }
+
+  function drawPair() {
+    $("pair").hidden = !state.pair;
+    if (!state.pair) return;
+    const figure = (value, heading) => (value === null || value === undefined ? "–" : number(heading.includes("%") ? 100 * value : value).replace("-", "−"));
+    const lines = [...C.columns.map(({ name, heading }) => [heading, state.pair.map(({ cell }) => cell.metrics[name]), heading]),
+      ["training, s", state.pair.map(({ cell }) => cell.seconds), ""]];
+    $("pair").firstElementChild.replaceChildren(
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Of the whole test set"), ...state.pair.map(({ name }) => el("th", { scope: "col", class: "number" }, name)), el("th", { scope: "col", class: "number" }, "A − B"))),
+      el("tbody", {}, ...lines.map(([title, [x, y], heading]) => el("tr", {}, el("th", { scope: "row" }, title),
+        ...[x, y, x === null || y === null || x === undefined || y === undefined ? null : x - y].map((value) => el("td", { class: "number" }, figure(value, heading)))))));
+  }
+
   function drawScenes() {
-    const layers = rows().filter((row) => state.layers.has(row.row));
+    const layers = state.pair || rows().filter((row) => state.layers.has(row.row)).map((row) => layerOf(row, cellOf(row)));
     const truth = state.layers.has("truth");
-    const scenes = [...Array(here().shown).keys()];
-    const judge = rows().find((row) => String(row.row) === $("order").value);
-    if (judge) scenes.sort((a, b) => wrongs(cellOf(judge), b) - wrongs(cellOf(judge), a) || a - b);
+    let scenes = [...Array(here().shown).keys()];
+    const order = $("order").value;
+    const judge = state.pair ? state.pair[Number(order)] : rows().filter((row) => String(row.row) === order).map((row) => layerOf(row, cellOf(row)))[0];
+    const cells = state.pair && state.pair.map(({ cell }) => cell);
+    const of = cells && scenes.map((scene) => apart(cells, scene));
+    if (order === "apart" && of) scenes.sort((a, b) => of[b].size - of[a].size || a - b);
+    else if (order !== "" && judge) scenes.sort((a, b) => wrongs(judge.cell, b) - wrongs(judge.cell, a) || a - b);
+    const all = scenes.length;
+    if (of && $("differ").checked) scenes = scenes.filter((scene) => of[scene].differ);
+    if ($("show").value !== "all") scenes = scenes.filter((scene) => layers.some((layer) => hasAny(layer, scene)));
+    const count = (test) => of.filter(test).length;
+    const named = of && state.pair.map(({ row, cell, name }) => `${name}: ${row.model}, seed ${cell.seed}.`).join(" ");
+    const said = of ? `${named} Of these ${all} scenes they differ in ${count((one) => one.differ)}. More objects are right in A in ${count(({ only: [x, y] }) => x > y)}, and in B in ${count(({ only: [x, y] }) => y > x)}. ` : "";
+    $("said").textContent = said + (scenes.length < all ? `${scenes.length} of ${all} scenes are shown.` : "");
     const over = $("view").value === "over";
     const grid = $("grid");
     grid.className = over ? "over" : "";
     grid.replaceChildren(...scenes.map((scene) => {
-      const name = `Scene ${scene + 1}`;
+      let name = `Scene ${scene + 1}`;
+      if (of) {
+        const { only, wrong } = of[scene];
+        const parts = ["A", "B"].flatMap((side, i) => (only[i] ? [`only ${side} has ${only[i]} right`] : []));
+        if (wrong[0] !== wrong[1]) parts.push(`false boxes: ${wrong[0]} in A, ${wrong[1]} in B`);
+        name += `: ${parts.join("; ") || "no difference"}`;
+      }
       if (over) {
         const parts = truth ? truthParts(scene, null, false) : [];
-        layers.forEach((row, i) => parts.push(...foundParts(row, scene, ["", "7 3", "3 3", "9 3 2 3"][i % 4], false)));
-        const said = layers.map((row) => `${row.model}: ${summary(row, scene)}`).join("; ");
-        return panel(scene, `${name}. ${said}`, `${name}. ${said}`, parts);
+        layers.forEach((layer, i) => parts.push(...foundParts(layer, scene, ["", "7 3", "3 3", "9 3 2 3"][i % 4], false)));
+        const words = layers.map((layer) => `${layer.name}: ${summary(layer, scene)}`).join("; ");
+        return panel(scene, `${name}. ${words}`, `${name}. ${words}`, parts);
       }
       const panels = truth ? [panel(scene, "truth", `${name}, truth: ${here().truth[scene].length} objects`, truthParts(scene, null, true))] : [];
-      for (const row of layers) {
-        const said = summary(row, scene);
-        panels.push(panel(scene, `${row.model}: ${said}`, `${name}, ${row.model}: ${said}`, foundParts(row, scene, "", true)));
+      for (const layer of layers) {
+        const words = summary(layer, scene);
+        panels.push(panel(scene, `${layer.name}: ${words}`, `${name}, ${layer.name}: ${words}`, foundParts(layer, scene, "", true)));
       }
       return el("div", { class: "scene" }, el("h4", {}, name), ...panels);
     }));
   }
+  $("grid").addEventListener("keydown", (event) => {
+    const step = event.ctrlKey || event.altKey || event.metaKey ? 0 : { j: 1, k: -1 }[event.key.toLowerCase()];
+    const all = [...$("grid").children];
+    const at = all.findIndex((one) => one.contains(event.target));
+    const next = step && all[at + step];
+    if (!next) return;
+    event.preventDefault();
+    next.querySelector("svg").focus();
+  });
 
   // Charts. uPlot draws on a canvas; they are drawn again when the theme changes or paper is asked for.
   let charts = [];
@@ -372,13 +450,16 @@
     const seeds = [...new Set(rows().flatMap((row) => cellsOf(row).map((cell) => cell.seed)))].sort((a, b) => a - b);
     state.seed = seeds[0];
     $("seed").replaceChildren(...seeds.map((seed) => option(seed, seed)));
-    $("order").replaceChildren(option("", "as numbered"), ...rows().map((row) => option(row.row, `worst of ${row.model} first`)));
+    for (const one of [$("first"), $("second")]) {
+      one.replaceChildren(option("", "–"), ...cellKeys().map(([key, row, cell]) => option(key, `${row.model}, seed ${cell.seed}`)));
+    }
     $("detector").replaceChildren(...rows().map((row) => option(row.row, row.model)));
     state.detector = rows()[0] && rows()[0].row;
     state.layers = new Set(["truth", ...rows().slice(0, 5).map((row) => row.row)]);
     const layer = (key, name) => {
       const box = el("input", { type: "checkbox" });
       box.checked = state.layers.has(key);
+      box.dataset.row = key;
       box.addEventListener("change", () => {
         if (box.checked) state.layers.add(key);
         else state.layers.delete(key);
@@ -389,7 +470,7 @@
     $("layers").replaceChildren(layer("truth", "truth"), ...rows().map((row) => layer(row.row, row.model)));
     $("classes").replaceChildren(...here().classes.map((name, label) => el("li", {}, el("span", { class: "chip", style: { background: colourOf(label) } }), name)),
       el("li", {}, el("span", { class: "chip", style: { background: GREY } }), "a cluster without a class"));
-    drawScenes();
+    choosePair();
     drawCharts();
   }
 
@@ -398,12 +479,23 @@
     $("set").replaceChildren(...C.sets.map((set, i) => option(i, set.label)));
     $("set").addEventListener("change", () => chooseSet(Number($("set").value)));
     $("seed").addEventListener("change", () => { state.seed = Number($("seed").value); drawScenes(); drawCharts(); });
-    for (const id of ["view", "order", "show"]) $(id).addEventListener("change", drawScenes);
+    for (const id of ["first", "second"]) $(id).addEventListener("change", choosePair);
+    for (const id of ["view", "order", "show", "differ"]) $(id).addEventListener("change", drawScenes);
     $("detector").addEventListener("change", () => { state.detector = Number($("detector").value); drawCharts(); });
     $("axis").addEventListener("change", drawCharts);
     dark.addEventListener("change", drawCharts);
     addEventListener("beforeprint", () => { printing = true; document.querySelectorAll("#table details").forEach((one) => { one.open = true; }); drawCharts(); });
     addEventListener("afterprint", () => { printing = false; drawCharts(); });
-    chooseSet(0);
+    const [first, second] = C.pair;
+    chooseSet(Math.max(0, C.sets.findIndex((_, i) => C.rows.some((row) => row.cells.some((cell) => cell.cell === first && cell.set === i)))));
+    if (first && second) {
+      $("set").value = state.set;
+      $("first").value = first;
+      $("second").value = second;
+      $("differ").checked = true;
+      choosePair();
+      $("order").value = "apart";
+      drawScenes();
+    }
   }
 })();

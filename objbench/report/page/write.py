@@ -22,12 +22,17 @@ TITLE = "objbench report"
 
 
 def page(
-    rows: Sequence[Row], cells: Mapping[str, Cell], table: Table, registry: Registry
+    rows: Sequence[Row],
+    cells: Mapping[str, Cell],
+    table: Table,
+    registry: Registry,
+    pair: tuple[str, str] = ("", ""),
 ) -> tuple[str, list[str]]:
     """The page as HTML, and a line for each cell whose files cannot be read.
 
     Everything is in it, and it asks for nothing else. Whatever comes from plugins and records is escaped.
 
+    pair: the keys of two cells on the same test scenes, which are compared when the page is opened; "" for none.
     rows, table: as `rows_of` and `tables.build` give them, of the same rows. cells: by key.
     """
     here = files(__package__ or "")
@@ -55,7 +60,7 @@ def page(
         ],
         sources=sources,
         problems=problems,
-        content=content | {"colours": COLOURS},
+        content=content | {"colours": COLOURS, "pair": pair},
         made=f"Written by objbench {objbench.__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         css=part("uPlot.min.css") + part("page.css"),
         plot=part("uPlot.iife.min.js"),
