@@ -73,9 +73,9 @@ def keep_training(source: Path, folder: Path, scenes: bool) -> None:
 
 
 def report(folder: Path, form: str, paper: bool = True) -> str:
-    """What `objbench report --out FOLDER --format FORM` prints, with `--paper` if wanted."""
+    """What `objbench report --out FOLDER --format FORM --no-intervals` prints, with `--paper` if wanted."""
     command = [sys.executable, "-m", "objbench", "report", "--out", str(folder), "--format", form]
-    command += ["--paper"] if paper else []
+    command += ["--no-intervals"] + ["--paper"] * paper
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -201,7 +201,7 @@ def test_metrics_of_one_name_are_left_out_of_figures_and_said(tmp_path: Path) ->
     (row,) = rows_of(ran)
     assert row["status"] == "done"
     assert row["metrics"]["ap50"] >= 0
-    report = objbench("report", "--out", str(out), "--plugin", TOY)
+    report = objbench("report", "--no-intervals", "--out", str(out), "--plugin", TOY)
     assert (report.code, "Twin" in report.out) == (0, False)
     assert warning in report.err
 

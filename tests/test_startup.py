@@ -35,6 +35,7 @@ def test_a_quick_answer_imports_nothing_heavy(words: list[str]) -> None:
 
 CELLS = [
     "about",
+    "cache",
     "code",
     "difference",
     "evaluation",
@@ -58,6 +59,8 @@ LIGHT += [
     "objbench.report.tables",
     "objbench.report.text",
     "objbench.report.believed",
+    "objbench.report.drawn",
+    "objbench.report.statistics",
 ]
 
 

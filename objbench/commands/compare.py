@@ -75,14 +75,18 @@ def compared(
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
     from objbench.report.compare import duel, paragraph
+    from objbench.report.drawn import Drawn
+    from objbench.run.planning import Planner
 
     duels = []
     faults = []
-    for a, b in pairs_named(first, second, out, registry, plugin_files):
-        try:
-            duels.append(duel(a, b, registry, resamples))
-        except UsageError as error:
-            faults.append(str(error))
+    with Planner(plugin_files, PLAN_TIMEOUT) as planner:
+        drawn = Drawn(registry, resamples, planner.draw)
+        for a, b in pairs_named(first, second, out, registry, plugin_files):
+            try:
+                duels.append(duel(a, b, registry, drawn))
+            except UsageError as error:
+                faults.append(str(error))
     if not duels:
         raise UsageError(faults[0])
     for fault in faults:
@@ -165,7 +169,7 @@ def rows_in(out: str, registry: Registry, plugin_files: tuple[str, ...], only: s
 
     hint = as_typed("run", "--out", out, plugins=plugin_files)
     with Planner(plugin_files, PLAN_TIMEOUT) as planner:
-        results, cells = read_cells(Store(out), registry, Wanted(), False, planner.rescore, hint)
+        results, cells = read_cells(Store(out), registry, Wanted(), None, planner.rescore, hint)
     chosen = [result for result in results if only in ("", result.cell)]
     rows = [row for row in rows_of(chosen, cells, registry) if row.done]
     if not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,15 @@ FRAMES = ["rows", "cells", "objects"]
     "--paper", is_flag=True, help="Also print published figures, and the difference between ours and them."
 )
 @click.option(
-    "--intervals",
+    "--intervals/--no-intervals",
+    default=True,
+    show_default=True,
+    help="Print 95 % intervals, computed from the raw detections; the best figures and those tied with them are bold.",
+)
+@click.option(
+    "--pairs",
     is_flag=True,
-    help="Compute 95 % intervals from the raw detections; print the best figures, and those tied with them, in bold.",
+    help="Also print the difference of each two rows on the same scenes, with its interval.",
 )
 @click.option(
     "--resamples",
@@ -46,7 +53,7 @@ FRAMES = ["rows", "cells", "objects"]
     show_default=True,
     type=click.IntRange(min=100),
     metavar="N",
-    help="Number of bootstrap draws of the test scenes for --intervals.",
+    help="Number of bootstrap draws of the test scenes for intervals.",
 )
 @click.option("--protocol", "protocol_name", metavar="|".join(PROTOCOLS), help="Only cells of this protocol.")
 @click.option(
@@ -87,7 +94,7 @@ FRAMES = ["rows", "cells", "objects"]
     "--html",
     "page",
     metavar="FILE",
-    help="Write one page that shows everything: the table with --paper and --intervals, scenes, errors, curves, and "
+    help="Write one page that shows everything: the table with --paper and --pairs, scenes, errors, curves, and "
     "where it comes from. It needs no network and no other file.",
 )
 @click.option(
@@ -106,6 +113,7 @@ def report(
     which: str,
     paper: bool,
     intervals: bool,
+    pairs: bool,
     resamples: int,
     protocol_name: str | None,
     models: list[str],
@@ -120,9 +128,9 @@ def report(
 ) -> None:
     """Print the table of all cells in a directory, in the form of Table 2 of the GMAIR paper.
 
-    Figures are mean ± standard deviation over seeds. The last column gives the number of seeds, and the status of
-    cells that are not done. [Brackets] contain options that differ from the protocol's settings, and code that differs
-    from the installed code.
+    Figures are mean ± standard deviation over seeds, with the 95 % interval of the mean below. The last column gives
+    the number of seeds, and the status of cells that are not done. [Brackets] contain options that differ from the
+    protocol's settings, and code that differs from the installed code.
     """
     if protocol_name is not None:
         protocol(protocol_name)
@@ -141,7 +149,9 @@ def report(
             raise UsageError(
                 "--html FILE writes a page; leave out --to and --format, which are of a printed table"
             )
-        paper = intervals = True
+        paper = intervals = pairs = True
+    if pairs and not intervals:
+        raise UsageError("--pairs prints intervals; leave out --no-intervals")
     registry = load_plugins(plugin_files)
     warn_of_clashes(registry)
 
@@ -154,25 +164,29 @@ def report(
 
     hint = as_typed("run", "--out", out, plugins=plugin_files)
     wanted = Wanted(protocol_name, models, data, current)
-    with Planner(plugin_files, PLAN_TIMEOUT) as planner:  # used only if metrics have changed
-        results, cells = read_cells(Store(out), registry, wanted, intervals, planner.rescore, hint)
-    if which != "rows":
-        from objbench.report.frames import Results
+    with Planner(plugin_files, PLAN_TIMEOUT) as planner:  # its process starts when metrics must be computed
+        score = planner.score if intervals and which == "rows" else None
+        results, cells = read_cells(Store(out), registry, wanted, score, planner.rescore, hint)
+        if which != "rows":
+            from objbench.report.frames import Results
 
-        found = Results(registry, results, cells)
-        write_frame(found.cells if which == "cells" else found.objects, form, target)
-        return
-    published = registry.published if paper else []
-    rows = rows_of(results, cells, registry, published)
-    for line in seeds_that_lack(rows):
-        click.echo(f"warning: {line}", err=True)
-    comparison = None
-    if intervals:
-        from objbench.report.statistics import compare_rows  # torch
+            found = Results(registry, results, cells)
+            write_frame(found.cells if which == "cells" else found.objects, form, target)
+            return
+        published = registry.published if paper else []
+        rows = rows_of(results, cells, registry, published)
+        for line in seeds_that_lack(rows):
+            click.echo(f"warning: {line}", err=True)
+        comparison = None
+        if intervals:
+            from objbench.report.drawn import Drawn
+            from objbench.report.statistics import compare_rows
 
-        comparison = compare_rows(rows, registry, resamples)
+            comparison = compare_rows(rows, registry, Drawn(registry, resamples, planner.draw))
     columns = tables.columns_of(registry, published, results, more)
     table = tables.build(rows, columns, registry, comparison, long_)
+    if not pairs and form != "json":
+        table = replace(table, pairs=table.pairs.iloc[:0])
     if form == "parquet":
         write_frame(table.frame, form, target)
         return

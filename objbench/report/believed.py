@@ -8,6 +8,7 @@ its figures must follow from its raw detections.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,18 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from objbench.cells.files import Damaged, verify_checksums
+from objbench.cells.cache import keep, kept
+from objbench.cells.code import code_of, digest
+from objbench.cells.files import Damaged, canonical, verify_checksums
 from objbench.cells.identity import Cell, read_cell, with_clusterer
 from objbench.cells.matrix import is_current
 from objbench.cells.result import CellResult
 from objbench.cells.store import read_record, read_trained, update_record
 from objbench.errors import UsageError
+from objbench.hookspecs import MetricSpec
 from objbench.plugins import Registry
 
 if TYPE_CHECKING:
     from objbench.cells.store import Store
 
 
+KIND = "figures"
+"""The folder in the cache."""
 IDENTITY = ["model", "data", "protocol", "seed", "model_config", "data_config", "clusterer", "trained"]
 """What a record repeats of the identity."""
 
@@ -51,33 +57,57 @@ def cell_of(result: CellResult) -> Cell:
     return cell
 
 
-def check_figures(registry: Registry, result: CellResult) -> None:
+Score = Callable[[CellResult], tuple[dict[str, dict[str, float]], list[str]]]
+"""Metric -> the values that it computes from a finished cell's raw detections; and a line for each that fails."""
+
+
+def check_figures(registry: Registry, result: CellResult, score: Score) -> list[str]:
     """Damaged when metrics of a finished cell's raw detections differ from the figures in its record.
 
-    result: computed with the installed metrics. Imports torch and computes all metrics.
+    Returns a line for each metric that fails. Values are kept in a cache, so a second check computes nothing.
+    result: computed with the installed metrics.
     """
-    from objbench.score.arrays import load_detections, load_truth
-    from objbench.score.metrics import by_these_metrics, score_each, to_stderr
-
-    folder = Path(result.path)
-    for spec, values in score_each(registry, load_detections(folder), load_truth(folder), to_stderr):
+    code = {name: [metric_code(spec), spec.version] for name, spec in registry.metrics.items()}
+    key = canonical([content_of(result), code])
+    complaints: list[str] = []
+    if (scored := kept(KIND, key)) is None:
+        scored, complaints = score(result)
+        if not complaints:
+            keep(KIND, key, scored)
+    for metric, values in scored.items():
         for name, value in values.items():
             says = result.metrics.get(name, math.nan)
             undefined = not math.isfinite(says) and not math.isfinite(value)  # records hold null for both
             if undefined or math.isclose(says, value, rel_tol=1e-6, abs_tol=1e-6):
                 continue
-            then, now = (
-                result.provenance.get("metric_code", {}),
-                by_these_metrics(registry, [spec])["metric_code"],
-            )
-            if then.get(spec.name) != now[spec.name]:
+            spec = registry.metrics[metric]
+            if result.provenance.get("metric_code", {}).get(metric) != digest(code_of(spec.target)):
                 raise Damaged(
-                    f"its {name} is {says:.4f}, but {value:.4f} with the present code of the metric '{spec.name}', "
+                    f"its {name} is {says:.4f}, but {value:.4f} with the present code of the metric '{metric}', "
                     f"which was changed without a new version; raise MetricSpec.version from {spec.version}"
                 )
             raise Damaged(
                 f"record.json was edited: its {name} is {says:.4f}, but its detections give {value:.4f}"
             )
+    return complaints
+
+
+def content_of(result: CellResult) -> list[str]:
+    """The checksums of the files that a finished cell's figures are computed from."""
+    folder = Path(result.path)
+    files = read_trained(folder.parent).files | read_record(folder)[1]
+    return [files.get(f"{name}.safetensors", "") for name in ("detections", "truth", "clusters")]
+
+
+def metric_code(spec: MetricSpec) -> str:
+    """A digest of the code that the values of a metric depend on: its own, and that of objbench which calls it."""
+    return _code(spec.target, spec.weighted)
+
+
+@functools.cache
+def _code(*targets: str) -> str:
+    every = [*filter(None, targets), "objbench.score.draws", "objbench.matching"]
+    return digest({name: text for target in every for name, text in code_of(target).items()})
 
 
 def _named(result: CellResult) -> str:
@@ -115,7 +145,7 @@ def read_cells(
     store: Store,
     registry: Registry,
     wanted: Wanted,
-    recheck: bool,
+    score: Score | None,
     rescore: Callable[[CellResult], tuple[CellResult, list[str]]],
     hint: str = "objbench run",
 ) -> tuple[list[CellResult], dict[str, Cell]]:
@@ -123,7 +153,8 @@ def read_cells(
 
     Prints a line on stderr for each cell that is not trustworthy, and for each name in `wanted` without a cell.
     UsageError with a list of the existing cells when none is left.
-    recheck: recompute the figures of finished cells from their raw detections, which needs torch and time.
+    score: computes the figures of finished cells from their raw detections, which are compared with the records; None:
+    they are not compared.
     rescore: returns a result with the installed metrics, and a line for each metric that fails.
     hint: the command that makes cells in this store.
     """
@@ -145,8 +176,9 @@ def read_cells(
                     with contextlib.suppress(OSError):  # a store without write permission
                         update_record(fresh)
                 result = fresh
-            elif result.status == "done" and recheck:
-                check_figures(registry, result)
+            elif result.status == "done" and score is not None:
+                complaints = check_figures(registry, result, score)
+                warnings += [f"cell {result.cell}: {complaint}" for complaint in complaints]
         except (Damaged, UsageError) as error:  # UsageError: the data set's content cannot be compared
             warnings.append(f"cell {result.cell} is left out: {error}")
             continue

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from objbench.cells.result import CellResult
 from objbench.cells.store import read_trained
@@ -21,19 +20,14 @@ from objbench.detector import Detections
 from objbench.errors import UsageError
 from objbench.matching import as_numpy
 from objbench.mistakes import RIGHT, verdicts
-from objbench.plugins import Registry, load_target
+from objbench.plugins import Registry
+from objbench.report.drawn import Drawn
 from objbench.report.rows import Row
-from objbench.report.statistics import (
-    LEVEL,
-    PLAIN_DRAWS,
-    Run,
-    resample,
-    resample_weighted,
-    scenes_digest,
-)
+from objbench.report.statistics import Run, interval
 from objbench.report.tables import build, columns_of
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import load_detections, load_truth
+from objbench.score.draws import scenes_digest
 
 NAMED = 3
 """How many scenes a paragraph names."""
@@ -155,12 +149,13 @@ def duel(
     first: Row,
     second: Row,
     registry: Registry,
-    resamples: int = 1000,
+    drawn: Drawn,
     labels: tuple[str, str, str] | None = None,
 ) -> Duel:
     """Compares two rows, by their raw detections.
 
-    resamples: draws of the test scenes. labels: of the first, the second and their data; as in tables if not given.
+    drawn: computes draws of the test scenes. labels: of the first, the second and their data; as in tables if not
+    given.
     UsageError when they have no finished runs on the same scenes.
     """
     ours, theirs = ([read(result) for result in row.done] for row in (first, second))
@@ -171,7 +166,7 @@ def duel(
         raise UsageError(
             f"{one} and {other} have no finished runs on the same test scenes of {data} ({kinds})"
         )
-    figures, notes = _figures(pairs, registry, resamples)
+    figures, notes = _figures(pairs, registry, drawn)
     seeds = [(a.result.seed, b.result.seed) for a, b in pairs]
     notes = [*_notes(pairs, seeds, (len(ours), len(theirs)), (one, other)), *notes]
     by_scene, by_class = _where(pairs)
@@ -204,32 +199,26 @@ def labels_of(rows: Sequence[Row], registry: Registry) -> tuple[str, str, str]:
 
 
 def _figures(
-    pairs: Sequence[tuple[Tested, Tested]], registry: Registry, resamples: int
+    pairs: Sequence[tuple[Tested, Tested]], registry: Registry, drawn: Drawn
 ) -> tuple[dict[str, Figure], list[str]]:
     """The values that tables have headings for, and notes on them."""
     figures: dict[str, Figure] = {}
-    notes = []
-    fewer = min(resamples, PLAIN_DRAWS)
-    for spec in registry.metrics.values():
-        if not spec.columns and not (spec.more and spec.weighted):
-            continue
-        metric = load_target(spec.target)
-        runs: list[list[dict[str, Run]]] = [[], []]
-        for pair in pairs:
-            for side, run in zip(runs, pair, strict=True):
-                if spec.weighted:
-                    weighted = load_target(spec.weighted)
-                    side.append(resample_weighted(run.found, run.truth, metric, weighted, resamples))
-                else:
-                    side.append(resample(run.found, run.truth, [metric], fewer))
-        if not spec.weighted and fewer < resamples:
-            notes.append(f"{spec.name}: {fewer} draws, as it cannot weigh scenes.")
+    specs = [spec for spec in registry.metrics.values() if spec.columns or (spec.more and spec.weighted)]
+    notes = drawn.notes(specs)
+    tested = drawn([run.result for pair in pairs for run in pair], specs)
+    for spec in specs:
+        runs = [
+            [tested[r.result.path].runs if r.result.path in tested else {} for r in side]
+            for side in zip(*pairs, strict=True)
+        ]
         for name, heading in {**spec.columns, **spec.more}.items():
+            if not all(name in values for side in runs for values in side):
+                continue  # the metric failed, which was reported
             a, b = ([values[name] for values in side] for side in runs)
             between = [Run(x.point - y.point, x.replicates - y.replicates) for x, y in zip(a, b, strict=True)]
             first, second = (_mean([run.point for run in side]) for side in (a, b))
             figures[name] = Figure(
-                heading, first, second, _mean([run.point for run in between]), *paired_interval(between),
+                heading, first, second, _mean([run.point for run in between]), *interval(between),
                 name in spec.columns,
             )  # fmt: skip
             if name in spec.meaningful:
@@ -237,39 +226,6 @@ def _figures(
                 if any(values[limit].point < least for side in runs for values in side):
                     notes.append(f"{heading} is not meaningful: {limit} of a run is under {least:g}.")
     return figures, notes
-
-
-def paired_interval(runs: Sequence[Run]) -> tuple[float, float]:
-    """The 95 % interval of the mean over paired runs of a difference; (nan, nan) where one is not defined.
-
-    Two things make the mean uncertain. The draw of test scenes shifts all pairs alike; the variance of this shift is
-    estimated from the bootstrap. The rest differs from pair to pair; its variance is estimated from the spread between
-    the n pairs, with n - 1 degrees of freedom. The interval is Student's t with the degrees of freedom of the sum
-    (Satterthwaite 1946, An approximate distribution of estimates of variance components). For one pair it is the
-    bootstrap's own, over scenes alone.
-
-    (`statistics.interval`, which is for rows of a table, estimates both parts of the spread between runs separately;
-    for three runs it contains the true value less often than it says.)
-    """
-    points = np.array([run.point for run in runs])
-    if not len(points) or np.isnan(points).any():
-        return math.nan, math.nan
-    replicates = np.stack([run.replicates for run in runs])  # [pairs, draws]
-    deviations = replicates - np.nanmean(replicates, axis=1, keepdims=True)
-    shift = np.nanmean(deviations, axis=0)  # of the mean, in each draw
-    n, tail = len(points), (1 - LEVEL) / 2
-    if n == 1:
-        low, high = np.nanquantile(points[0] + shift, [tail, 1 - tail])
-        return float(low), float(high)
-    own = (
-        float(np.nanmean(np.nanvar(deviations, axis=0, ddof=1))) / n
-    )  # the shift's part that pairs do not share
-    alike = max(0.0, float(np.nanvar(shift)) - own)
-    rest = float(points.var(ddof=1)) / n
-    ratio = (alike + rest) / rest if rest else math.inf
-    freedom = (n - 1) * ratio * ratio
-    reach = float(student_t.ppf(1 - tail, freedom)) * math.sqrt(alike + rest)
-    return float(points.mean()) - reach, float(points.mean()) + reach
 
 
 def _where(

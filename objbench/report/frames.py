@@ -118,7 +118,7 @@ def load(
         complaints: list[str] = []
         return rescore(registry, result, complaints.append), complaints
 
-    return Results(registry, *read_cells(Store(out), registry, wanted, False, again))
+    return Results(registry, *read_cells(Store(out), registry, wanted, None, again))
 
 
 def _cell_row(result: CellResult, cell: Cell, of_row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,49 +1,37 @@
-"""The uncertainty of a table's figures: bootstrap intervals over test scenes and seeds, and paired comparisons.
+"""The uncertainty of a table's figures: intervals over test scenes and seeds, and paired comparisons.
 
 A row of the table is one model on one data set with several seeds. Each seed is a training run; runs are tested on
-the same scenes or on different ones. The mean over runs is uncertain for two reasons, and the bootstrap models both:
+the same scenes or on different ones. The mean over runs is uncertain for two reasons:
 
 - **Scenes.** The test scenes of each run are drawn again with replacement and scored again, many times. The draws
   depend only on the true boxes, so all runs tested on the same scenes use the same draws: comparisons are paired.
 - **Seeds.** Three runs are too few to resample: the 95 % interval of resampled means would be their range, which
-  contains the true median only 75 % of the time. So this part is drawn from Student's t distribution with n - 1
-  degrees of freedom. Its width is the spread between runs that the scenes do not explain.
+  contains the true median only 75 % of the time. So intervals are those of Student's t distribution.
 
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 6, 8, 13 (percentiles).
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
-import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
-from objbench.detector import Detections
-from objbench.metric import Metric, Weighted
-from objbench.plugins import Registry, load_target
-from objbench.scenes import GroundTruth
-from objbench.score.arrays import load_detections, load_truth, select_scenes
+from objbench.plugins import Registry
 
 if TYPE_CHECKING:
+    from objbench.report.drawn import Drawn
     from objbench.report.rows import Row
 
 
 Key = TypeVar("Key", bound=Hashable)
 
-DRAWS_AT_ONCE = 250
-"""Draws that are computed together: enough for efficient numpy loops, few enough for the arrays to fit a cache."""
-PLAIN_DRAWS = 200
-"""How many draws at most for a metric that is called once per draw."""
 LEVEL = 0.95
 """The share of repeated experiments whose interval should contain the true value."""
 
@@ -58,91 +46,36 @@ class Run:
     replicates: Floats  # [resamples]
 
 
-def resample(
-    detections: Detections,
-    truth: GroundTruth,
-    metrics: Sequence[Metric],
-    resamples: int,
-    tick: Callable[[], None] = lambda: None,
-) -> dict[str, Run]:
-    """Every value of every metric for `resamples` draws of the scenes; `tick` is called after each draw.
-
-    Calls the metrics once per draw. This works for every metric; `resample_weighted` is faster.
-    """
-    points = _score(metrics, detections, truth)
-    replicates: dict[str, list[float]] = {name: [] for name in points}
-    for indices in _draws(truth, resamples):
-        drawn = _score(metrics, *select_scenes(detections, truth, torch.from_numpy(indices)))
-        for name, values in replicates.items():
-            values.append(drawn[name])
-        tick()
-    return {name: Run(points[name], np.array(values)) for name, values in replicates.items()}
-
-
-def resample_weighted(
-    detections: Detections, truth: GroundTruth, metric: Metric, weighted: Weighted, resamples: int
-) -> dict[str, Run]:
-    """Like `resample`, for a metric that computes many draws at once: the same draws and, up to rounding, values."""
-    points = _score([metric], detections, truth)
-    of_weights = weighted(detections, truth)
-    draws = _draws(truth, resamples)
-    parts: list[Mapping[str, Floats]] = []
-    while chunk := list(itertools.islice(draws, DRAWS_AT_ONCE)):
-        weights = np.stack([np.bincount(indices, minlength=truth.images) for indices in chunk])
-        parts.append(of_weights(weights))
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in points}
-    return {name: Run(points[name], np.where(np.isfinite(v), v, np.nan)) for name, v in joined.items()}
-
-
-def _score(metrics: Sequence[Metric], detections: Detections, truth: GroundTruth) -> dict[str, float]:
-    """The values of all metrics; NaN for a value that is not finite, as in records."""
-    values = {name: float(v) for metric in metrics for name, v in metric(detections, truth).items()}
-    return {name: v if math.isfinite(v) else math.nan for name, v in values.items()}
-
-
-def _draws(truth: GroundTruth, resamples: int) -> Iterator[NDArray[np.int64]]:
-    """The scene indices [images] of each draw; they depend only on the truth, so runs on the same scenes share them."""
-    generator = np.random.default_rng(list(scenes_digest(truth)))
-    for _ in range(resamples):
-        yield generator.integers(truth.images, size=truth.images)
-
-
-def scenes_digest(truth: GroundTruth) -> bytes:
-    """16 bytes that identify a set of test scenes."""
-    digest = hashlib.sha256(str(truth.images).encode())
-    for tensor in (truth.image, truth.boxes, truth.labels):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.digest()[:16]
-
-
 def interval(runs: Sequence[Run]) -> tuple[float, float]:
-    """The 95 % interval of the mean over runs; (nan, nan) if the value of a run is undefined.
+    """The 95 % interval of the mean over runs, or over paired differences of runs; (nan, nan) if one is undefined.
 
-    With one run, only the uncertainty over scenes is included; that over seeds is unknown.
+    Two things make the mean uncertain. The draw of test scenes shifts all runs alike; the variance of this shift is
+    estimated from the bootstrap. The rest differs from run to run; its variance is estimated from the spread between
+    the n runs, with n - 1 degrees of freedom. The interval is Student's t with the degrees of freedom of the sum
+    (Satterthwaite 1946, An approximate distribution of estimates of variance components).
+
+    With one run it is the bootstrap's own interval, over scenes alone: how far other seeds differ is unknown.
     """
-    if not runs or np.isnan([run.point for run in runs]).any():
-        return float("nan"), float("nan")
     points = np.array([run.point for run in runs])
-    replicates = np.stack([run.replicates for run in runs])  # [runs, resamples]
+    if not len(points) or np.isnan(points).any():
+        return math.nan, math.nan
+    replicates = np.stack([run.replicates for run in runs])  # [runs, draws]
     # Repeated scenes bias some metrics (NMI upwards), so only deviations from the mean of the replicates are used.
     deviations = replicates - np.nanmean(replicates, axis=1, keepdims=True)
-    of_scenes = np.nanmean(deviations, axis=0)
-    means = points.mean() + of_scenes + _between_seeds(points, deviations)
-    tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _between_seeds(points: Floats, deviations: Floats) -> Floats | float:
-    """Draws [resamples] of the error of the mean over seeds that the draw of scenes does not explain."""
-    n = len(points)
+    shift = np.nanmean(deviations, axis=0)  # of the mean, in each draw
+    n, tail = len(points), (1 - LEVEL) / 2
     if n == 1:
-        return 0.0
-    of_scenes = np.nanmean(np.nanvar(deviations, axis=0, ddof=1))
-    spread = np.sqrt(max(0.0, points.var(ddof=1) - of_scenes))
-    generator = np.random.default_rng(n)
-    draws: Floats = generator.standard_t(n - 1, size=deviations.shape[1]) * spread / np.sqrt(n)
-    return draws
+        low, high = np.nanquantile(points[0] + shift, [tail, 1 - tail])
+        return float(low), float(high)
+    own = (
+        float(np.nanmean(np.nanvar(deviations, axis=0, ddof=1))) / n
+    )  # the part of the shift that runs do not share
+    alike = max(0.0, float(np.nanvar(shift)) - own)
+    rest = float(points.var(ddof=1)) / n
+    ratio = (alike + rest) / rest if rest else math.inf
+    freedom = min((n - 1) * ratio * ratio, 1e9)
+    reach = float(stdtrit(freedom, 1 - tail)) * math.sqrt(alike + rest)
+    return float(points.mean()) - reach, float(points.mean()) + reach
 
 
 def difference(ours: Mapping[Key, Run], theirs: Mapping[Key, Run]) -> tuple[float, float, float]:
@@ -215,32 +148,14 @@ def compare(
     return Comparison(resamples, intervals, best, pairs)
 
 
-def compare_rows(rows: list[Row], registry: Registry, resamples: int) -> Comparison:
-    """Intervals and paired comparisons, from the raw detections of all finished cells.
-
-    A metric without `weighted` is called once per draw, so it gets at most PLAIN_DRAWS draws.
-    """
-    torch.set_num_threads(1)  # the tensors are small, so more threads would only wait for each other
+def compare_rows(rows: list[Row], registry: Registry, drawn: Drawn) -> Comparison:
+    """Intervals and paired comparisons of rows, from draws of the test scenes of all finished cells."""
     specs = [spec for spec in registry.metrics.values() if spec.columns]
-    plain = [spec for spec in specs if not spec.weighted]
-    fewer = min(resamples, PLAIN_DRAWS)
-    runs: list[dict[tuple[int, bytes], dict[str, Run]]] = [{} for _ in rows]
-    total = sum(len(row.done) for row in rows) * fewer * len(plain)
-    label = f"calling {', '.join(spec.name for spec in plain)} for each draw of the test scenes"
-    with click.progressbar(length=total, label=label, file=sys.stderr, hidden=not total) as bar:
-        for row, of_row in zip(rows, runs, strict=True):
-            for result in row.done:
-                found, truth = load_detections(Path(result.path)), load_truth(Path(result.path))
-                values: dict[str, Run] = {}
-                for spec in specs:
-                    metric = load_target(spec.target)
-                    if spec.weighted:
-                        values |= resample_weighted(
-                            found, truth, metric, load_target(spec.weighted), resamples
-                        )
-                    else:
-                        values |= resample(found, truth, [metric], fewer, lambda: bar.update(1))
-                of_row[result.seed, scenes_digest(truth)] = values
-    notes = [f"{spec.name}: {fewer} draws, as it cannot weigh scenes." for spec in plain if fewer < resamples]
+    tested = drawn([result for row in rows for result in row.done], specs)
+    runs: list[dict[tuple[int, str], Mapping[str, Run]]] = [
+        {(r.seed, tested[r.path].scenes): tested[r.path].runs for r in row.done if r.path in tested}
+        for row in rows
+    ]
     contenders = [not row.oracle for row in rows]
-    return replace(compare(runs, [row.block for row in rows], contenders, resamples), notes=notes)
+    compared = compare(runs, [row.block for row in rows], contenders, drawn.draws)
+    return replace(compared, notes=drawn.notes(specs))

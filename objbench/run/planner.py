@@ -32,7 +32,9 @@ from objbench.guarded import PluginFailed
 from objbench.options import list_depth
 from objbench.plugins import Registry, load_plugins, load_target
 from objbench.run.apart import Apart
-from objbench.score.metrics import rescore
+from objbench.score.arrays import load_detections, load_truth
+from objbench.score.draws import draw_cell
+from objbench.score.metrics import rescore, score_each
 from objbench.score.scene_checks import check_data_of
 
 
@@ -106,8 +108,27 @@ def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: b
     return {"result": asdict(fresh), "complaints": complaints}
 
 
+def score_cell(registry: Registry, ask: Apart, result: dict[str, Any]) -> dict[str, Any]:
+    """The values of a finished cell by each metric, and a line for each metric that failed."""
+    complaints: list[str] = []
+    folder = Path(result["path"])
+    scored = score_each(registry, load_detections(folder), load_truth(folder), complaints.append, ask)
+    return {"scored": {spec.name: values for spec, values in scored}, "complaints": complaints}
+
+
+def draw_scenes(
+    registry: Registry, ask: Apart, result: dict[str, Any], metric: str, first: int, end: int
+) -> dict[str, Any]:
+    """The values of a finished cell by a metric, for draws of its test scenes."""
+    values: dict[str, Any] = ask(
+        f"metric '{metric}'", draw_cell, CellResult(**result).path, registry.metric(metric), first, end
+    )
+    return values
+
+
 REQUESTS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (plan_matrix, plan_evaluations, count_devices, rescore_cell)
+    f.__name__: f
+    for f in (plan_matrix, plan_evaluations, count_devices, rescore_cell, score_cell, draw_scenes)
 }
 
 

@@ -126,6 +126,21 @@ class Planner:
         said = self._ask("rescore_cell", result=asdict(result), anew=anew)
         return CellResult(**said["result"]), said["complaints"]
 
+    def score(self, result: CellResult) -> tuple[dict[str, dict[str, float]], list[str]]:
+        """Metric -> its values for a finished cell, and a line for each metric that failed. Raises Damaged."""
+        said = self._ask("score_cell", result=asdict(result))
+        return said["scored"], said["complaints"]
+
+    def draw(self, result: CellResult, metric: str, first: int, end: int) -> dict[str, Any]:
+        """The values of a finished cell by a metric, for the draws first..end-1 of its test scenes.
+
+        As `objbench.score.draws.draw_cell` returns them. Raises UsageError if the metric fails.
+        """
+        drawn: dict[str, Any] = self._ask(
+            "draw_scenes", result=asdict(result), metric=metric, first=first, end=end
+        )
+        return drawn
+
     def _ask(self, request: str, **arguments: Any) -> Any:
         if self._process is None:
             self.start()

@@ -73,11 +73,12 @@ def score_each(
 
 def _values(spec: MetricSpec, detections: Detections, truth: GroundTruth) -> dict[str, float]:
     with calling(f"metric '{spec.name}'", "its function"):
-        found = load_target(spec.target)(_copied(detections), _copied(truth))
+        found = load_target(spec.target)(copied(detections), copied(truth))
         return {str(key): float(value) for key, value in found.items()}
 
 
-def _copied(listed: Listed) -> Listed:
+def copied(listed: Listed) -> Listed:
+    """A copy whose tensors can be changed."""
     copies: dict[str, Any] = {k: v.clone() for k, v in vars(listed).items() if isinstance(v, torch.Tensor)}
     return replace(listed, **copies)
 

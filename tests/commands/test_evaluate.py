@@ -125,7 +125,7 @@ def test_a_row_of_its_own_says_what_it_was_trained_on_and_has_no_published_figur
 
 def test_other_data_and_protocol_in_the_label(out: Path) -> None:
     evaluated(out, TOY_KEY, "--protocol", "small")
-    text = objbench("report", "--out", str(out), "--plugin", TOY, "--format", "json").out
+    text = objbench("report", "--no-intervals", "--out", str(out), "--plugin", TOY, "--format", "json").out
     labels = {row["model_label"]: row for row in json.loads(text)["rows"]}
     assert "toy [trained on squares protocol=demo, at=99, steps=12]" in labels
 
@@ -133,9 +133,7 @@ def test_other_data_and_protocol_in_the_label(out: Path) -> None:
 def test_intervals_rescoring_and_verify(out: Path) -> None:
     folder = evaluated(out, PLAIN_KEY, "-o", "squares.most=9")
     key = f"{folder.parent.name}/{folder.name}"
-    ran = objbench(
-        "report", "--out", str(out), "--plugin", TOY, "--intervals", "--resamples", "100", "--format", "csv"
-    )
+    ran = objbench("report", "--out", str(out), "--plugin", TOY, "--resamples", "100", "--format", "csv")
     assert ran.code == 0, ran.err
     assert key in ran.out
     assert "left out" not in ran.err

@@ -106,7 +106,9 @@ def test_the_ten_lines_of_the_guide_make_the_table_and_the_plot(
     names: dict[str, pd.DataFrame] = {}
     exec(block, names)
     assert (tmp_path / "errors.png").stat().st_size > 10_000
-    rows = json.loads(objbench("report", "--out", str(store), "--format", "json").out)["rows"]
+    rows = json.loads(objbench("report", "--no-intervals", "--out", str(store), "--format", "json").out)[
+        "rows"
+    ]
     table = names["table"]
     assert len(table) == len(rows) == 6
     for row in rows:
@@ -150,7 +152,7 @@ def test_without_pyarrow_it_is_one_line(store: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(builtins, "__import__", without)
     file = tmp_path / "frame.parquet"
-    ran = objbench("report", "--out", str(store), "--format", "parquet", "--to", str(file))
+    ran = objbench("report", "--no-intervals", "--out", str(store), "--format", "parquet", "--to", str(file))
     assert ran.code == 2
     (line,) = ran.err.splitlines()
     assert "pip install 'objbench[parquet]'" in line

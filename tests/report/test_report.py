@@ -33,11 +33,13 @@ from objbench.errors import UsageError
 from objbench.hookspecs import ClustererSpec, DataSpec, MetricSpec, ModelSpec, Published
 from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
-from objbench.report.believed import Wanted, check_figures, read_cells
+from objbench.report.believed import Score, Wanted, check_figures, read_cells
+from objbench.report.drawn import Drawn
 from objbench.report.rows import rows_of
 from objbench.report.statistics import Comparison, compare_rows
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import flat, save_tensors
+from objbench.score.draws import draw_cell
 from objbench.score.metrics import by_these_metrics, score
 from objbench_plugins.published import objbench_published
 
@@ -685,8 +687,9 @@ def out(tmp_path: Path) -> Path:
 
 
 def run(*words: str) -> tuple[str, str]:
-    """stdout and stderr of `objbench report`."""
-    result = CliRunner().invoke(report, words, catch_exceptions=False)
+    """stdout and stderr of `objbench report`; without intervals where the words do not say."""
+    quick = [] if {"--intervals", "--pairs"} & {*words} else ["--no-intervals"]
+    result = CliRunner().invoke(report, [*words, *quick], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout, result.stderr
 
@@ -729,15 +732,52 @@ def test_intervals_set_the_better_model_in_bold(out: Path) -> None:
 
 
 def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
-    out: Path,
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = replace(load_plugins().metrics["ap50"], weighted="")
     registry = load_plugins()
     registry.metrics["ap50"] = slow
-    results, identities = read_cells(Store(out), registry, Wanted(), False, lambda result: (result, []))
-    comparison = compare_rows(rows_of(results, identities, registry), registry, 300)
+    results, identities = read_cells(Store(out), registry, Wanted(), None, lambda result: (result, []))
+    asked = []
+
+    def draw(result: CellResult, metric: str, first: int, end: int) -> dict[str, Any]:
+        asked.append((metric, first, end))
+        return draw_cell(result.path, registry.metric(metric), first, end)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = rows_of(results, identities, registry)
+    comparison = compare_rows(rows, registry, Drawn(registry, 300, draw))
     assert comparison.notes == ["ap50: 200 draws, as it cannot weigh scenes."]
     assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
+    assert [end - first for metric, first, end in asked if metric == "ap50"][:8] == [25] * 8
+    assert "calling ap50 for each draw" in capsys.readouterr().err
+    asked.clear()
+    assert compare_rows(rows, registry, Drawn(registry, 300, draw)).intervals == comparison.intervals
+    assert not asked, "draws are kept"
+    registry.metrics["ap50"] = replace(slow, version=2)
+    compare_rows(rows, registry, Drawn(registry, 300, draw))
+    assert {metric for metric, _, _ in asked} == {"ap50"}, "the draws of another version are others"
+
+
+def test_a_metric_that_fails_for_draws_is_left_out_with_a_line(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = load_plugins()
+    results, identities = read_cells(Store(out), registry, Wanted(), None, lambda result: (result, []))
+
+    def draw(result: CellResult, metric: str, first: int, end: int) -> dict[str, Any]:
+        if metric == "ap50":
+            raise UsageError("metric 'ap50' failed in its function: no answer within 60 s; it was killed")
+        return draw_cell(result.path, registry.metric(metric), first, end)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = rows_of(results, identities, registry)
+    comparison = compare_rows(rows, registry, Drawn(registry, 100, draw))
+    assert "ap50" not in comparison.intervals[0]
+    assert "acc" in comparison.intervals[0]
+    assert "no intervals: metric 'ap50' failed" in capsys.readouterr().err
+    table = tables.build(rows, tables.columns_of(registry), registry, comparison)
+    assert "95 % interval" in text.draw(table, None)
 
 
 @pytest.mark.slow
@@ -871,27 +911,35 @@ def test_an_infinite_figure_is_what_its_detections_score(out: Path, monkeypatch:
     result = replace(read_record(folder)[0], path=str(folder))
     registry = load_plugins()
 
-    def scores(value: float) -> None:
-        scored = [(registry.metrics["ap50"], {"ap50": value})]
-        monkeypatch.setattr("objbench.score.metrics.score_each", lambda *_: iter(scored))
+    def scores(value: float) -> Score:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(out / f"cache{value}"))
+        return lambda _: ({"ap50": {"ap50": value}}, [])
 
-    scores(-math.inf)
-    check_figures(registry, result)
-    scores(0.5)
+    check_figures(registry, result, scores(-math.inf))
     with pytest.raises(Damaged, match="its ap50 is nan"):
-        check_figures(registry, result)
+        check_figures(registry, result, scores(0.5))
 
 
-def test_a_metric_edited_without_a_new_version_is_reported_as_that(out: Path) -> None:
+def test_a_metric_edited_without_a_new_version_is_reported_as_that(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And not as a record that somebody edited."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(out / "cache"))
+    asked = []
+
+    def scored(result: CellResult) -> tuple[dict[str, dict[str, float]], list[str]]:
+        asked.append(result.cell)
+        return {"ap50": {"ap50": AP}}, []
+
     folder = folder_of(out, "gmair", 0)
     result = replace(read_record(folder)[0], path=str(folder))
     result.metrics["ap50"] = 0.99
     with pytest.raises(Damaged, match=r"record\.json was edited: its ap50 is 0\.9900"):
-        check_figures(load_plugins(), result)
+        check_figures(load_plugins(), result, scored)
     result.provenance["metric_code"]["ap50"] = "0" * 16
     with pytest.raises(Damaged, match=r"code of the metric 'ap50', which was changed without a new version"):
-        check_figures(load_plugins(), result)
+        check_figures(load_plugins(), result, scored)
+    assert len(asked) == 1, "what metrics give is kept"
 
 
 def test_cells_of_one_row_that_were_run_in_different_surroundings_are_noted(out: Path) -> None:
@@ -1077,7 +1125,9 @@ def test_no_cells_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     ]
 
 
-def test_a_report_without_intervals_needs_no_torch(out: Path) -> None:
+@pytest.mark.slow
+def test_a_report_needs_no_torch_in_its_own_process(out: Path) -> None:
     done = objbench("print('torch' in sys.modules, 'matplotlib' in sys.modules)", "report", "--out", str(out))
+    assert "95 % interval" in done.stdout
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False False"

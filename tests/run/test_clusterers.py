@@ -188,7 +188,9 @@ def test_a_clusterer_replaces_the_clusters_of_the_detector(mine: Path) -> None:
 
 
 def test_the_table_names_clusterers_and_says_what_they_replace(store: Path) -> None:
-    ran = objbench("report", "--plugin", TOY, "--out", str(store), "--long", "--format", "json")
+    ran = objbench(
+        "report", "--no-intervals", "--plugin", TOY, "--out", str(store), "--long", "--format", "json"
+    )
     table = json.loads(ran.out)
     assert [row["model_label"] for row in table["rows"]] == [
         "toy [steps=40]",
@@ -210,7 +212,7 @@ def test_the_table_names_clusterers_and_says_what_they_replace(store: Path) -> N
 
 
 def test_a_report_can_be_of_one_clusterer(store: Path) -> None:
-    words = ["report", "--plugin", TOY, "--out", str(store), "--format", "json", "--models"]
+    words = ["report", "--no-intervals", "--plugin", TOY, "--out", str(store), "--format", "json", "--models"]
     for models, clusterers in (
         ("toy+shades", {"shades"}),
         ("toy", {"own", "shades", "shades-by-label"}),
@@ -252,7 +254,7 @@ def test_a_clusterer_that_is_gone_is_named(store: Path) -> None:
     ran = objbench("show", str(folder), "--out", str(store))
     assert ran.code == 0
     assert "no plugin registers the clusterer 'shades' any more; the file toy_plugin.py had" in ran.err
-    table = objbench("report", "--out", str(store)).out
+    table = objbench("report", "--no-intervals", "--out", str(store)).out
     assert "toy-plain + Shades" in table
     assert "No plugin registers the clusterer shades any more; the file toy_plugin.py did." in " ".join(
         table.split()
@@ -393,7 +395,7 @@ def test_cells_of_an_earlier_version_are_refused_in_one_line(mine: Path, tmp_pat
     (tmp_path / "images").mkdir()
     ran = refused(mine, then, tmp_path)
     assert "run it again" in ran.err
-    ran = objbench("report", "--plugin", TOY, "--out", str(mine))
+    ran = objbench("report", "--no-intervals", "--plugin", TOY, "--out", str(mine))
     assert ran.code == 0
     assert "gmm.components=10" in ran.out
     ran = objbench("verify", str(mine), "--cell", then.key, "--plugin", TOY)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,17 +18,12 @@ from hypothesis import strategies as st
 
 from objbench.cells.files import read_json
 from objbench.cells.identity import Cell, write_cell
-from objbench.cells.result import Position
 from objbench.cells.store import Store, position, read_record, read_trained, write_record
-from objbench.errors import Interrupted
 from objbench.run.runner import Runner
 from objbench.score.arrays import load_tensors
-from objbench.score.detect import detect
-from objbench.score.random_state import undisturbed
-from objbench.score.trained import build_training
 from objbench.train.batches import batch_indices
-from objbench.train.loop import train
-from running import TOY, Until, rows_of, run, run_here, toy_cell, toys
+from running import TOY, rows_of, run, run_here, toy_cell
+from stopping import equal, train_here
 
 LONG = ["toy.steps=100", "toy.at=20", "toy.lr_end=0.1", "squares.size=50"]
 """Options of a training of several epochs."""
@@ -41,11 +33,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The final weights of a cell that is done."""
     read_trained(folder)
     return load_tensors(folder / "weights.safetensors")
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def when(is_so: Any, then: Any) -> threading.Thread:
@@ -146,29 +133,6 @@ def test_a_cell_whose_runner_is_gone_saves_and_stops(tmp_path: Path) -> None:
 
 
 # The same in one process, at many places
-
-
-def train_here(
-    folder: Path, cell: Cell, stop_after: int = 10**9, evaluate: bool = True
-) -> dict[str, torch.Tensor]:
-    """Trains in this process until done, or for `stop_after` more steps; the weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    built = build_training(toys(), cell.training, "cpu")
-
-    class Disturbing(Until):
-        def due(self, at: Position, steps: int) -> bool:
-            return True
-
-        def evaluate(self) -> dict[str, float]:
-            with undisturbed(built.detector):
-                detect(built.detector, built.test_source, "validation", 8)
-                torch.rand(3), np.random.rand(), random.random()
-                return {}
-
-    watch = Disturbing(stop_after) if evaluate else Until(stop_after)
-    with contextlib.suppress(Interrupted):
-        train(built.detector, built.train_source, cell.identity["seed"], folder, watch, fit_scenes=8)
-    return {name: tensor.clone() for name, tensor in built.detector.state_dict().items()}
 
 
 @pytest.mark.slow

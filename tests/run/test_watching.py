@@ -261,7 +261,7 @@ def test_a_run_writes_a_log_beside_the_training_and_no_cell_is_seen_in_it(tmp_pa
     assert float(logged[-1]["value"]) == pytest.approx(list(read_curve(folder)[-1]["metrics"].values())[-1])
     (folder / TENSORBOARD).mkdir()
     assert Store(tmp_path).cell_keys() == [cell.key]
-    assert "left out" not in objbench("report", "--out", str(tmp_path)).err
+    assert "left out" not in objbench("report", "--no-intervals", "--out", str(tmp_path)).err
     again = run(tmp_path, "toy", "--log", "tensorboard" if importlib.util.find_spec("tensorboard") else "csv",
                 "-o", "toy.steps=20")  # fmt: skip
     assert "nothing to run" in again.err, "how a training is logged is in no key"

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import equal, train_here
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -26,6 +25,7 @@ from objbench.train.captured import WARM_STEPS, CapturedSteps, CudaGraph
 from objbench.train.loop import Execution
 from objbench.train.steps import Steps, terms_of
 from running import toy_cell, toys
+from stopping import equal, train_here
 
 CPU = torch.device("cpu")
 

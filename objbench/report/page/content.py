@@ -27,11 +27,11 @@ from objbench.options import as_text
 from objbench.plugins import Registry
 from objbench.report.page import errors
 from objbench.report.rows import Row, words_of
-from objbench.report.statistics import scenes_digest
 from objbench.report.tables import Table, spec_notes
 from objbench.report.text import ABSENT, sheets_of
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import load_detections, load_tensors, load_truth
+from objbench.score.draws import scenes_digest
 
 SCENES = 24
 """How many test scenes are shown of each data set; a training keeps as many."""
