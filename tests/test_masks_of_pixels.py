@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from objbench.detector import Detections
 from objbench.masks import boxes_of, from_masks, mask_fault, pack, unpack
 from objbench.scenes import GroundTruth
+from objbench.score.arrays import flat, load_detections, load_truth, save_tensors, select_scenes
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 35, 64])
@@ -78,3 +81,17 @@ def test_a_mask_fault_says_what_is_wrong() -> None:
     assert mask_fault(right.int(), 4, 11) == "masks of type int32, not uint8"
     assert mask_fault(right, 4, 10) == "masks with pixels to the right of column 9"
     assert mask_fault(right * 0, 4, 11) == "2 of 2 masks have no pixels"
+
+
+def test_masks_are_kept_with_detections_and_truth(tmp_path: Path) -> None:
+    masks = torch.eye(9, dtype=torch.bool)[:, None]  # [9, 1, 9]
+    found = from_masks(masks[None], torch.ones(1, 9))
+    truth = GroundTruth.of([found.boxes], [torch.zeros(9)], [pack(masks)])
+    cell = tmp_path / "cell"
+    save_tensors(tmp_path / "detections.safetensors", flat(found))
+    save_tensors(tmp_path / "truth.safetensors", flat(truth))
+    for loaded in (load_detections(cell), load_truth(cell)):
+        assert loaded.masks is not None
+        assert torch.equal(unpack(loaded.masks, 9), masks)
+    twice = select_scenes(found, truth, torch.tensor([0, 0]))
+    assert all(part.masks is not None and len(part.masks) == 18 for part in twice)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +175,7 @@ def _agreement(found: Bools, there: Bools) -> float:
 def _hits(detections: Detections, pairs: Pairs) -> list[Bools]:
     """Which detections [m] are hits by COCO's rule, at each of its thresholds."""
     order = np.argsort(pairs.detection, kind="stable")
-    pairs = Pairs(*(part[order] for part in pairs))
+    pairs = Pairs(pairs.detection[order], pairs.truth[order], pairs.iou[order])
     ranks = coco_ranks(detections, pairs)
     return [match_coco(ranks, pairs, threshold) for threshold in COCO_THRESHOLDS]
 
@@ -185,6 +185,6 @@ def _bytes(masks: Tensor | None) -> NDArray[np.uint8]:
     return as_numpy(masks)
 
 
-def _share(part: NDArray[np.float64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def _share(part: NDArray[Any], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     share: NDArray[np.float64] = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
     return share

@@ -91,9 +91,9 @@ class Part:
         values = self._rows(self._masks, rows, "a mask")
         values = values > 0.5 if self.stacked and values.dtype.kind == "f" else values
         if self.stacked == "last":
-            return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) != 0
+            values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
         if self.stacked:  # [n, K, H, W] or [n, K, H, W, C]
-            return (values if values.ndim == 4 else values[..., 0]) != 0
+            return np.asarray((values if values.ndim == 4 else values[..., 0]) != 0)
         number = values.reshape(len(rows), self.height, self.width)
         most = int(number.max(initial=0))
         if number.min(initial=0) < 0 or most > MOST_ENTITIES or (number != np.round(number)).any():
@@ -101,7 +101,7 @@ class Part:
                 f"{self.where}: masks hold {number.min():g} to {number.max():g}; they must be numbers of entities, "
                 f"0 to {MOST_ENTITIES}"
             )
-        return number[:, None] == np.arange(most + 1)[:, None, None]
+        return np.asarray(number[:, None] == np.arange(most + 1)[:, None, None])
 
     def factor(self, name: str) -> NDArray[np.int64]:
         """A categorical factor of each entity, [N, K]. UsageError when there is none of this name."""

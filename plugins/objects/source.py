@@ -210,7 +210,7 @@ class Objects(SceneSource):
         if shown is None:
             print(f"objects: counting the objects in {part.count:,} scenes of {part.where}", file=sys.stderr)
             blocks = (
-                part.entities(some).any((2, 3))[:, self._config.background :].sum(1)
+                np.asarray(part.entities(some).any((2, 3)))[:, self._config.background :].sum(1)
                 for some in np.split(rows, range(_BATCH, part.count, _BATCH))
             )
             counts = np.concatenate(list(blocks))
@@ -224,7 +224,8 @@ def _visible(part: files.Part) -> NDArray[np.bool_] | None:
     if part.visibility is None:
         return None
     shown = np.asarray(part.visibility[...]).reshape(part.count, -1)
-    return np.asarray(shown > 0)
+    visible: NDArray[np.bool_] = np.greater(shown, 0)
+    return visible
 
 
 def cache_folder() -> Path:

@@ -110,4 +110,5 @@ def _inside(values: Floats, size: int) -> NDArray[np.bool_]:
     beyond = u + v * v - 1
     heart = beyond * beyond * beyond <= u * v * v * v
     kind = (shape * 3).astype(np.int64)
-    return np.where(kind == 0, square, np.where(kind == 1, ellipse, heart))
+    inside: NDArray[np.bool_] = np.where(kind == 0, square, np.where(kind == 1, ellipse, heart))
+    return inside

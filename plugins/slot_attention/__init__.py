@@ -29,7 +29,7 @@ def objbench_models() -> list[ModelSpec]:
                     "(background=kept keeps it). In detection, slots start at the same random places in each image. "
                     "Weights before a ReLU start as He et al. 2015 have it, not Glorot and Bengio 2010."
                 ),
-                "demo": f"1,500 steps {small} falling to a half in 1,000 steps.",
+                "demo": f"1,700 steps {small} falling to a half in 1,500 steps.",
                 "small": f"15,000 steps {small} falling to a half in 5,000 steps.",
                 "paper": (
                     "Settings are those of the authors' code for CLEVR6 at 128x128, on all data sets; for images of "

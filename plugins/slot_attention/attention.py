@@ -42,7 +42,9 @@ class SlotAttention(nn.Module):
         self.gru.weight_ih[: 2 * d] = 0
         self.gru.weight_ih[2 * d :] = torch.eye(d)
         self.gru.bias_ih[d : 2 * d] = -2.0  # the update gate: little of the old slot stays
-        nn.init.zeros_(self.mlp[2].weight)
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
 
     def forward(self, features: Tensor, noise: Tensor) -> Tensor:
         """The slots [n, K, D] of features [n, N, F], from standard normal noise [n, K, D]."""

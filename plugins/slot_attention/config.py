@@ -54,7 +54,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 16,
     "lr": 1e-3,
     "warmup": 100,
-    "half_life": 1_000,
+    "half_life": 1_500,
     "clip_norm": 1.0,
     "slots": 6,
     "width": 32,
@@ -68,6 +68,6 @@ SMALL: dict[str, Any] = {
 }
 
 SETTINGS: Settings = {
-    ("demo", "*"): {**SMALL, "steps": 1_500},
+    ("demo", "*"): {**SMALL, "steps": 1_700},
     ("small", "*"): {**SMALL, "steps": 15_000, "half_life": 5_000},
 }

@@ -63,7 +63,8 @@ class Position(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[n, width, h, w] from the same."""
-        return features + self.map(self.grid).permute(2, 0, 1)
+        placed: Tensor = features + self.map(self.grid).permute(2, 0, 1)
+        return placed
 
 
 class Encoder(nn.Module):
@@ -84,7 +85,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.position(self.convolutions(images)).flatten(2).mT  # [n, N, width]
-        return self.mlp(self.norm(features))  # type: ignore[no-any-return]
+        per_pixel: Tensor = self.mlp(self.norm(features))
+        return per_pixel
 
 
 class Decoder(nn.Module):
@@ -106,7 +108,9 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(before, channels + 1, 3, padding=1))
 
     def forward(self, slots: Tensor) -> Tensor:
-        painted = self.layers(self.position(slots[:, :, None, None].expand(-1, -1, self.grid, self.grid)))
+        painted: Tensor = self.layers(
+            self.position(slots[:, :, None, None].expand(-1, -1, self.grid, self.grid))
+        )
         if painted.shape[2:] != self.side:
             painted = F.interpolate(painted, self.side, mode="bilinear", align_corners=False)
         return painted

@@ -21,7 +21,7 @@ class WarmedAdam(torch.optim.Adam):
         for group in self.param_groups:
             group |= {"highest": lr, "warmup": warmup, "half_life": half_life, "taken": 0}
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Sets the rate, then steps as Adam does."""
         for group in self.param_groups:
             group["taken"] += 1
