@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ LIMIT_S = 300.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head, on which no cell has room, and two nodes of one core each."""
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # on a busy machine
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
