@@ -157,7 +157,7 @@ def test_an_address_where_no_ray_answers_is_told_apart_at_once(monkeypatch: pyte
         other.start()
         assert ray.no_answer("127.0.0.1", port) == "something else does"
         other.join()
-    with pytest.raises(UsageError, match="no Ray cluster answers there .Connection refused"):
+    with pytest.raises(UsageError, match="no Ray cluster answers there"):
         ray.connect(f"127.0.0.1:{port}")
     with pytest.raises(UsageError, match="not an address"):
         ray.connect("here")
