@@ -121,8 +121,11 @@ def written(plugins: Sequence[PluginFile], folder: Path) -> tuple[str, ...]:
     return tuple(str(folder / str(number) / plugin.name) for number, plugin in enumerate(plugins))
 
 
-def survey(plugins: Sequence[PluginFile], names: Names, environment: dict[str, str]) -> dict[str, Any]:
-    """What this machine has of what must be the same on all: {"facts": ...}, or {"error": a line}.
+def survey(
+    plugins: Sequence[PluginFile], names: Names, paths: Sequence[str], environment: dict[str, str]
+) -> dict[str, Any]:
+    """{"facts": what this machine has of what must be the same on all, "missing": the paths that it lacks}; or
+    {"error": a line}.
 
     In a process like that of a training: with the same Python, and the same plugins.
     """
@@ -138,4 +141,4 @@ def survey(plugins: Sequence[PluginFile], names: Names, environment: dict[str, s
     if ran.returncode:
         return {"error": (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]}
     answer: dict[str, Any] = json.loads(ran.stdout)
-    return answer
+    return answer | {"missing": [path for path in paths if not os.path.exists(path)]}

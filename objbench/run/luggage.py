@@ -116,8 +116,8 @@ def plugin_files(registry: Registry, files: Iterable[str]) -> list[PluginFile]:
     return found
 
 
-def paths_of(training: Training) -> Iterator[tuple[str, str, str]]:
-    """The options whose values are paths on this machine: (config, option, value). They are in no key."""
+def paths_of(training: Training) -> Iterator[str]:
+    """The values of options that are paths on this machine. They are in no key."""
     for kind in ("model_config", "data_config"):
         config = getattr(training, kind)
         for name, value in config.items():
@@ -127,7 +127,7 @@ def paths_of(training: Training) -> Iterator[tuple[str, str, str]]:
                 and value
                 and os.path.exists(value)
             ):
-                yield kind, name, value
+                yield value
 
 
 def with_paths(training: Training, places: Mapping[str, str]) -> Training:

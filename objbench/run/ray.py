@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from objbench.cells.identity import START, Cell
+from objbench.cells.identity import START, Cell, Training
 from objbench.cells.origin import WEIGHTS, origin_folder
 from objbench.cells.result import Event
 from objbench.cells.store import position
@@ -67,8 +67,10 @@ class RayBackend:
         self._looked = -math.inf
         self._most = settings.workers or math.inf
         gpus = needs.gpus
-        if device == "cpu" and gpus:
-            raise UsageError(f"--gpus-per-cell {gpus:g} with --device cpu: cells would not use the GPUs")
+        if gpus is not None and device == ("cpu" if gpus else "cuda"):
+            raise UsageError(
+                f"--gpus-per-cell {gpus:g} does not go with --device {device}; leave one of them out"
+            )
         if gpus is None:
             gpus = float(
                 device == "cuda" or (device == "auto" and any("GPU" in n["Resources"] for n in self.nodes()))
@@ -76,8 +78,9 @@ class RayBackend:
         cpus = needs.cpus or 1
         self.needs = {"CPU": float(cpus), "GPU": gpus, "memory": (needs.memory_gb or 0.0) * 1e9}
         if not self.slots():
+            fault = no_room(self.needs, self.nodes())
             self.close()
-            raise UsageError(no_room(self.needs, self.nodes()))
+            raise UsageError(fault)
         environment = {name: os.environ[name] for name in TRAVELS if name in os.environ}
         devices = ["cuda:0"] if gpus else ["cpu"]  # a cell sees the GPUs that are its own
         self.settings = replace(settings, devices=devices, threads=cpus, environment=environment)
@@ -100,26 +103,32 @@ class RayBackend:
 
     def prepare(self, registry: Registry, cells: Iterable[Cell]) -> None:
         """UsageError when a node has another Python, or other versions, plugins or code than this machine."""
+        cells = list(cells)
         self.plugins = plugin_files(registry, self.settings.plugins)
         names = names_of(cells)
+        paths = sorted({path for cell in cells for path in absolute(cell.training).values()})
         asked = {
             ray.remote(survey)
             .options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             )
-            .remote(self.plugins, names, self.settings.environment): node_name(node)
+            .remote(self.plugins, names, paths, self.settings.environment): node_name(node)
             for node in self.nodes()
             if room(node["Resources"], self.needs)
         }
         here = facts(registry, names)
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SURVEY_S)
         faults = []
+        missing: set[str] = set()
         for answer, node in asked.items():
-            if fault := fault_of(answer if answer in answered else None, here):
+            said = answer_of(answer if answer in answered else None)
+            missing.update(said.get("missing", ()))
+            if fault := said.get("error") or "; ".join(differences(here, said["facts"])[:3]):
                 faults.append(f"node {node}: {fault}")
         if faults:
             more = f" (and {len(faults) - 1} more nodes)" if len(faults) > 1 else ""
             raise UsageError(f"{faults[0]}{more}; install the same on every node")
+        self._archives = {path: ray.put(archive(path)) for path in sorted(missing)}
 
     def start(self, folder: Path, cells: list[Cell], lock: int, slot: int) -> RayJob:
         """Starts a training, as soon as there is room for it."""
@@ -136,11 +145,8 @@ class RayBackend:
         if START in training.identity:
             origin = origin_folder(folder.parent, training)
             files[f"{origin.name}/{WEIGHTS}"] = (origin / WEIGHTS).read_bytes()
-        paths = {value: os.path.abspath(value) for _, _, value in paths_of(training)}
+        paths = absolute(training)
         training = with_paths(training, paths)
-        for path in paths.values():
-            if path not in self._archives:
-                self._archives[path] = ray.put(archive(path))
         order = Order(
             [replace(cell, training=training) for cell in cells],
             self.settings,
@@ -165,7 +171,7 @@ class Actor(Host):
         """Starts the training; the name of this node."""
         context = ray.get_runtime_context()
         node = f"{socket.gethostname()} ({context.get_node_id()[:8]})"
-        self.begin(order, node, lambda archived: bytes(ray.get(archived[0])))
+        self.begin(order, node, lambda archived: bytes(ray.get(archived)))
         return node
 
 
@@ -194,7 +200,7 @@ class RayJob:
             try:
                 said: str | Report = ray.get(self._answer)
             except RayTaskError as error:  # of a full disk there, say
-                self._end(f"node {self._node or 'unknown'}: {error_line(error.cause)}")
+                self._end(f"node {self._node or 'unknown'}: {error_line(cause_of(error))}")
             except RayError as error:
                 self._lost(error)
             else:
@@ -321,19 +327,25 @@ def node_name(node: dict[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
 
 
-def fault_of(answer: Any, here: dict[str, str]) -> str:
-    """What keeps a node from running cells; "" when nothing does. answer: of `survey`, or None."""
+def answer_of(answer: Any) -> dict[str, Any]:
+    """What `survey` gave on a node; {"error": a line} when it failed. answer: a future one, or None."""
     if answer is None:
-        return f"no answer within {SURVEY_S:g} s"
+        return {"error": f"no answer within {SURVEY_S:g} s"}
     try:
-        said = ray.get(answer)
-    except RayTaskError as error:
-        return f"cannot run objbench: {error_line(error.cause)}"
+        said: dict[str, Any] = ray.get(answer)
     except RayError as error:
-        return f"cannot run objbench: {error_line(error)}"
-    if "error" in said:
-        return str(said["error"])
-    return "; ".join(differences(here, said["facts"])[:3])
+        return {"error": f"cannot run objbench: {error_line(cause_of(error))}"}
+    return said
+
+
+def cause_of(error: RayError) -> BaseException:
+    """What was raised on a node, without Ray's words around it."""
+    return error.cause if isinstance(error, RayTaskError) and error.cause else error
+
+
+def absolute(training: Training) -> dict[str, str]:
+    """The paths in a training's options, each with its absolute form: nodes have another working folder."""
+    return {value: os.path.abspath(value) for value in paths_of(training)}
 
 
 def _amount(name: str, value: float) -> str:

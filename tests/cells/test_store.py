@@ -590,3 +590,22 @@ def test_keys_do_not_depend_on_order_or_number_format() -> None:
     assert one.key != Training({"a": 2, "b": {"c": 2, "d": [3]}}, {}, {}, {}).key
     assert Cell(one, {"name": "own"}).key == f"{one.key}/own"
     assert len({cell_of().key, cell_of(seed=1).key, cell_of(clusters=3).key}) == 3
+
+
+def test_what_killed_processes_left_half_written_is_removed_where_nobody_is_at_work(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    for key in ("idle", "busy"):
+        for name in (".trained.json.12.part", "own/.scenes.png.34/scenes.png", "own/record.json"):
+            file = store.folder(key) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    lock = store.lock("busy")
+    assert lock is not None
+    store.tidy(["idle", "busy", "new"])
+    assert sorted(p.name for p in store.folder("idle").rglob("*")) == ["own", "record.json"]
+    assert len(list(store.folder("busy").rglob(".*"))) == 2
+    assert not store.locked("idle")
+    os.close(lock)
+    store.tidy(["busy"])
+    assert not list(store.folder("busy").rglob(".*"))

@@ -148,16 +148,17 @@ def test_what_differs_on_a_node_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_node_says_what_it_has(tmp_path: Path) -> None:
     names = names_of([toy_cell("toy")])
     plugins = plugin_files(toys(), [TOY])
-    assert survey(plugins, names, {}) == {"facts": facts(toys(), names)}
+    paths = [str(tmp_path), str(tmp_path / "digits")]
+    assert survey(plugins, names, paths, {}) == {"facts": facts(toys(), names), "missing": paths[1:]}
     broken = replace(plugins[0], files={"toy_plugin.py": b"import nothing_of_that_name\n"})
-    assert "nothing_of_that_name" in survey([broken], names, {})["error"]
+    assert "nothing_of_that_name" in survey([broken], names, [], {})["error"]
 
 
 def test_paths_are_replaced_and_no_key_changes(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "a.idx").write_bytes(b"12")
     training = toy_cell("toy", f"squares.folder={tmp_path / 'digits'}").training
-    assert list(paths_of(training)) == [("data_config", "folder", str(tmp_path / "digits"))]
+    assert list(paths_of(training)) == [str(tmp_path / "digits")]
     there = unarchive(archive(str(tmp_path / "digits")), tmp_path / "node" / "0")
     assert contents(there) == {"a.idx": b"12"}
     moved = with_paths(training, {str(tmp_path / "digits"): str(there)})

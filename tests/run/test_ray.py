@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from objbench.cells.files import Damaged, read_json
 from objbench.cells.store import Store
+from objbench.errors import UsageError
 from running import TOY, rows_of, run
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'objbench[ray]'")
@@ -27,7 +29,6 @@ LIMIT_S = 300.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head, on which no cell has room, and two nodes of one core each."""
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # on a busy machine
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -136,3 +137,38 @@ def test_what_is_wrong_with_a_cluster_is_said_in_one_line(cluster: Any, tmp_path
     assert ran.returncode == 2
     assert "no node of the Ray cluster has 1 CPUs, 2 GPUs, which a cell needs" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_address_where_no_ray_answers_is_told_apart_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from objbench.run import ray
+
+    monkeypatch.setattr(ray, "ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert ray.no_answer("127.0.0.1", port) == "nothing within 0.3 s"
+        server.accept()[0].close()
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(99)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        other = threading.Thread(target=answer)
+        other.start()
+        assert ray.no_answer("127.0.0.1", port) == "something else does"
+        other.join()
+    with pytest.raises(UsageError, match="no Ray cluster answers there"):
+        ray.connect(f"127.0.0.1:{port}")
+    with pytest.raises(UsageError, match="not an address"):
+        ray.connect("here")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "memory", "fit"),
+    [(1, 0, 0, 8), (2, 0.5, 8e9, 4), (1, 0.3, 0, 6), (1, 3, 0, 0), (1, 0, 20e9, 1)],
+)
+def test_how_many_cells_fit_on_a_node(cpus: float, gpus: float, memory: float, fit: int) -> None:
+    from objbench.run.ray import room
+
+    assert room({"CPU": 8.0, "GPU": 2.0, "memory": 32e9}, {"CPU": cpus, "GPU": gpus, "memory": memory}) == fit
+    assert room({"CPU": 0.0}, {"CPU": cpus, "GPU": gpus, "memory": memory}) == 0
