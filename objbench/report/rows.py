@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -49,10 +50,13 @@ def seeds_that_lack(rows: Iterable[Row]) -> list[str]:
         last[row.block] = max(last.get(row.block, 0), *(result.seed for result in row.results))
     lines = []
     for row in ours:
-        lacking = sorted(set(range(last[row.block] + 1)) - {result.seed for result in row.results})
+        edges = [-1, *sorted({result.seed for result in row.results}), last[row.block] + 1]
+        lacking = [(a + 1, b - 1) for a, b in itertools.pairwise(edges) if b - a > 1]
         if lacking:
             name = " ".join([row.name, *row.options])
-            seeds = f"seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
+            several = len(lacking) > 1 or lacking[0][0] < lacking[0][1]
+            spans = [f"{a}-{b}" if b > a + 1 else ", ".join(map(str, range(a, b + 1))) for a, b in lacking]
+            seeds = f"seed{'s' * several} {', '.join(spans)}"
             lines.append(f"{name} on {row.data} ({row.protocol}): there is no cell of {seeds}")
     return lines
 

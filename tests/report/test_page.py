@@ -192,6 +192,24 @@ def test_a_page_that_cannot_be_written_is_said(page: Path, tmp_path: Path) -> No
     assert str(ran.exception).startswith("--html ")
 
 
+def test_of_a_store_that_is_half_there_the_rest_is_shown(page: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(page.parent / "cells", store / "cells")
+    trainings = sorted(store.glob("cells/*"))
+    (trainings[0] / "truth.safetensors").unlink()
+    (trainings[1] / "detections.safetensors").write_bytes(b"half")
+    (trainings[2] / "trained.json").unlink()
+    next(trainings[3].glob("*/record.json")).unlink()
+    target = tmp_path / "page.html"
+    words = ["report", "--out", str(store), "--html", str(target), "--resamples", "100"]
+    ran = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    shown = sum(len(row["cells"]) for row in content_of(target)["rows"])
+    assert shown == len(trainings) - 4
+    for training in trainings[:4]:
+        assert training.name in ran.stderr
+
+
 def test_a_command_quotes_what_a_shell_would_read(tmp_path: Path) -> None:
     identity = {"model": "m; rm x", "data": "d", "seed": 3, "protocol": {"name": "demo"}}
     identity |= {"model_config": {"a": 1, "b": 2}, "data_config": {"c": None}}
@@ -412,6 +430,13 @@ def test_nothing_is_wider_than_a_phone(pair_tab: Any) -> None:
     tab = pair_tab
     tab.set_viewport_size({"width": 360, "height": 740})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_on_paper_nothing_is_cut(tab: Any) -> None:
+    tab.set_viewport_size({"width": 718, "height": 1047})  # A4 without its margins
+    tab.emulate_media(media="print")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 718
+    assert not tab.locator("nav").is_visible()
 
 
 def contrast(a: list[float], b: list[float]) -> float:

@@ -35,7 +35,7 @@ from objbench.plugins import Registry, load_plugins
 from objbench.report import tables, text
 from objbench.report.believed import Score, Wanted, check_figures, read_cells
 from objbench.report.drawn import Drawn
-from objbench.report.rows import rows_of
+from objbench.report.rows import Row, rows_of, seeds_that_lack
 from objbench.report.statistics import Comparison, compare_rows
 from objbench.scenes import GroundTruth
 from objbench.score.arrays import flat, save_tensors
@@ -965,6 +965,17 @@ def test_seeds_that_a_row_lacks_are_said(out: Path) -> None:
     assert run("--out", str(out))[1].splitlines() == [
         "warning: other on multimnist (demo): there is no cell of seeds 0, 2"
     ]
+
+
+def test_many_seeds_that_a_row_lacks_are_said_as_spans() -> None:
+    def row(*seeds: int) -> Row:
+        results = [cell_of("m", seed).result("done") for seed in seeds]
+        return Row(protocol="demo", data="d", model="m", results=results)
+
+    lacking = [
+        line.partition("no cell of ")[2] for line in seeds_that_lack([row(100, 101, 2**31 - 1), row(0, 1, 3)])
+    ]
+    assert lacking == ["seeds 0-99, 102-2147483646", "seeds 2, 4-2147483647"]
 
 
 def test_a_report_is_of_the_models_and_data_that_are_wanted(out: Path) -> None:
