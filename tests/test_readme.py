@@ -88,7 +88,8 @@ def test_the_table_of_speed_is_that_of_its_record() -> None:
         kind = ", bfloat16" if "bfloat16" in more else ""
         whole = record[f"{model.lower()} step (paper, all cells{kind})"]
         assert f"{whole['value']:#.2g}" == every
-        assert f"{int(re.search(r'(\d+) MB', whole['note'])[1]) / 1000:.1f}" == memory
+        megabytes = int(re.search(r"(\d+) MB", whole["note"])[1])
+        assert f"{megabytes / 1000:.1f}" == memory
         assert f"{record[f'{model.lower()} step (paper, gated{kind})']['value']:#.2g}" == gated
 
 
