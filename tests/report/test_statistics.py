@@ -105,7 +105,7 @@ def test_draws_depend_on_the_truth_alone() -> None:
     assert scenes_digest(truth) == scenes_digest(same) != scenes_digest(different)
 
 
-SCENES, DRAWS, TRIALS = 200, 300, 1200
+SCENES, DRAWS, TRIALS = 200, 300, 3000
 
 
 def shares(random: np.random.Generator) -> list[np.ndarray]:
@@ -135,7 +135,7 @@ def simulate(
 @pytest.mark.parametrize(("n", "shared"), [(1, True), (3, True), (3, False), (8, True)])
 @pytest.mark.parametrize(
     ("seed_std", "scene_std", "both_std"),
-    [(0.05, 0.01, 0.003), (0.0, 0.3, 0.1), (0.03, 0.2, 0.07), (0.0, 0.0, 0.3)],
+    [(0.05, 0.01, 0.003), (0.03, 0.2, 0.07)],
 )
 def test_the_interval_of_a_row_holds_the_true_figure_93_to_97_times_of_100(
     n: int, seed_std: float, scene_std: float, both_std: float, shared: bool
@@ -150,18 +150,25 @@ def test_the_interval_of_a_row_holds_the_true_figure_93_to_97_times_of_100(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [1, 3, 5])
 @pytest.mark.parametrize(
-    ("between_seeds", "of_scenes", "of_both"),
-    [(0.0, 0.3, 0.1), (0.05, 0.3, 0.1), (0.1, 0.3, 0.1), (0.02, 0.05, 0.3), (0.0, 0.0, 0.3)],
+    ("runs", "between_seeds", "of_scenes", "of_both"),
+    [
+        (1, 0.0, 0.3, 0.1),
+        (1, 0.0, 0.0, 0.3),
+        (3, 0.0, 0.3, 0.1),
+        (3, 0.05, 0.3, 0.1),
+        (3, 0.1, 0.3, 0.1),
+        (3, 0.02, 0.05, 0.3),
+        (5, 0.1, 0.3, 0.1),
+        (5, 0.0, 0.0, 0.3),
+    ],
 )
 def test_the_interval_of_a_difference_holds_the_true_one_93_to_97_times_of_100(
     runs: int, between_seeds: float, of_scenes: float, of_both: float
 ) -> None:
     """Pairs of runs on the same scenes, whose difficulty cancels; differences vary between seeds, between scenes (for
-    all seeds alike), and between both. The true difference is 0.1."""
-    if runs == 1:
-        between_seeds = 0.0
+    all seeds alike), and between both. The true difference is 0.1. For one pair the claim is about these two trainings,
+    so seeds do not vary."""
     random = np.random.default_rng(1)
     weights, held = shares(random), 0
     for trial in range(TRIALS):
