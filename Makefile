@@ -17,12 +17,9 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-# The tests with the lowest versions that pyproject.toml allows, in an environment of its own (several GB).
-test-lowest:
-	$(PYTHON) -m venv .venv-lowest
-	$(PYTHON) .ci/lowest.py > .venv-lowest/lowest.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest
+# The tests of test-fast with the lowest versions that pyproject.toml allows, in an environment of its own (several GB).
+test-lowest: .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 install: $(VENV)/.installed
 
@@ -52,6 +49,12 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.venv-lowest/.installed: pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -1,4 +1,5 @@
-"""Guards calls of plugins: their prints, changes of the working directory and errors do not harm the harness."""
+"""Guards calls of plugins: their prints, errors, and changes of the working directory and of environment variables do
+not harm the harness."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def ask_here(who: str, question: Callable[..., Any], *arguments: Any) -> Any:
 def calling(who: str, part: str) -> Iterator[None]:
     """For a block that runs the code of a plugin. See `PluginFailed.when` for `who` and `part`.
 
-    What the plugin prints goes to stderr. The working directory and the handlers of SIGINT and SIGTERM are restored
-    after the block. Every error becomes PluginFailed, also sys.exit; a UsageError is not changed.
+    What the plugin prints goes to stderr. The working directory, environment variables, and the handlers of SIGINT and
+    SIGTERM are restored after the block. Every error becomes PluginFailed, also sys.exit; a UsageError is not changed.
     """
     for watcher in _watchers:
         watcher(who, part)
@@ -83,8 +84,8 @@ def _stdout_is_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unmoved() -> Iterator[None]:
-    """Restores the working directory and the handlers of SIGINT and SIGTERM after the block."""
-    here = None
+    """Restores the working directory, environment variables, and the handlers of SIGINT and SIGTERM after the block."""
+    here, variables = None, dict(os.environ)
     with contextlib.suppress(OSError):  # it was removed
         here = os.getcwd()
     in_main_thread = threading.current_thread() is threading.main_thread()  # only it may set handlers
@@ -95,6 +96,9 @@ def unmoved() -> Iterator[None]:
         with contextlib.suppress(OSError):
             if here is not None and os.getcwd() != here:
                 os.chdir(here)
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update({name: value for name, value in variables.items() if os.environ.get(name) != value})
         for number, handler in handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)

@@ -17,6 +17,7 @@ import pytest
 
 from objbench import __version__, plugins
 from objbench.cells.protocols import PROTOCOLS
+from objbench.guarded import PluginFailed, calling
 from objbench.plugins import Registry, load_plugins
 from running import TOY, objbench, rows_of
 
@@ -451,3 +452,19 @@ def test_a_model_whose_class_does_not_load_is_reported_in_one_line() -> None:
     assert ran.code == 1
     assert "prints on squares, seed 0: failed: 'prints' failed in its module: AttributeError: " in ran.err
     sys.modules.pop("prints", None)
+
+
+def test_environment_variables_that_a_plugin_changes_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THERE", "before")
+    monkeypatch.setenv("GONE", "before")
+    monkeypatch.delenv("NEW", raising=False)
+
+    def construct() -> None:
+        with calling("'moody'", "its constructor"):
+            os.environ.update({"THERE": "after", "NEW": "1"})
+            del os.environ["GONE"]
+            raise ValueError
+
+    with pytest.raises(PluginFailed):
+        construct()
+    assert (os.environ["THERE"], os.environ["GONE"], "NEW" in os.environ) == ("before", "before", False)

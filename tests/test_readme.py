@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from objbench.commands import cli
+from objbench.plugins import load_plugins
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,3 +62,41 @@ def test_make_knows_what_the_readme_says() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize(("page", "kind"), [("protocols.md", "models"), ("clusterers.md", "clusterers")])
+def test_prior_knowledge_is_what_the_specs_say(page: str, kind: str) -> None:
+    """In tables whose first column is a name and whose last is what it knows; every spec that says so has a row."""
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|(?:.*\|)? (.+) \|$", (ROOT / "docs" / page).read_text(), re.MULTILINE
+    )
+    specs = getattr(load_plugins(), kind)
+    known = {spec.name: spec.prior_knowledge for spec in specs.values() if spec.prior_knowledge}
+    assert {name: text for name, text in rows if name in specs} == known
+
+
+def test_the_table_of_speed_is_that_of_its_record() -> None:
+    """The columns that were measured here: seconds a step of two digits, GB with two digits."""
+    page = (ROOT / "docs" / "speed.md").read_text()
+    (name,) = set(re.findall(r"`(results/bench/[\w.-]+)`", page))
+    record = {row["name"]: row for row in json.loads((ROOT / name).read_text())["rows"]}
+    rows = re.findall(
+        r"^\| (GMAIR|SPAIR|SPACE)(.*?) \| ([\d.]+) s, ([\d.]+) GB \| ([\d.]+) s", page, re.MULTILINE
+    )
+    assert len(rows) == 4
+    for model, more, every, memory, gated in rows:
+        kind = ", bfloat16" if "bfloat16" in more else ""
+        whole = record[f"{model.lower()} step (paper, all cells{kind})"]
+        assert f"{whole['value']:#.2g}" == every
+        megabytes = int(re.search(r"(\d+) MB", whole["note"])[1])
+        assert f"{megabytes / 1000:.1f}" == memory
+        assert f"{record[f'{model.lower()} step (paper, gated{kind})']['value']:#.2g}" == gated
+
+
+def test_the_readme_says_how_long_the_committed_trainings_were() -> None:
+    records = [
+        json.loads(file.read_text()) for file in (ROOT / "results" / "demo" / "cells").glob("*/*/record.json")
+    ]
+    steps = [r["train_steps"] for r in records if r["train_steps"]]
+    assert f"{min(steps):,} to {max(steps):,} steps" in README
+    assert f"of the {len(steps)} trainings" in README

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from objbench.commands.shared import json_option, plugin_option, warn_of_clashes
+from objbench.commands.shared import json_option, plan_timeout_option, plugin_option, warn_of_clashes
 from objbench.errors import UsageError
 from objbench.plugins import load_plugins
 
@@ -43,6 +43,7 @@ from objbench.plugins import load_plugins
     help="Leave out boxes without size or with values that are not finite, and entries with unknown images or "
     "categories; their number is reported.",
 )
+@plan_timeout_option
 @json_option
 @plugin_option
 def score(
@@ -51,6 +52,7 @@ def score(
     present: float | None,
     thresholds: tuple[float, ...],
     skip_invalid: bool,
+    plan_timeout: float,
     as_json: bool,
     plugin_files: tuple[str, ...],
 ) -> None:
@@ -78,9 +80,11 @@ def score(
     from objbench.coco import read_detections, read_truth
     from objbench.detector import PRESENT
     from objbench.matching import coco_figures
+    from objbench.run.apart import one_thread_apart
     from objbench.score.class_table import class_table
     from objbench.score.metrics import score_each, to_stderr
 
+    ask = one_thread_apart(plan_timeout)
     there = read_truth(truth, skip_invalid, to_stderr)
     found = read_detections(detections, there, present, skip_invalid, to_stderr)
     if there.crowds:
@@ -93,9 +97,8 @@ def score(
             "use only boxes that do; --present T sets another threshold"
         )
     failures: list[str] = []
-    scored = [
-        (f"{s.name}: {s.summary}", v) for s, v in score_each(registry, found, there.truth, failures.append)
-    ]
+    found_by = score_each(registry, found, there.truth, failures.append, ask)
+    scored = [(f"{spec.name}: {spec.summary}", values) for spec, values in found_by]
     if thresholds:
         figures = zip(thresholds, coco_figures(found, there.truth, thresholds), strict=True)
         values = {f"coco_ap@{threshold:g}": figure.precision for threshold, figure in figures}

@@ -89,6 +89,15 @@ class Apart:
                 os.waitpid(process, 0)
 
 
+def one_thread_apart(limit_s: float) -> Apart:
+    """An `Apart` for a command's own process, which from now on uses one thread: threads do not survive a fork."""
+    import torch
+
+    torch.set_num_threads(1)
+    never, _kept_open = os.pipe()
+    return Apart(limit_s, never)
+
+
 def how_it_ended(code: int) -> str:
     """How a process without a final message ended, by its exit code."""
     if code == -signal.SIGKILL:

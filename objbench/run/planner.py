@@ -101,8 +101,14 @@ def count_devices(registry: Registry, ask: Apart) -> int:
         return 0
 
 
+def _import_once() -> None:
+    """Imports what metrics usually need, so that each process that is forked for one has it already."""
+    import objbench.mistakes  # noqa: F401  # with scipy
+
+
 def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: bool) -> dict[str, Any]:
     """A finished cell's result by the metrics as they are now, and a line for each metric that failed."""
+    _import_once()
     complaints: list[str] = []
     fresh = rescore(registry, CellResult(**result), complaints.append, ask, anew)
     return {"result": asdict(fresh), "complaints": complaints}
@@ -110,6 +116,7 @@ def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: b
 
 def score_cell(registry: Registry, ask: Apart, result: dict[str, Any]) -> dict[str, Any]:
     """The values of a finished cell by each metric, and a line for each metric that failed."""
+    _import_once()
     complaints: list[str] = []
     folder = Path(result["path"])
     scored = score_each(registry, load_detections(folder), load_truth(folder), complaints.append, ask)
@@ -120,6 +127,7 @@ def draw_scenes(
     registry: Registry, ask: Apart, result: dict[str, Any], metric: str, first: int, end: int
 ) -> dict[str, Any]:
     """The values of a finished cell by a metric, for draws of its test scenes."""
+    _import_once()
     values: dict[str, Any] = ask(
         f"metric '{metric}'", draw_cell, CellResult(**result).path, registry.metric(metric), first, end
     )

@@ -340,7 +340,8 @@ def answer_of(answer: Any) -> dict[str, Any]:
 
 def cause_of(error: RayError) -> BaseException:
     """What was raised on a node, without Ray's words around it."""
-    return error.cause if isinstance(error, RayTaskError) and error.cause else error
+    cause: BaseException | None = error.cause if isinstance(error, RayTaskError) else None
+    return cause or error
 
 
 def absolute(training: Training) -> dict[str, str]:

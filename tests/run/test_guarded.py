@@ -222,6 +222,26 @@ def test_a_metric_that_hangs_holds_up_neither_run_nor_report(
     assert "metric 'moody' failed: " + ENDS["quits" if what == "report" else "hangs"] in ran.err
 
 
+@pytest.mark.parametrize("how", ["hangs", "exits"])
+def test_a_metric_that_misbehaves_is_named_by_score_and_the_others_are_printed(
+    how: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mood").write_text(how)
+    images = {"images": [{"id": 1, "width": 64, "height": 64}], "categories": [{"id": 1, "name": "one"}]}
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 8, 8]}
+    (tmp_path / "truth.json").write_text(
+        json.dumps(images | {"annotations": [box | {"id": 1, "iscrowd": 0}]})
+    )
+    (tmp_path / "found.json").write_text(json.dumps([box | {"score": 0.9}]))
+    words = ["score", "--truth", str(tmp_path / "truth.json"), "--detections", str(tmp_path / "found.json")]
+    words += ["--plugin", GUESTS, "--plan-timeout", "3", "--json"]
+    ran = command(*words, OBJBENCH_TEST_MOOD=str(tmp_path / "mood"))
+    assert ran.code == 1
+    assert f"metric 'moody' failed: {ENDS[how]}" in ran.err
+    assert json.loads(ran.out)["ap50"] == 1
+    assert "mood" not in json.loads(ran.out)
+
+
 def test_two_that_rescore_at_once_both_end(done: tuple[Path, dict[str, str]]) -> None:
     folder, environment = done
     words = [
