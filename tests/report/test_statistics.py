@@ -135,7 +135,7 @@ def simulate(
 @pytest.mark.parametrize(("n", "shared"), [(1, True), (3, True), (3, False), (8, True)])
 @pytest.mark.parametrize(
     ("seed_std", "scene_std", "both_std"),
-    [(0.05, 0.01, 0.003), (0.03, 0.2, 0.07)],
+    [(0.05, 0.01, 0.003), (0.0, 0.3, 0.1), (0.03, 0.2, 0.07)],
 )
 def test_the_interval_of_a_row_holds_the_true_figure_93_to_97_times_of_100(
     n: int, seed_std: float, scene_std: float, both_std: float, shared: bool
@@ -247,7 +247,7 @@ def test_pairing_tells_apart_what_separate_intervals_do_not() -> None:
     assert best_and_tied([better, unpaired]) == [True, True]
 
 
-@pytest.mark.parametrize("truly", [0.0, 0.2])
+@pytest.mark.parametrize("truly", [0.0, 0.15])
 def test_rows_that_are_alike_tie_and_rows_apart_do_not(truly: float) -> None:
     """Scenes are much harder or easier than one another, for both rows alike; 3 seeds each."""
     random, ties = np.random.default_rng(4), []
@@ -259,8 +259,8 @@ def test_rows_that_are_alike_tie_and_rows_apart_do_not(truly: float) -> None:
             values = mean + random.normal(0, 0.02, (3, 1)) + scene + random.normal(0, 0.1, (3, 60))
             rows.append({seed: Run(v.mean(), weights @ v) for seed, v in enumerate(values)})
         ties.append(best_and_tied(rows)[1])
-    # Alike, the second is the best itself half of the time, else tied with it; 0.2 apart it is neither.
-    assert np.mean(ties) > 0.93 if truly == 0 else np.mean(ties) < 0.2
+    # Alike, the second is the best itself half of the time, else tied with it; 0.15 apart it is neither.
+    assert np.mean(ties) > 0.93 if truly == 0 else np.mean(ties) < 0.1
 
 
 def test_rows_that_differ_only_by_their_seeds_tie() -> None:
