@@ -113,7 +113,7 @@ class Drawn:
         return {"scenes": parts[0]["scenes"], "points": parts[0]["points"], "replicates": of}
 
     def _key(self, result: CellResult, spec: MetricSpec) -> str:
-        return canonical([content_of(result), metric_code(spec), spec.version, self._number(spec)])
+        return canonical([content_of(result), spec.name, metric_code(spec), spec.version, self._number(spec)])
 
 
 def _runs(body: Mapping[str, Any]) -> Iterator[tuple[str, Run]]:

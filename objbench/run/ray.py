@@ -152,9 +152,8 @@ class RayBackend:
             self.settings,
             files,
             self.plugins,
-            {
-                path: [self._archives[path]] for path in paths.values()
-            },  # in a list: fetched only where it is needed
+            # Of what some node lacks; in a list, so that it is fetched only where it is needed.
+            {path: [self._archives[path]] for path in paths.values() if path in self._archives},
         )
         host = self._host.remote()
         return host, host.begin_here.remote(order)

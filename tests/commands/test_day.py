@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,9 +42,13 @@ class Day:
         self.took = 0.0
 
     def __call__(self, line: str) -> subprocess.CompletedProcess[str]:
-        if re.match(r"\w+=", line):  # a variable of the shell
-            self.before += f"{line}\n"
-            return subprocess.CompletedProcess(line, 0, "", "")
+        if variable := re.match(r"(\w+)=", line):  # of the shell: what it is now, it is for all later lines
+            said = subprocess.run(
+                ["bash", "-ec", f'{line}; echo "${variable[1]}"'], cwd=self.folder, env=self.environment,
+                text=True, capture_output=True, check=True,
+            )  # fmt: skip
+            self.before += f"{variable[1]}={shlex.quote(said.stdout.strip())}\n"
+            return said
         began = time.monotonic()
         shell = subprocess.Popen(
             ["bash", "-ec", self.before + line], cwd=self.folder, env=self.environment, text=True,

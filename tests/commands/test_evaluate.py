@@ -108,7 +108,7 @@ def test_a_row_of_its_own_says_what_it_was_trained_on_and_has_no_published_figur
     crowded = evaluated(out, TOY_KEY, "-o", "squares.most=9")
     run_here(out, toy_cell("toy", *STEPS, "squares.most=9"))
     registry = toys()
-    results, identities = read_cells(Store(out), registry, Wanted(), False, lambda r: (r, []))
+    results, identities = read_cells(Store(out), registry, Wanted(), None, lambda r: (r, []))
     published = [Published("toy", "squares", {"found": (0.5, None)}, "a paper")]
     rows = rows_of(results, identities, registry, published)
     assert [len(row.results) for row in rows] == [1] * 4

@@ -164,3 +164,12 @@ def test_a_paragraph_of_nothing_and_scenes_in_order() -> None:
                  np.array([0.0, -2.0, 1.0, 2.0]), [], [])  # fmt: skip
     assert "more objects right in 2 scenes (most in 3, 2) and fewer in 1 (most in 1)" in paragraph(empty)
     assert scenes_that_differ(empty.by_scene) == [1, 3, 2]
+
+
+def test_metrics_of_one_file_have_draws_of_their_own_in_the_cache(
+    store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, again = (json.loads(compare("gmair", "pca-gmm", "--out", store, "--json").out) for _ in range(2))
+    assert {"ap50", "f1", "acc", "ap_class", "missed"} <= first[0]["figures"].keys()
+    assert again == first
