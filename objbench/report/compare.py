@@ -215,6 +215,8 @@ def _figures(
             if not all(name in values for side in runs for values in side):
                 continue  # the metric failed, which was reported
             a, b = ([values[name] for values in side] for side in runs)
+            if all(math.isnan(run.point) for run in (*a, *b)):
+                continue  # not defined for these: masks, where there are none
             between = [Run(x.point - y.point, x.replicates - y.replicates) for x, y in zip(a, b, strict=True)]
             first, second = (_mean([run.point for run in side]) for side in (a, b))
             figures[name] = Figure(
