@@ -219,7 +219,9 @@ def run(
         for failure in failures:
             click.echo(f"{named(failure)}: failed: {failure.error}", err=True)
         if plan_only:
-            show_plan(plan(store, cells, force), failures, backend.slots(), as_json)
+            slots = backend.slots()
+            backend.close()
+            show_plan(plan(store, cells, force), failures, slots, as_json)
             sys.exit(bool(failures))
         if cells:
             store.prepare()
@@ -238,6 +240,7 @@ def run(
             progress.say(f"nothing to run: all {len(cells)} cells are done")
         runner = Runner(store, backend, Drawing(progress, registry.columns), force)
         results |= runner.run(todo)
+    backend.close()
     in_order = [results.get(p.cell.key, p.result) for p in planned] + failures
     show_results(in_order, list(registry.columns), as_json, told_apart(cells))
     for cell in todo:

@@ -94,4 +94,4 @@ class Backend(Protocol):
         below the number of jobs, which no other job has. OSError when it cannot be started."""
 
     def close(self) -> None:
-        """Called once, when no job is left."""
+        """Called when no job is left, and before anything is printed to stdout; it may be called again."""

@@ -7,10 +7,12 @@ trainings go on elsewhere from the checkpoints that were shipped.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -63,11 +65,15 @@ class RayBackend:
         Raises UsageError when it does not answer, or no node has room for a cell.
         """
         connect(address)
+        # What Ray prints of lost nodes goes to stdout, where only results may be.
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(contextlib.redirect_stdout(sys.stderr))
         self._nodes: list[dict[str, Any]] = []
         self._looked = -math.inf
         self._most = settings.workers or math.inf
         gpus = needs.gpus
         if gpus is not None and device == ("cpu" if gpus else "cuda"):
+            self.close()
             raise UsageError(
                 f"--gpus-per-cell {gpus:g} does not go with --device {device}; leave one of them out"
             )
@@ -161,6 +167,7 @@ class RayBackend:
     def close(self) -> None:
         """Leaves the cluster, which goes on."""
         ray.shutdown()
+        self._quiet.close()
 
 
 class Actor(Host):

@@ -89,9 +89,6 @@ def trainings() -> list[str]:
     return found
 
 
-@pytest.mark.xfail(
-    reason="the command and a node die and the run goes on, but Ray writes to stdout, so --json is not JSON alone"
-)
 def test_a_node_and_the_command_die_and_the_figures_are_those_of_one_machine(
     cluster: Any, tmp_path: Path
 ) -> None:
