@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from objbench.cells.files import read_json, write_file, write_json
 from objbench.cells.result import CellResult
@@ -52,7 +54,7 @@ def keep(results: Sequence[CellResult], store: Store) -> None:
         kept = [name for name in ("clusters.safetensors",) if (source / name).exists()]
         for name in ("cell.json", *kept):
             shutil.copyfile(source / name, folder / name)
-        write_record(folder, result, kept)
+        write_record(folder, replace(result, provenance=without_machine(result.provenance)), kept)
 
 
 def keep_training(source: Path, folder: Path, scenes: bool) -> None:
@@ -69,7 +71,13 @@ def keep_training(source: Path, folder: Path, scenes: bool) -> None:
     for name in ("model_config", "data_config"):  # what is no part of the identity is where files lay
         training[name] = training["identity"][name]
     write_json(folder / "training.json", training)
-    write_trained(folder, read_trained(source), kept)
+    trained = read_trained(source)
+    write_trained(folder, replace(trained, provenance=without_machine(trained.provenance)), kept)
+
+
+def without_machine(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Provenance without the name of the machine, which nobody else can use."""
+    return {key: value for key, value in provenance.items() if key != "node"}
 
 
 def report(folder: Path, form: str, paper: bool = True) -> str:

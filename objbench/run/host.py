@@ -23,7 +23,7 @@ from objbench.cells.result import Event
 from objbench.run.backend import Settings
 from objbench.run.local import LocalJob
 from objbench.run.luggage import Names, PluginFile, unarchive, with_paths
-from objbench.run.shipping import Parcel, Watched, unpack
+from objbench.run.shipping import Changes, Parcel, unpack
 
 WAIT_S = 0.5
 """Seconds after which a call to `poll` returns at the latest."""
@@ -83,7 +83,7 @@ class Host:
             (folder / cell.clusterer_key).mkdir(parents=True, exist_ok=True)
             write_cell(folder / cell.clusterer_key, replace(cell, training=training))
         (folder / "log.txt").touch()
-        self._watched = Watched(folder)
+        self._watched = Changes(folder)
         settings = replace(
             order.settings,
             plugins=written(order.plugins, self.place / "plugins"),

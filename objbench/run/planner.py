@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -103,7 +104,7 @@ def count_devices(registry: Registry, ask: Apart) -> int:
 
 def _import_once() -> None:
     """Imports what metrics usually need, so that each process that is forked for one has it already."""
-    import objbench.mistakes  # noqa: F401  # with scipy
+    importlib.import_module("objbench.mistakes")  # with scipy
 
 
 def rescore_cell(registry: Registry, ask: Apart, result: dict[str, Any], anew: bool) -> dict[str, Any]:

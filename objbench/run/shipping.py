@@ -38,7 +38,7 @@ class Seen(NamedTuple):
     changed_ns: int
 
 
-class Watched:
+class Changes:
     """A folder whose changes are to be shipped."""
 
     def __init__(self, folder: Path) -> None:

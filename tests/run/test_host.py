@@ -31,7 +31,7 @@ from objbench.run.luggage import (
     unarchive,
     with_paths,
 )
-from objbench.run.shipping import Parcel, Watched, packed, store
+from objbench.run.shipping import Changes, Parcel, packed, store
 from objbench.writing import write_file
 from running import TOY, objbench, run_here, toy_cell, toys
 
@@ -49,7 +49,7 @@ def test_a_folder_is_the_same_at_both_ends_after_any_changes(tmp_path: Path, see
     (there / "cell").mkdir(parents=True)
     (there / "log.txt").write_bytes(b"begin\n")
     shutil.copytree(there, here)
-    watched = Watched(there)
+    watched = Changes(there)
     names = ["a.json", "b.bin", "cell/a.json", "cell/b.bin", "log.txt"]
     for _ in range(60):
         file = there / draw.choice(names)
@@ -84,7 +84,7 @@ def test_what_json_vouches_for_is_written_before_it_and_removed_after_it(
 
 def test_a_log_is_shipped_by_what_was_added_and_a_file_being_written_is_not(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("old\n")
-    watched = Watched(tmp_path)
+    watched = Changes(tmp_path)
     with (tmp_path / "log.txt").open("a") as log:
         log.write("new\n")
     (tmp_path / ".trained.json.12.part").write_text("half")
