@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from objbench.options import option
@@ -24,6 +25,12 @@ class Cut:
     """Height and width in pixels of a glimpse, at least 1; what the square shows is resampled to this, bilinearly."""
     margin: float = 0.0
     """The square's side is the longer side of the box times 1 + `margin`; above -1."""
+
+    def squares(self, boxes: Tensor) -> Tensor:
+        """The squares around boxes `[..., 4]`, both xyxy in pixels; they may reach outside the image."""
+        middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+        half = (boxes[..., 2:] - boxes[..., :2]).amax(-1, keepdim=True) * (1 + self.margin) / 2
+        return torch.cat([middle - half, middle + half], -1)
 
 
 def cut_fault(cut: Any) -> str:

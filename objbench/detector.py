@@ -178,7 +178,7 @@ class Detector(nn.Module):
 
     Config: ClassVar[type] = DetectorConfig
     """A frozen dataclass of options. Its defaults are the values of the `paper` protocol."""
-    capturable: ClassVar[bool] = False
+    capturable: bool = False
     """True if a training step can be captured and replayed on a GPU: see `schedule` and `phase`."""
     fast_products: ClassVar[bool] = False
     """True if training steps on a CPU may multiply float32 matrices by oneDNN where that is faster: see

@@ -90,10 +90,7 @@ def cut_out(images: Tensor, image: Tensor, boxes: Tensor, cut: Cut) -> Tensor:
     """
     if not len(image):
         return torch.zeros(0, images.shape[1], cut.size, cut.size)
-    boxes = boxes.float()
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) * (1 + cut.margin) / 2
-    squares = torch.cat([middle - half, middle + half], 1)
+    squares = cut.squares(boxes.float())
     order = torch.argsort(image, stable=True)
     counts = torch.bincount(image, minlength=len(images))
     starts = counts.cumsum(0) - counts

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objbench.clusterer import Cut, Objects
+from objbench.clusterer import Objects
 from objbench.detector import NOISE, PRESENT
 from objbench.spatial import crop
 
@@ -158,14 +158,7 @@ def squares(model: Gmair, images: Tensor, boxes: Tensor) -> Tensor:
     cut = None if model.clusterer is None else model.clusterer.cut(model.clusterer.config)
     if cut is None:
         return images.new_zeros(*boxes.shape[:2], images.shape[1], 0, 0)
-    return crop(images, square_boxes(boxes, cut), cut.size).clamp(0, 1)
-
-
-def square_boxes(boxes: Tensor, cut: Cut) -> Tensor:
-    """The squares around boxes [..., 4] that a cut asks for."""
-    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
-    half = (boxes[..., 2:] - boxes[..., :2]).amax(-1, keepdim=True) * (1 + cut.margin) / 2
-    return torch.cat([middle - half, middle + half], -1)
+    return crop(images, cut.squares(boxes), cut.size).clamp(0, 1)
 
 
 @torch.no_grad()

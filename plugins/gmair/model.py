@@ -160,7 +160,7 @@ class Gmair(Detector):
             cut = kind.cut(own)
             self.clusterer = kind(own, ObjectShape(shape.channels, cut.size if cut else 0, c.what_dim))
             self.clusterer.requires_grad_(False)
-            self.capturable = not c.hold_clusters  # type: ignore[misc]  # a clusterer may do anything
+            self.capturable = not c.hold_clusters  # a clusterer may do anything
         self._watch: dict[str, Tensor] = {}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:

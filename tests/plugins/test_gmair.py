@@ -729,7 +729,7 @@ def test_the_hold_loss_is_the_cross_entropy_to_the_clusterer():
         box = model.cut_boxes(
             objects.boxes[i, j][None, None], prob[i, j][None, None], objects.what_mean[i, j][None, None]
         )
-        square = gmair_mixture.square_boxes(box, Cut(16, 0.0))
+        square = Cut(16, 0.0).squares(box)
         glimpse = crop(images[i : i + 1], square, 16)[0].clamp(0, 1)
         one = Objects(glimpse, prob[i, j][None], objects.what_mean[i, j][None])
         cluster = gmair_mixture.assigned(model.clusterer, one)
