@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -113,11 +114,11 @@ def test_a_progress_follows_events_of_all_cells_of_a_training() -> None:
 # Notices and stores
 
 
-def stored(out: Path, cell: Cell, status: str, **known: object) -> Path:
+def stored(out: Path, cell: Cell, status: str, **known: Any) -> Path:
     folder = out / "cells" / cell.key
     folder.mkdir(parents=True)
     write_cell(folder, cell)
-    write_record(folder, replace(cell.result(status), **known))  # type: ignore[arg-type]
+    write_record(folder, replace(cell.result(status), **known))
     return folder
 
 
