@@ -69,7 +69,6 @@ class Day:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="has not been seen to pass from start to end yet")
 def test_a_day_with_objbench(tmp_path: Path) -> None:
     day = Day(tmp_path)
     every: list[tuple[str, str]] = []
