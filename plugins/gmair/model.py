@@ -390,7 +390,7 @@ class Gmair(Detector):
         if self.config.trim:
             colour, alpha = self.decode(what)
             brightness = colour.mean(2) * alpha[:, :, 0] * presence[..., None, None]
-            boxes = trim_boxes(boxes, brightness, self.config.trim)
+            boxes = trim_boxes(boxes, brightness, self.config.trim, self.config.trim_edges)
         return clamp_boxes(boxes, self.shape[1:])
 
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -374,7 +374,7 @@ class Space(Detector):
             brightness = (objects.colour * objects.alpha).mean(2) * objects.presence[..., None, None]
             if self.config.trim_hidden:
                 brightness = brightness * self.visible(objects)
-            boxes = trim_boxes(boxes, brightness, self.config.trim)
+            boxes = trim_boxes(boxes, brightness, self.config.trim, self.config.trim_edges)
         boxes = clamp_boxes(boxes, self.shape[1:])
         return Detections.from_padded(boxes, objects.presence, what=objects.what_mean)
 

@@ -66,7 +66,12 @@ class SpairConfig(DetectorConfig):
     trim: float = option(
         0.2, "cut boxes to decoded glimpse pixels at least this bright, as GMAIR does; 0 does not cut", low=0
     )
-
+    trim_edges: str = option(
+        "glimpse",
+        "where a cut box ends: between pixels of its glimpse (published), where the brightness crosses `trim`, or "
+        "there rounded to pixels of the image",
+        choices=["glimpse", "crossing", "pixels"],
+    )
     trim_hidden: bool = option(
         False, "cut boxes also to where the object, not one in front of it or beside it, makes the picture"
     )
@@ -110,6 +115,7 @@ SMALL: dict[str, Any] = {
     "gate_cells": 12,
     "gate_step": 100,
     "warmup_images": 16,
+    "trim_edges": "crossing",
 }
 
 FRUITS: dict[str, Any] = {
@@ -128,11 +134,19 @@ FRUITS: dict[str, Any] = {
 }
 """For up to 36 touching fruits of 4 to 27 pixels on 64; chosen on validation scenes of `fruit2d-sim`."""
 
+DIGITS: dict[str, Any] = {
+    "trim": 0.25,
+    # Digits are placed on whole pixels, and their true boxes hold whole pixels.
+    "trim_edges": "pixels",
+}
+
 FRUIT_DATA = ("fruit2d", "fruit2d-sim")
 
 SETTINGS: Settings = {
     ("demo", "*"): {**SMALL, "steps": 1_200},
     ("small", "*"): {**SMALL, "steps": 9_000},
+    ("demo", "multimnist"): DIGITS,
+    ("small", "multimnist"): DIGITS,
     # The official Fruit2D has up to 36 objects too.
     **{("demo", data): {**FRUITS, "steps": 1_700} for data in FRUIT_DATA},
     **{("small", data): FRUITS for data in FRUIT_DATA},

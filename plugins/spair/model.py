@@ -404,7 +404,7 @@ class Spair(Detector):
             brightness = colour.mean(2) * alpha[:, :, 0]
             if self.config.trim_hidden:
                 brightness = brightness * self.visible(cells, alpha)
-            boxes = trim_boxes(boxes, brightness, self.config.trim)
+            boxes = trim_boxes(boxes, brightness, self.config.trim, self.config.trim_edges)
         boxes = clamp_boxes(boxes, self.shape[1:])
         return Detections.from_padded(boxes, cells.presence_prob[..., 0], what=cells.what)
 
