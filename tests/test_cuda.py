@@ -80,11 +80,11 @@ def single_precision() -> Iterator[None]:
 
 
 def losses_and_gradients(
-    case: Case, step: int, device: torch.device
+    case: Case, step: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[list[str], Tensor, list[Tensor]]:
     """Of a new detector's first step, on the CPU."""
-    detector = case.detector().to(device)
-    images = case.images(step).to(device)
+    detector = case.detector().to(device, dtype)
+    images = case.images(step).to(device, dtype)
     torch.manual_seed(7)
     with NoiseOfTheCpu():
         names, losses = terms_of(detector.training_step(images, step))
@@ -97,10 +97,19 @@ def losses_and_gradients(
 @on_gpu
 @pytest.mark.parametrize("case", some(SMALL + LARGE))
 def test_a_gpu_gives_the_losses_and_gradients_of_a_cpu(case: Case, single_precision: None) -> None:
+    """In single precision; of GMAIR's paper networks in double. There the overlap loss is large and falls steeply where
+    boxes end, so that in single precision the gradients of a CPU, too, are .7 % off those of double precision."""
+    precision = torch.float64 if case is LARGE[0] else torch.float32
     for step in first_steps(case.detector()):
-        agree(
-            losses_and_gradients(case, step, GPU), losses_and_gradients(case, step, torch.device("cpu")), step
-        )
+        ours, theirs = (losses_and_gradients(case, step, d, precision) for d in (GPU, torch.device("cpu")))
+        agree(ours, theirs, step)
+
+
+def test_double_precision_is_double_on_a_cpu() -> None:
+    """So that what the test above does on a GPU is known to work."""
+    _, losses, gradients = losses_and_gradients(SMALL[0], 0, torch.device("cpu"), torch.float64)
+    assert {g.dtype for g in gradients if g.dim()} == {torch.float64}
+    assert torch.isfinite(losses).all()
 
 
 def agree(ours: Any, theirs: Any, step: int) -> None:
