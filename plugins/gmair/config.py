@@ -164,7 +164,7 @@ SMALL: dict[str, Any] = {
     "trim_edges": "crossing",
 }
 """For scenes of 64x64 pixels with up to 5 objects of about 14, on a CPU; chosen on validation scenes, see
-results/tuning-gmair.md."""
+results/tuning.md."""
 
 MANY: dict[str, Any] = {
     "gate_cells": 36,
