@@ -111,6 +111,53 @@ def test_trim_boxes_cuts_to_what_is_bright_and_keeps_an_empty_glimpse():
     assert trimmed[1].tolist() == [1, 2, 3, 4]
 
 
+def test_trimmed_edges_lie_where_the_brightness_crosses_the_threshold():
+    brightness = torch.zeros(1, 8, 8)
+    brightness[0, 2:5, 3] = torch.tensor([0.8, 0.8, 0.5])  # rows 2..4 of column 3; around them it is dark
+    boxes = torch.tensor([[10.0, 20, 26, 36]])  # 2 px a glimpse pixel
+    # The line from 0 at the centre of one pixel to 0.8 at that of the next is 0.2 after a quarter, to 0.5 after 0.4.
+    left, right, top, bottom = 2.5 + 0.25, 4.5 - 0.25, 1.5 + 0.25, 5.5 - 0.4
+    expected = torch.tensor([10 + 2 * left, 20 + 2 * top, 10 + 2 * right, 20 + 2 * bottom])
+    torch.testing.assert_close(trim_boxes(boxes, brightness, 0.2, "crossing")[0], expected)
+    assert trim_boxes(boxes, brightness, 0.2, "pixels")[0].tolist() == [16, 24, 18, 30]
+    with pytest.raises(ValueError, match="edges='soft' is not one of glimpse, crossing, pixels"):
+        trim_boxes(boxes, brightness, 0.2, "soft")
+
+
+def test_trimmed_boxes_stay_inside_and_keep_a_size():
+    torch.manual_seed(0)
+    corners = 40 * torch.rand(200, 2)
+    boxes = torch.cat([corners, corners + 0.3 + 20 * torch.rand(200, 2)], 1)
+    brightness = torch.rand(200, 6, 6) ** 40
+    brightness[:20] = (brightness[:20] >= 0.5) * 0.5  # exactly at the threshold
+    crossing = trim_boxes(boxes, brightness, 0.5, "crossing")
+    assert (crossing[:, :2] >= boxes[:, :2] - 1e-4).all()
+    assert (crossing[:, 2:] <= boxes[:, 2:] + 1e-4).all()
+    assert (crossing[:, 2:] > crossing[:, :2]).all()
+    pixels = trim_boxes(boxes, brightness, 0.5, "pixels")
+    lit = (brightness >= 0.5).flatten(1).any(1)
+    assert 0 < int(lit.sum()) < 200
+    assert torch.equal(pixels[lit], pixels[lit].round())
+    assert ((pixels[:, 2:] - pixels[:, :2])[lit] >= 1).all()
+    assert torch.equal(pixels[~lit], boxes[~lit])
+
+
+def test_a_rectangle_seen_in_a_glimpse_is_found_to_a_quarter_of_a_glimpse_pixel():
+    """Glimpses of 12 pixels over 24: edges between glimpse pixels can be off by up to half a glimpse pixel."""
+    errors = {}
+    for edges in ("glimpse", "crossing"):
+        apart = []
+        for low in range(16, 24):
+            image = torch.zeros(1, 1, 48, 48)
+            image[0, 0, low : low + 9, low : low + 9] = 1
+            box = torch.tensor([[[12.0, 12, 36, 36]]])
+            glimpse = crop(image, box, 12).mean(2)[0, 0]
+            found = trim_boxes(box[0, 0], glimpse, 0.5, edges)
+            apart.append(float((found - torch.tensor([low, low, low + 9, low + 9.0])).abs().max()))
+        errors[edges] = max(apart)
+    assert errors["crossing"] <= 0.5 < errors["glimpse"]
+
+
 def test_clamp_boxes_cuts_to_the_image():
     boxes = torch.tensor([[-3.0, -2, 5, 6], [10, 11, 40, 50], [1, 2, 3, 4], [60, 60, 70, 70]])
     expected = [[0, 0, 5, 6], [10, 11, 30, 20], [1, 2, 3, 4], [30, 20, 30, 20]]

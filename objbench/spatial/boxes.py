@@ -93,4 +93,5 @@ def _crossing(brightest: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
     low = first + 0.5 - share(first, first - 1)
     high = after - 0.5 + share(after - 1, after)
+    high = torch.where(high > low, high, low + 1e-3)  # where a single pixel has exactly the threshold
     return low.clamp(min=0), high.clamp(max=g)

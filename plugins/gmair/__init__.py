@@ -12,7 +12,8 @@ def objbench_models() -> list[ModelSpec]:
         "start present and dark; presence logits, means of where and depth and raw deviations clamped at 10; "
         "colour, alpha and importance multiplied before they are interpolated (renderer=linear); glimpses black "
         "outside the image; an overlap loss to the end on digits; gated cells; a mixture that is started once from "
-        "the what-latents; on fruit a reconstruction coefficient of 2."
+        "the what-latents; on fruit a reconstruction coefficient of 2; boxes end where the brightness crosses 0.2 "
+        "(trim_edges), on digits rounded to whole pixels"
     )
     return [
         ModelSpec(
@@ -33,8 +34,11 @@ def objbench_models() -> list[ModelSpec]:
                     "fruit, as many as its classes, published 10; a box without a bright pixel keeps its size "
                     "(published: it becomes negative)."
                 ),
-                "demo": f"Scenes of 64x64 with 1 to 5 digits; 2,400 steps {short}",
-                "small": f"Scenes of 64x64 with 1 to 5 digits; 16,000 steps (9,000 on fruit) {short}",
+                "demo": f"Scenes of 64x64 with 1 to 5 digits; 2,400 steps {short}.",
+                "small": (
+                    f"Scenes of 64x64 with 1 to 5 digits; 16,000 steps (9,000 on fruit) {short}; a coefficient of 1 "
+                    "for the overlap loss."
+                ),
             },
             prior_knowledge=(
                 "The number of clusters: 10, and 9 on fruit. The largest side of a box: 72 px under paper, 36 px "

@@ -11,8 +11,10 @@ def objbench_models() -> list[ModelSpec]:
         "narrow backbone; what-latents of 32; a foreground learning rate of 3e-4 (4e-4 on fruit), falling to "
         "a tenth; priors, temperature and biases of its own, so that cells start present and with sides from "
         "the prior; a prior of scale that does not fall on digits, and has five times the published deviation "
-        "on fruit; boxes of digits are cut at a brightness of 0.4, those of fruits to where the fruit itself makes "
-        "the picture (trim_hidden); gated cells; no boundary loss on fruit."
+        "on fruit; a pixel's deviation of 0.25 on fruit; boxes of digits are cut at a brightness of 0.4, those of "
+        "fruits at 0.25 and to where the fruit itself makes the picture (trim_hidden); boxes end where the "
+        "brightness crosses that threshold (trim_edges), on digits rounded to whole pixels; gated cells; a tenth "
+        "of the boundary loss on fruit"
     )
     return [
         ModelSpec(
@@ -36,8 +38,11 @@ def objbench_models() -> list[ModelSpec]:
                     "are cut to what is bright in them (trim); the constant of the boundary loss is left "
                     "out, and the loss ends one step earlier; images may have one channel."
                 ),
-                "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,900 steps (2,600 on fruit) {small}",
-                "small": f"Scenes of 64x64 with 1 to 5 digits; 14,000 steps {small}",
+                "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,900 steps (2,600 on fruit) {small}.",
+                "small": (
+                    f"Scenes of 64x64 with 1 to 5 digits; 9,000 steps {small} and on digits, where a pixel's "
+                    "deviation is 0.135."
+                ),
                 "paper": (
                     "Settings are those of the published 3d_room_large, but what-latents of 256, published "
                     "32, as GMAIR's comparison says (its Appendix B.1), which does not name a configuration."

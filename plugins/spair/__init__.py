@@ -12,7 +12,8 @@ def objbench_models() -> list[ModelSpec]:
         "learning rate of 1e-3, falling to a tenth; a reconstruction coefficient of 3 (2 on fruit) and a "
         "floor of 1e-6 under a pixel's probability; size priors of N(0, 1) on logits, as GMAIR; biases that "
         "make cells start present and dark; gated cells; on fruit cells of 8 pixels, "
-        "and boxes cut to where the fruit itself makes the picture (trim_hidden)."
+        "and boxes cut to where the fruit itself makes the picture (trim_hidden); boxes end where the brightness "
+        "crosses 0.2 (trim_edges), on digits 0.25, rounded to whole pixels."
     )
     return [
         ModelSpec(
