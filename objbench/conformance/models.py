@@ -119,9 +119,11 @@ class ModelSubject:
     def learned(self) -> tuple[Detector, list[float]]:
         """A detector that was trained on ten images until its loss had fallen, or was fitted; and its losses.
 
-        All steps use step=0: if a schedule changes the loss, losses of different steps cannot be compared.
+        All steps use step=0: if a schedule changes the loss, losses of different steps cannot be compared. Pixels are
+        made 0 or 1: of a grey one, the likelihood of a Bernoulli pixel is at most its entropy, so that a detector
+        that draws such pictures perfectly may still have more than half of its first loss.
         """
-        detector, images = self.built(), ten().images
+        detector, images = self.built(), ten().images.ceil()
         if not trains_by_steps(self.cls):
             self.fit(detector)
             return detector, []

@@ -116,11 +116,6 @@ SHORT = {
     "ceiling": {"epochs": "3"},
 }
 """What the checks hold does not depend on how long a clusterer is fitted, and they fit it a dozen times."""
-OPTIONS = {
-    **SHORT,
-    # With its bias of 2 the loss of the first step is 23 % lower, and in 200 steps only 41 % of that is gone, not 50 %.
-    "spair": {"presence_bias": "0"},
-}
 
 
 def first_party() -> list[object]:
@@ -128,7 +123,7 @@ def first_party() -> list[object]:
     for (_, name), owners in registry.owners.items():
         if not owners[0].startswith("objbench ") or name in NEED_FILES:
             continue
-        for subject in find_subjects(registry, name, OPTIONS):
+        for subject in find_subjects(registry, name, SHORT):
             cases += [pytest.param(subject, check, id=f"{name}-{check.name}") for check in subject.checks]
     return cases
 
