@@ -268,7 +268,7 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
                 or (isinstance(v, float) and not math.isfinite(v))
             )
             if outside:
-                allowed = _allowed(hint, limits) or "must be finite"
+                allowed = (_allowed(hint, limits) if math.isfinite(v) else "") or "must be finite"
                 raise UsageError(f"{key}={_shown(given)} is out of range: {allowed}")
     return converted
 

@@ -88,11 +88,12 @@ def report(folder: Path, form: str, paper: bool = True) -> str:
 
 
 def with_tables(readme: str) -> str:
-    """The README with every table between its markers made again from `results/NAME`."""
+    """The README with every table between its markers made again from `results/NAME`; published figures, which make it
+    three times as long, are in `results/NAME/table.md` alone."""
 
     def renewed(match: re.Match[str]) -> str:
         name = match[2]
-        return f"{match[1]}{report(README.parent / 'results' / name, 'md').strip()}\n{match[3]}"
+        return f"{match[1]}{report(README.parent / 'results' / name, 'md', paper=False).strip()}\n{match[3]}"
 
     return BLOCK.sub(renewed, readme)
 

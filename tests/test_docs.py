@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from objbench import hookspecs
+from objbench import hookspecs, spatial
 from objbench.clusterer import Clusterer, Cut, Objects
 from objbench.detector import Detections, Detector
+from objbench.generation import Generator
 from objbench.scenes import SceneSource
 from running import objbench, rows_of
 
@@ -175,3 +176,28 @@ def test_the_example_is_the_guide_word_for_word() -> None:
 
     assert detector(example) == detector(DETECTOR)
     assert code_lines(TESTS)[0] == "import pytest"
+
+
+def test_signatures_in_the_guide_are_those_of_the_code() -> None:
+    """Every `name(arguments)` in the first column of a table can be called so; a default is that of the code."""
+    homes = [spatial, Detector, Detections, Clusterer, Generator, SceneSource]
+    seen = 0
+    for cell in re.findall(r"^\| (`[^|]*`)", GUIDE, re.MULTILINE):
+        for name, arguments in re.findall(r"(\w+)\(((?:[^()`]|\([^()]*\))*)\)`", cell):
+            functions = [f for home in homes if callable(f := getattr(home, name, None))]
+            assert functions, f"the code has no {name}"
+            given = [part.strip() for part in re.split(r",(?![^()]*\))", arguments) if part.strip()]
+            assert any(fits(inspect.signature(f), given) for f in functions), f"{name}({arguments})"
+            seen += 1
+    assert seen > 25
+
+
+def fits(signature: inspect.Signature, given: list[str]) -> bool:
+    """Whether a function can be called with these arguments by place, and has the defaults that they state."""
+    known = [p for p in signature.parameters.values() if p.name != "self"]
+    needed = [p for p in known if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    stated = [(place, word.partition("=")) for place, word in enumerate(given) if "=" in word]
+    return len(needed) <= len(given) <= len(known) and all(
+        (name, ast.literal_eval(default)) == (known[place].name, known[place].default)
+        for place, (name, _, default) in stated
+    )

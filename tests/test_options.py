@@ -222,6 +222,8 @@ def test_limits_and_choices_hold_for_each_value_of_a_tuple() -> None:
     assert read(tuple[int, ...], (1,), "1,2", low=1, high=2) == (1, 2)
     with pytest.raises(UsageError, match=r"m\.x=1,3 is out of range: at least 1, at most 2"):
         read(tuple[int, ...], (1,), "1,3", low=1, high=2)
+    with pytest.raises(UsageError, match=r"m\.x=inf is out of range: must be finite"):  # it is above 0
+        read(float, 1.0, "inf", above=0)
     with pytest.raises(UsageError, match=r"m\.x=a,c is not one of: a, b"):
         read(tuple[str, ...], ("a",), "a,c", choices=["a", "b"])
 

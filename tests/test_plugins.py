@@ -176,10 +176,13 @@ def test_a_name_that_two_plugins_claim_is_marked_in_the_list(
     assert all(row["claimed_by"] == [] and rows[row["name"]] == row for row in ours)
 
 
-@pytest.mark.parametrize("name", sorted(own().models))
-def test_our_models_say_what_they_are(name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in ("models", "clusterers") for name in sorted(getattr(own(), kind))],
+)
+def test_our_models_and_clusterers_say_what_they_are(kind: str, name: str) -> None:
     """Their paper, code and licence, what differs from the paper under each protocol, what they know beforehand."""
-    spec = own().model(name)
+    spec = getattr(own(), kind)[name]
     for part in ("paper", "code", "licence", "prior_knowledge"):
         assert getattr(spec, part), f"{name} says nothing of its {part}"
     for protocol in PROTOCOLS:

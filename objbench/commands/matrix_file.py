@@ -48,7 +48,7 @@ class MatrixFile:
         """UsageError when it cannot be read, or is not TOML."""
         self.path = path
         try:
-            self.text = Path(path).read_text("utf-8")
+            self.text = Path(path).read_text("utf-8-sig")  # some editors begin a file with a byte order mark
             self.body = tomllib.loads(self.text)
         except OSError as error:
             hint = "" if Path(path).suffix else "; name detectors with --models"
@@ -196,8 +196,10 @@ def _options(read: MatrixFile) -> Iterator[str]:
         )
     for owner, options in table.items():
         if not isinstance(options, Mapping):
+            plugin, dot, key = owner.partition(".")
+            hint = f"[options.{plugin}]" + (f" with {key} = {_shown(options)}" if dot else "")
             raise read.fault(
-                (OPTIONS, owner), f"{OPTIONS}.{owner} is {_shown(options)}; write a table: [options.{owner}]"
+                (OPTIONS, owner), f"{OPTIONS}.{owner} is {_shown(options)}; write a table: {hint}"
             )
         for key, value in options.items():
             if isinstance(value, Mapping) or not isinstance(value, str | int | float | list):

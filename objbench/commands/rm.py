@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from objbench.cells.files import Damaged
+from objbench.cells.identity import EVALUATED, START, read_training
 from objbench.cells.store import Store
 from objbench.commands.shared import find_cells, named, out_option
 from objbench.errors import UsageError
@@ -52,6 +55,8 @@ def rm(cells: tuple[str, ...], out: str, yes: bool) -> None:
                 click.echo(f"{key}  {_described(store, key)}", err=True)
             if whole:
                 click.echo(f"{training}  the training, because these are its last cells", err=True)
+        for line in _orphans(store, left, {path.name for path in doomed if path.name in trainings}):
+            click.echo(f"warning: {line}", err=True)
         size = sum(_bytes(folder) for folder in doomed)
         what = f"{len(keys)} cell{'s' * (len(keys) > 1)}, {size / 1e6:.1f} MB"
         if not yes:
@@ -69,6 +74,22 @@ def rm(cells: tuple[str, ...], out: str, yes: bool) -> None:
         for lock in locks:
             os.close(lock)
     click.echo(f"removed {what}")
+
+
+def _orphans(store: Store, left: list[str], doomed: set[str]) -> Iterator[str]:
+    """A line for each training that stays and begins with the weights of a training that goes, or evaluates them."""
+    for key in dict.fromkeys(key.partition("/")[0] for key in left):
+        if key in doomed:
+            continue
+        with contextlib.suppress(Damaged):
+            identity = read_training(store.folder(key)).identity
+            origin = identity.get(START) or identity.get(EVALUATED)
+            if origin and origin["training"] in doomed:
+                does = "starts from" if START in identity else "evaluates"
+                yield (
+                    f"{key} {does} the weights of {origin['training']}; its figures stay, but they can no longer be "
+                    "verified"
+                )
 
 
 def _described(store: Store, key: str) -> str:

@@ -322,8 +322,21 @@ def _cost_words(duel: Duel) -> str:
     for name, noun, unit in (("seconds", "training time", "s"), ("peak_memory_mb", "memory", "MB")):
         a, b = duel.cost[name]
         if a > 0 and b > 0:
-            said.append(f"{a / b:.2g} times the {noun} ({a:.0f} {unit} against {b:.0f})")
+            said.append(f"{_times(a / b)} {noun} ({_short(a)} {unit} against {_short(b)})")
     return f"It took {' and '.join(said)}." if said else ""
+
+
+def _times(ratio: float) -> str:
+    """A ratio in words: "1.2 times the", "about the same"."""
+    if ratio < 0.01:
+        return f"1/{1 / ratio:.0f} of the"
+    text = _short(ratio)
+    return "about the same" if text == "1" else f"{text} times the"
+
+
+def _short(value: float) -> str:
+    """Two digits of a small number, all of a large one before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _most(by_scene: NDArray[np.float64]) -> str:

@@ -260,8 +260,13 @@ def _clusterer_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
             continue
         label = words_of(mine[0], registry)["data"].get("label") or data
         by_number: dict[int | None, list[str]] = {}
+        numbers_of: dict[str, set[int | None]] = {}
         for row in mine:
-            by_number.setdefault(row.clusters, []).append(name_of(row, registry))
+            numbers_of.setdefault(name_of(row, registry), set()).add(row.clusters)
+        for row in mine:
+            name = name_of(row, registry)
+            apart = row.options if len(numbers_of[name]) > 1 else ()
+            by_number.setdefault(row.clusters, []).append(_with_options(name, apart))
         parts = [f"{n} ({', '.join(dict.fromkeys(names))})" for n, names in by_number.items()]
         numbers = str(mine[0].clusters) if len(by_number) == 1 else "; ".join(parts)
         notes.append(f"Clusters on {label}: {numbers}.")
@@ -342,7 +347,8 @@ def spec_notes(row: Row, registry: Registry) -> list[str]:
     seconds = [r.clusterer_seconds for r in row.done if r.clusterer_seconds]
     if seconds:
         lines.append(
-            f"{name_of(row, registry)} on {row.data}: the clusterer took {statistics.fmean(seconds):.1f} s a seed."
+            f"{_with_options(name_of(row, registry), row.options)} on {_with_options(row.data, row.data_options)}: "
+            f"the clusterer took {statistics.fmean(seconds):.1f} s a seed."
         )
     return lines
 

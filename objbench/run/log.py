@@ -59,6 +59,21 @@ def numbers(event: Event) -> Iterator[tuple[str, float]]:
             yield f"{group}/{name}", value
 
 
+class _News:
+    """Leaves out what was written already: a point of the curve repeats the report of its step."""
+
+    def __init__(self) -> None:
+        self._step, self._names = -1, set[str]()
+
+    def of(self, event: Event) -> list[tuple[str, float]]:
+        """The numbers of an event with a step that no event of this step had before."""
+        if event["step"] != self._step:
+            self._step, self._names = event["step"], set()
+        new = [(name, value) for name, value in numbers(event) if name not in self._names]
+        self._names.update(name for name, _ in new)
+        return new
+
+
 class CsvLog:
     """A CSV file with one row per number: step, name, value."""
 
@@ -73,11 +88,12 @@ class CsvLog:
         write_file(path, text.getvalue().encode())
         self._file = path.open("a", newline="", buffering=1)
         self._writer = csv.writer(self._file, lineterminator="\n")
+        self._news = _News()
 
     def add(self, event: Event) -> None:
         """Writes the numbers of an event with a step; ignores other events."""
         if "step" in event:
-            self._writer.writerows((event["step"], name, value) for name, value in numbers(event))
+            self._writer.writerows((event["step"], name, value) for name, value in self._news.of(event))
 
     def close(self) -> None:
         """Closes the file."""
@@ -91,11 +107,12 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter  # needs the package tensorboard
 
         self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1, flush_secs=10)
+        self._news = _News()
 
     def add(self, event: Event) -> None:
         """Writes the numbers of an event with a step; ignores other events."""
         if "step" in event:
-            for name, value in numbers(event):
+            for name, value in self._news.of(event):
                 self._writer.add_scalar(name, value, event["step"])
 
     def close(self) -> None:

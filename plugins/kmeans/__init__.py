@@ -18,6 +18,7 @@ def objbench_clusterers() -> list[ClustererSpec]:
             ),
             code="https://github.com/scikit-learn/scikit-learn (KMeans)",
             licence="BSD-3-Clause",
+            differs={"*": "Nothing: Lloyd's algorithm, started ten times (kmeans.starts) as in k-means++."},
             prior_knowledge="The number of clusters.",
         )
     ]

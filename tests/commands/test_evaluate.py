@@ -141,6 +141,16 @@ def test_intervals_rescoring_and_verify(out: Path) -> None:
     assert verified.code == 0, verified.out + verified.err
 
 
+def test_removing_the_weights_that_it_needs_is_said(out: Path) -> None:
+    folder = evaluated(out, TOY_KEY, "--seed", "1")
+    words = ["rm", TOY_KEY, "--out", str(out), "--yes"]
+    ran = objbench(*words)
+    assert ran.code == 0
+    training = TOY_KEY.partition("/")[0]
+    assert f"warning: {folder.parent.name} evaluates the weights of {training}; its figures stay" in ran.err
+    assert "warning" not in objbench("rm", PLAIN_KEY, "--out", str(out), "--yes").err
+
+
 def test_a_plan_takes_no_pace_from_it(out: Path) -> None:
     evaluated(out, TOY_KEY)
     shutil.rmtree(out / "cells" / TOY_KEY.partition("/")[0])

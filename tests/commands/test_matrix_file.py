@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from objbench.cells.store import Store
 from objbench.commands.matrix_file import line_of
 from objbench.plugins import load_plugins
 from running import TOY, objbench, rows_of
@@ -128,6 +129,11 @@ def test_nothing_is_saved_of_what_cannot_run(tmp_path: Path) -> None:
         (("# a comment", 'protocol = "huge"'), 1, "huge"),
         (("# a comment", "force = true"), 1, "no key named 'force'"),
         (("[options.toy]\n", "[options]\ntoy = 3\n"), 8, "options.toy is 3"),
+        (
+            ("[options.toy]\n", '[options]\n"toy.steps" = 3\n'),
+            8,
+            "write a table: [options.toy] with steps = 3",
+        ),
         (("[2, 3]", "{a = 1}"), 8, 'toy.steps is {"a": 1}'),
         (('["toy", "toy-plain"]', "[]"), 2, "not empty"),
     ],
@@ -144,6 +150,11 @@ def test_what_is_wrong_is_said_with_its_line(
     assert ran.err.splitlines()[-1].startswith(f"objbench: {file}, line {line}: ")
     assert says in ran.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "runs")]
+    assert planned(written(tmp_path, "\ufeff" + FILE), *out) == planned(written(tmp_path, FILE), *out)
 
 
 @pytest.mark.parametrize("text", ["models = [", "\xff", "a = 1\na = 2\n"])
@@ -172,12 +183,28 @@ def test_the_line_of_a_key() -> None:
     assert line_of(text, ("options", "x", "gone")) == 4
 
 
-@pytest.mark.parametrize(("name", "cells"), [("table2", 24), ("table2-small", 24), ("mnist", 21)])
+@pytest.mark.parametrize(("name", "cells"), [("table2", 24), ("table2-small", 30), ("mnist", 21)])
 def test_the_files_of_the_benchmarks_can_be_planned(name: str, cells: int, tmp_path: Path) -> None:
     if name == "mnist" and "mnist" not in load_plugins(()).data:
         pytest.skip("the clusterers' plugins are not installed")
     file = ROOT / "benchmarks" / f"{name}.toml"
     assert len(planned(str(file), "--out", str(tmp_path))) == cells
+
+
+@pytest.mark.parametrize(("name", "folder"), [("table2", "demo"), ("table2-small", "small")])
+def test_the_files_of_the_benchmarks_make_the_published_rows(name: str, folder: str) -> None:
+    """Every row of a published table is one of its file: detector with clusterer, data set, protocol and seed."""
+    results = Store(ROOT / "results" / folder).results()[0]
+    file = tomllib.loads((ROOT / "benchmarks" / f"{name}.toml").read_text())
+    clusters = {model: spec.clusters for model, spec in load_plugins(()).models.items()}
+    assert {r.protocol for r in results} == {file["protocol"]}
+    assert {r.data for r in results} <= {*file["data"]}
+    assert {r.seed for r in results} <= {*range(file["seeds"])}
+    usual = {model: "own" if own else "gmm" for model, own in clusters.items()}
+    named = {m if "+" in m else f"{m}+{usual[m]}" for m in file["models"]}
+    assert {
+        f"{r.model}+{r.clusterer or usual[r.model]}" for r in results
+    } == named  # old records name no clusterer
 
 
 def test_no_file_of_the_benchmarks_is_untried() -> None:

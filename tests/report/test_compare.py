@@ -166,6 +166,21 @@ def test_a_paragraph_of_nothing_and_scenes_in_order() -> None:
     assert scenes_that_differ(empty.by_scene) == [1, 3, 2]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ((161.0, 160.0), "It took about the same training time (161 s against 160)."),
+        ((240.0, 160.0), "It took 1.5 times the training time (240 s against 160)."),
+        ((1500.0, 0.1), "It took 15000 times the training time (1500 s against 0.1)."),
+        ((0.1, 1500.0), "It took 1/15000 of the training time (0.1 s against 1500)."),
+    ],
+)
+def test_a_cost_is_said_in_plain_numbers(seconds: tuple[float, float], said: str) -> None:
+    duel = Duel("A", "B", "D", "demo", [(0, 0)], 4, {}, {"seconds": seconds, "peak_memory_mb": (0.0, 0.0)},
+                np.zeros(4), [], [])  # fmt: skip
+    assert said in paragraph(duel)
+
+
 def test_metrics_of_one_file_have_draws_of_their_own_in_the_cache(
     store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -214,6 +214,22 @@ def test_labels_say_what_is_a_mixture_a_stand_in_or_an_oracle(registry: Registry
     assert any(note.startswith("Oracle") for note in table.notes)
 
 
+def test_notes_tell_rows_of_one_name_apart(registry: Registry) -> None:
+    """By the options that set them apart, in what is said of their clusters and of the seconds of their clusterer."""
+    rows = [
+        Row("demo", "real", "old", options=(f"gmm.clusters={n}",), clusterer="gmm", clusters=n,
+            results=(cell("old", clusterer_seconds=float(n)),))
+        for n in (3, 7)
+    ]  # fmt: skip
+    rows.append(Row("demo", "real", "new", clusterer="own", clusters=7, results=(cell(),)))
+    notes = tables.build(rows, tables.columns_of(registry), registry, long=True).notes
+    three, seven = (f"OLD & odd_1 + GMM [gmm.clusters={n}]" for n in (3, 7))
+    label = registry.model("new").label or "new"
+    assert any(note.endswith(f": 3 ({three}); 7 ({seven}, {label}).") for note in notes), notes
+    assert f"{three} on real: the clusterer took 3.0 s a seed." in notes
+    assert f"{seven} on real: the clusterer took 7.0 s a seed." in notes
+
+
 def test_what_no_plugin_registers_any_more_is_said(registry: Registry) -> None:
     table = build([cell("gone", "lost")], registry)
     assert lines(table)[0][:2] == ["gone", "lost"]

@@ -234,6 +234,14 @@ def test_a_log_in_csv_holds_all_that_is_reported_of_steps(tmp_path: Path) -> Non
     log.close()
 
 
+def test_a_point_does_not_repeat_what_was_reported_of_its_step(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path, 0)
+    log.add({k: v for k, v in POINT.items() if k not in ("watch", "metrics")})  # type: ignore[arg-type]
+    log.add(POINT)  # type: ignore[arg-type]
+    log.close()
+    assert [row["name"] for row in rows(tmp_path)] == ["loss", "watch/used", "metrics/ap50"]
+
+
 def test_steps_that_are_taken_again_are_not_twice_in_a_log(tmp_path: Path) -> None:
     log = CsvLog(tmp_path, 0)
     log.add(EVENT)
