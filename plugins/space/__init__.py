@@ -40,8 +40,8 @@ def objbench_models() -> list[ModelSpec]:
                 ),
                 "demo": f"Scenes of 64x64 with 1 to 5 digits; 1,900 steps (2,600 on fruit) {small}.",
                 "small": (
-                    f"Scenes of 64x64 with 1 to 5 digits; 9,000 steps {small} and on digits, where a pixel's "
-                    "deviation is 0.135."
+                    f"Scenes of 64x64 with 1 to 5 digits; 5,000 steps (9,000 on fruit) {small} and on digits, where a "
+                    "pixel's deviation is 0.135."
                 ),
                 "paper": (
                     "Settings are those of the published 3d_room_large, but what-latents of 256, published "

@@ -217,16 +217,15 @@ SETTINGS: Settings = {
     },
     ("small", "*"): {
         **SMALL,
-        "steps": 9_000,
-        "fixed_alpha_until": 0.0067,
-        "gate_from": 0.0333,
-        "presence_until": 0.05,
-        "boundary_from": 0.0667,
-        # Digits overlap here, and as apart as `demo` has them they are not told apart: of two that overlap one was
-        # missed. Pixels that count more, and a weaker boundary loss, which wants what is around each object empty.
+        "steps": 5_000,
+        "fixed_alpha_until": 0.012,
+        "gate_from": 0.06,
+        "boundary_from": 0.12,
+        # Digits overlap here, and of two that overlap one was missed. Pixels that count more, objects that stay cheap
+        # until cells have learned to draw, and a weaker boundary loss, which wants what is around each object empty.
+        "presence_until": 0.5,
         "fg_sigma": 0.135,
         "bg_sigma": 0.135,
-        "presence_end": 1e-3,
         "boundary": 0.1,
     },
     ("demo", "multimnist"): PIXELS,
@@ -249,6 +248,7 @@ SETTINGS: Settings = {
     **{
         ("small", data): {  # about the same steps
             **FRUITS,
+            "steps": 9_000,
             "fixed_alpha_until": 0.01,
             "presence_from": 0.0123,
             "presence_until": 0.0555,
