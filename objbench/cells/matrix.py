@@ -422,7 +422,8 @@ def changes_of_code(registry: Registry, training: Training) -> list[str]:
     """The files behind a training that are not as they were when it was planned."""
     identity = training.identity
     now = code_now(registry, identity["model"], identity["data"], identity.get(USES, ()))
-    return [file for name, then in training.code.items() for file in changed_files(then, now[name])]
+    changed = [file for name, then in training.code.items() for file in changed_files(then, now[name])]
+    return list(dict.fromkeys(changed))  # a model and a data set may share files
 
 
 def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: str, data: str) -> None:
