@@ -12,7 +12,7 @@ import warm
 from objbench.run.local import ENVIRONMENT
 
 os.environ |= ENVIRONMENT | os.environ
-"""Before torch is imported: tests of two threads, of two workers at once on two cores, would spin for most of the time."""
+"""Before torch is imported: else tests of two threads, in two workers on two cores, would spin most of the time."""
 
 TRAIN = {"finished", "made", "trainings", "everything"}
 """Fixtures that run objbench in other processes: they take seconds, so every test that uses one is slow."""

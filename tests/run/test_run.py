@@ -396,19 +396,9 @@ def test_a_refused_plugin_is_one_line_of_the_command_and_none_of_the_process_tha
     )
     with Planner((str(second),), 20) as planner, pytest.raises(UsageError, match="'gmair' exists already"):
         planner.count_devices()
-    words = [
-        sys.executable,
-        "-m",
-        "objbench",
-        "run",
-        "--models",
-        "gmair",
-        "--data",
-        "multimnist",
-        "--plugin",
-        str(second),
-    ]
-    ran = subprocess.run([*words, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    words = ["run", "--models", "gmair", "--data", "multimnist", "--plugin", str(second)]
+    command = [sys.executable, "-m", "objbench", *words, "--out", str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1), ran.stderr
 
 
