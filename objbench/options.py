@@ -76,7 +76,7 @@ class OptionRow:
     default: Any
     """As JSON."""
     meaning: str
-    """What it is, as `option` was told."""
+    """Its description, as given to `option`."""
     allowed: str
     """The limits or the words that values must keep to; empty where all are allowed."""
 

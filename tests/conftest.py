@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+
 import pytest
+
+import warm
+from objbench.run.local import ENVIRONMENT
+
+os.environ |= ENVIRONMENT | os.environ
+"""Before torch is imported: else tests of two threads, in two workers on two cores, would spin most of the time."""
 
 TRAIN = {"finished", "made", "trainings", "everything"}
 """Fixtures that run objbench in other processes: they take seconds, so every test that uses one is slow."""
@@ -14,3 +24,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if TRAIN.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_configure() -> None:
+    """Processes of objbench are forked from one that has imported torch; see `warm`."""
+    if sys.platform == "linux":
+        warm.install()
+
+
+@pytest.fixture
+def real_processes() -> Iterator[None]:
+    """In this test each process is started as a user's is."""
+    warm.uninstall()
+    yield
+    if sys.platform == "linux":
+        warm.install()

@@ -50,7 +50,7 @@ def evaluation(
             raise UsageError(f"-o {owner}...: an evaluation trains nothing; only {data} has options here")
         if owner != data:
             raise unknown("data set", owner, [data])
-    clusterer, told = _clusterer_of(registry, folder, test.name)
+    clusterer, clusterer_about = _clusterer_of(registry, folder, test.name)
     source = ask(f"'{data}'", ask_source, registry, data, test.name, overrides)
     ask(f"'{model}'", _ask_fit, registry, str(folder.parent), data, source["shape"], f"cell {key} on {data}")
     with calling(f"'{model}'", "its source code"):
@@ -63,7 +63,7 @@ def evaluation(
     own = {k: then.about.get("model", {}).get(k, {}) for k in ("settings", "given")}
     known = about(registry, model, data, test.name, own, source["own"])
     training = Training(plain(identity), then.model_config, source["config"], code, known, str(folder.parent))
-    return Cell(training, clusterer, told)
+    return Cell(training, clusterer, clusterer_about)
 
 
 def fitted_folder(trainings: Path, cell: Cell) -> Path:
@@ -102,12 +102,12 @@ def _clusterer_of(registry: Registry, folder: Path, scale: str) -> tuple[dict[st
         result, files = read_record(folder)
         if result.status != "done":
             raise UsageError(f"cell {key} is not done but {result.status}; run it first")
-        clusterer, told = clusterer_now(registry, cell, scale)
+        clusterer, clusterer_about = clusterer_now(registry, cell, scale)
         if clusterer["name"] == OWN:
-            return clusterer, told
+            return clusterer, clusterer_about
         if STATE_FILE not in files or "object_shape" not in result.provenance:
             raise UsageError(f"cell {key} was kept without its fitted clusterer; run it again first")
         verify_checksums(folder, files)
-        return clusterer | {FITTED: files[STATE_FILE]}, told
+        return clusterer | {FITTED: files[STATE_FILE]}, clusterer_about
     except Damaged as error:
         raise UsageError(f"cell {key}: {error}; run it again first") from None

@@ -170,7 +170,9 @@ def matrix(
                 training = Training(
                     identity, detector["config"], source["config"], code, known, detector["weights_from"]
                 )
-                cells += [Cell(training, clusterer_, told) for clusterer_, told in parts]
+                cells += [
+                    Cell(training, clusterer_, clusterer_about) for clusterer_, clusterer_about in parts
+                ]
     return sorted(cells, key=lambda cell: seeds.index(cell.training.identity["seed"]))
 
 
@@ -279,8 +281,10 @@ def _clusterer_of(
     asked = ask(f"'{name}'", _ask_clusterer, registry, name, data, shape[0], protocol, overrides)
     with calling(f"'{name}'", "its source code"):
         code = digest(clusterer_code_of(registry.clusterer(name).target))
-    told = about_clusterer(registry, name, model, protocol, asked["own"]) | {"config": asked["config"]}
-    return {"name": name, "config": plain(asked["identity"]), "code": code}, told
+    clusterer_about = about_clusterer(registry, name, model, protocol, asked["own"]) | {
+        "config": asked["config"]
+    }
+    return {"name": name, "config": plain(asked["identity"]), "code": code}, clusterer_about
 
 
 def _ask_clusterer(
@@ -310,10 +314,12 @@ def as_it_is_now(registry: Registry, old: Cell) -> Cell:
         fingerprint = plain(source.fingerprint())
     code = code_now(registry, model, data.name, then.identity.get(USES, ()))
     identity = then.identity | digests(code) | {"fingerprint": fingerprint}
-    clusterer, told = clusterer_now(registry, old, identity["protocol"]["name"])
+    clusterer, clusterer_about = clusterer_now(registry, old, identity["protocol"]["name"])
     own = [{k: then.about.get(kind, {}).get(k, {}) for k in ("settings", "given")} for kind in KINDS]
     known = about(registry, model, data.name, identity["protocol"]["name"], *own)
-    return Cell(dataclasses.replace(then, identity=identity, code=code, about=known), clusterer, told)
+    return Cell(
+        dataclasses.replace(then, identity=identity, code=code, about=known), clusterer, clusterer_about
+    )
 
 
 def clusterer_now(registry: Registry, old: Cell, protocol: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -321,16 +327,16 @@ def clusterer_now(registry: Registry, old: Cell, protocol: str) -> tuple[dict[st
 
     UsageError when its config is not one of the plugin as it is now.
     """
-    clusterer, told = dict(old.clusterer), dict(old.about)
+    clusterer, clusterer_about = dict(old.clusterer), dict(old.about)
     if (name := clusterer["name"]) != OWN:
         config_of_clusterer(registry, old)
         clusterer["code"] = digest(clusterer_code_of(registry.clusterer(name).target))
-        kept = {key: value for key, value in told.items() if key in TOLD}
-        told = about_clusterer(registry, name, old.training.identity["model"], protocol, kept)
-    return clusterer, told
+        kept = {key: value for key, value in clusterer_about.items() if key in CHOSEN}
+        clusterer_about = about_clusterer(registry, name, old.training.identity["model"], protocol, kept)
+    return clusterer, clusterer_about
 
 
-TOLD = ("settings", "given", "config")
+CHOSEN = ("settings", "given", "config")
 """What of `Cell.about` does not follow from the plugin's spec."""
 
 
@@ -422,7 +428,8 @@ def changes_of_code(registry: Registry, training: Training) -> list[str]:
     """The files behind a training that are not as they were when it was planned."""
     identity = training.identity
     now = code_now(registry, identity["model"], identity["data"], identity.get(USES, ()))
-    return [file for name, then in training.code.items() for file in changed_files(then, now[name])]
+    changed = [file for name, then in training.code.items() for file in changed_files(then, now[name])]
+    return list(dict.fromkeys(changed))  # a model and a data set may share files
 
 
 def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: str, data: str) -> None:

@@ -45,13 +45,13 @@ def plan(store: Store, cells: list[Cell], force: bool = False) -> list[Planned]:
 def _shared(planned: list[Planned], done: list[CellResult]) -> list[Planned]:
     """The same; of cells whose one training is to run, the first alone counts its time, and the others say so."""
     first: dict[str, Planned] = {}
-    told = []
+    explained = []
     for p in planned:
         if p.trains and first.setdefault(p.cell.training.key, p) is not p:
             why = f"{p.why}; its training runs once, for {first[p.cell.training.key].cell.name}"
             p = replace(p, why=why, seconds=_clustering_s(p.cell, done), by_check=False)
-        told.append(p)
-    return told
+        explained.append(p)
+    return explained
 
 
 def _clustering_s(cell: Cell, done: list[CellResult]) -> float:
@@ -94,7 +94,7 @@ def _with_pace(planned: Planned) -> Planned:
 def _planned(store: Store, cell: Cell, done: list[CellResult]) -> Planned:
     new = cell.result("new", path=str(store.folder(cell.key)))
     if store.locked(cell.key):
-        return Planned(cell, replace(new, status="running"), f"{store.holder(cell.key)} is at work on it")
+        return Planned(cell, replace(new, status="running"), f"{store.holder(cell.key)} is running it")
     trained = None
     try:
         trained = store.verify_training(cell.training.key)

@@ -103,14 +103,14 @@ def told_apart(cells: Iterable[Cell]) -> dict[str, str]:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.name, []).append(cell)
-    told = {}
+    labels = {}
     for group in groups.values():
         facts = [_facts(cell) for cell in group]
         names = [n for n in sorted({n for f in facts for n in f}) if len({f.get(n) for f in facts}) > 1]
         for cell, mine in zip(group, facts, strict=True):
             if words := [f"{name}={mine[name]}" for name in names if name in mine]:
-                told[cell.key] = f" [{', '.join(words)}]"
-    return told
+                labels[cell.key] = f" [{', '.join(words)}]"
+    return labels
 
 
 def _facts(cell: Cell) -> dict[str, str]:

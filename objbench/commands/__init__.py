@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import sys
 from typing import Any
@@ -79,6 +81,9 @@ for _command in COMMANDS:
 def main() -> None:
     """Entry point: runs the command line; a UsageError is one line on stderr and exit code 2."""
     hold_descriptors()
+    atexit.register(
+        gc.freeze
+    )  # else Python searches all of torch for garbage when it exits, for half a second
     try:
         sys.exit(run_command_line())
     except OSError as error:

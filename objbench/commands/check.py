@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -33,6 +34,10 @@ def check(what: str, options: tuple[str, ...], as_json: bool, plugin_files: tupl
         plugin_files = (*plugin_files, what)
     registry = load_plugins(plugin_files)
 
+    from objbench.run.local import ENVIRONMENT
+
+    # Before torch is imported: the two threads of some checks would spin for most of the time on a busy machine.
+    os.environ.update(ENVIRONMENT | os.environ)
     import torch  # slow to import
 
     from objbench.conformance.kit import Finding, examine

@@ -158,8 +158,8 @@ def name_of(cell: Cell, part: str) -> str:
 
 def gone(registry: Registry, cell: Cell, part: str) -> str:
     """That no plugin registers the model, the data or the clusterer of a cell, who had, and what to do."""
-    told = cell.about if part == "clusterer" else cell.training.about.get(part, {})
-    plugin = told.get("plugin", {})
+    about = cell.about if part == "clusterer" else cell.training.about.get(part, {})
+    plugin = about.get("plugin", {})
     if source := package_words(plugin):
         todo = "name it with --plugin" if "file" in plugin else "install it again"
         came = f"{source} had registered it; {todo}"

@@ -55,7 +55,7 @@ def watch(store: str, every: float, plugin_files: tuple[str, ...]) -> None:
     headings = load_plugins(plugin_files).columns
     console = console_on(stderr=False)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-    told: dict[str, tuple[str, float]] = {}
+    printed: dict[str, tuple[str, float]] = {}
     looks = 0
     with live or contextlib.nullcontext():
         while looks < LOOKS:
@@ -63,7 +63,7 @@ def watch(store: str, every: float, plugin_files: tuple[str, ...]) -> None:
             if live:
                 live.update(table(lines, headings, console, watched.workers), refresh=True)
             else:
-                tell_changes(told, lines, list(headings))
+                print_changes(printed, lines, list(headings))
             looks = looks + 1 if lines and all(line.state in ENDED for line in lines) else 0
             if looks < LOOKS:
                 time.sleep(every)
@@ -74,20 +74,22 @@ def watch(store: str, every: float, plugin_files: tuple[str, ...]) -> None:
     sys.exit(any(line.state != "done" for line in lines))
 
 
-def tell_changes(told: dict[str, tuple[str, float]], lines: Sequence[Line], metrics: Sequence[str]) -> None:
+def print_changes(
+    printed: dict[str, tuple[str, float]], lines: Sequence[Line], metrics: Sequence[str]
+) -> None:
     """Prints a line for each cell whose state has changed, and from time to time for each that is running.
 
-    told: the state that was printed last for each cell, and when; this function updates it.
+    printed: the state that was printed last for each cell, and when; this function updates it.
     """
     from objbench.run.board import IDLE, duration
     from objbench.run.progress import PLAIN_S
 
     now = time.monotonic()
     for line in lines:
-        state, since = told.get(line.cell, ("", now))
+        state, since = printed.get(line.cell, ("", now))
         if state == line.state and (state in IDLE or now - since < PLAIN_S):
             continue
-        told[line.cell] = (line.state, now)
+        printed[line.cell] = (line.state, now)
         words = [line.state]
         if line.steps and line.state not in IDLE:
             words.append(f"{line.step}/{line.steps}")

@@ -88,7 +88,7 @@ class Drawn:
     def notes(self, specs: Sequence[MetricSpec]) -> list[str]:
         """Which metrics have fewer draws than the others, a line each."""
         return [
-            f"{spec.name}: {fewer} draws, as it cannot weigh scenes."
+            f"{spec.name}: {fewer} draws only, because its spec has no `weighted`."
             for spec in specs
             if (fewer := self._number(spec)) < self.draws
         ]

@@ -241,8 +241,8 @@ def _notes(
     if comparison is not None:
         notes.append(
             f"95 % intervals: bootstrap over test scenes ({comparison.resamples} draws) and seeds; for one "
-            "seed, over scenes alone. Bold: the best, and what the paired 95 % interval of the difference "
-            "does not tell from it (pair by pair, without a correction for the number of pairs)."
+            "seed, over scenes alone. Bold: the best, and each figure for which the paired 95 % interval of "
+            "its difference to the best contains 0 (each pair alone: no correction for the number of pairs)."
         )
         notes += comparison.notes
     published = [row.published for row in rows if row.published]
@@ -303,7 +303,8 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
     ours, notes = [row for row in rows if row.results], []
     if any(row.options or row.data_options for row in ours):
         notes.append(
-            "In brackets: what is not the protocol's own setting or not today's code, and what else sets a row apart."
+            "In brackets: options that differ from the protocol's settings, code that differs from the installed "
+            "code, and what else distinguishes a row."
         )
     if other := dict.fromkeys(text for row in ours for text in row.other_code):
         notes.append(f"Run with other code than is installed now: {', '.join(other)}.")
@@ -311,8 +312,8 @@ def _provenance_notes(rows: Sequence[Row], registry: Registry) -> list[str]:
         for row in ours:
             name = getattr(row, part)
             if name not in ("", OWN) and registry.is_gone(kind, name):
-                told = row.about.get(name if part == "clusterer" else part, {})
-                source = package_words(told.get("plugin", {}))
+                about = row.about.get(name if part == "clusterer" else part, {})
+                source = package_words(about.get("plugin", {}))
                 came = f"{source} did" if source else "which package did is not recorded"
                 notes.append(f"No plugin registers the {kind} {name} any more; {came}.")
     for metric in dict.fromkeys(

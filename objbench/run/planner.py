@@ -153,8 +153,13 @@ def main(words: list[str]) -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     os.set_inheritable(parsed.answers, False)
-    with contextlib.redirect_stderr(io.StringIO()):  # whoever asks has loaded them too, and heard it
-        registry = load_plugins(tuple(parsed.plugin))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the calling process loads them too, and prints this
+            registry = load_plugins(tuple(parsed.plugin))
+    except UsageError as error:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(parsed.answers, "w") as answers:
+            print(json.dumps({"usage": str(error)}), file=answers, flush=True)
+        return
     ask = Apart(parsed.limit, requests.fileno())
     with os.fdopen(parsed.answers, "w") as answers:
         for line in requests:

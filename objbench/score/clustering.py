@@ -102,7 +102,7 @@ def cut_out(images: Tensor, image: Tensor, boxes: Tensor, cut: Cut) -> Tensor:
 
 
 def shape_of(objects: Objects) -> ObjectShape:
-    """What a clusterer is told of objects like these."""
+    """What a clusterer knows about objects like these."""
     channels, size = objects.glimpses.shape[1:3]
     return ObjectShape(channels, size, 0 if objects.what is None else objects.what.shape[1])
 

@@ -243,6 +243,18 @@ def test_verify_and_predict_say_which_file_changed(tmp_path: Path) -> None:
     assert changes_of_code(toys(), planned.training) == ["objbench/train/old.py"]
 
 
+def test_a_changed_file_that_model_and_data_share_is_named_once() -> None:
+    training = toy_cell("toy-fit").training
+    stale = {
+        name: {**files, "toy_plugin.py": "0" * 16}
+        for name, files in training.code.items()
+        if "toy_plugin.py" in files
+    }
+    then = dataclasses.replace(training, code=training.code | stale)
+    assert len(stale) > 1
+    assert changes_of_code(toys(), then) == ["toy_plugin.py"]
+
+
 def test_training_json_that_was_edited_is_not_believed(tmp_path: Path) -> None:
     from objbench.cells.files import Damaged, read_json, write_json
 

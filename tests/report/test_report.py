@@ -763,7 +763,7 @@ def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = rows_of(results, identities, registry)
     comparison = compare_rows(rows, registry, Drawn(registry, 300, draw))
-    assert comparison.notes == ["ap50: 200 draws, as it cannot weigh scenes."]
+    assert comparison.notes == ["ap50: 200 draws only, because its spec has no `weighted`."]
     assert comparison.intervals[0]["ap50"][0] < AP < comparison.intervals[0]["ap50"][1]
     assert [end - first for metric, first, end in asked if metric == "ap50"][:8] == [25] * 8
     assert "calling ap50 for each draw" in capsys.readouterr().err

@@ -18,7 +18,10 @@ from objbench.cells.store import Store
 from objbench.run.planning import Planner
 from running import TOY, Ran
 
-pytestmark = pytest.mark.slow  # almost all of it runs objbench in other processes
+pytestmark = [  # almost all of it runs objbench in other processes, which it finds by their command lines
+    pytest.mark.slow,
+    pytest.mark.usefixtures("real_processes"),
+]
 
 GUESTS = str((Path(__file__).parents[1] / "guests.py").resolve())
 ENDS = {

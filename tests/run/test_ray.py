@@ -21,7 +21,7 @@ from objbench.errors import UsageError
 from running import TOY, rows_of, run
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'objbench[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("real_processes")]
 LIMIT_S = 300.0
 """Of each wait; far more than is needed on an idle machine."""
 

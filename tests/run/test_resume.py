@@ -64,6 +64,7 @@ def process_of(folder: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_processes")  # `process_of` looks at command lines
 def test_stopped_then_killed_then_resumed_equals_never_stopped(tmp_path: Path) -> None:
     out, slow, cell = tmp_path / "killed", tmp_path / "slow", toy_cell("toy", *LONG)
     slow.touch()  # from step 20 on there is time to stop it and to kill it

@@ -9,6 +9,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ from objbench.cells.difference import difference
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
 from objbench.commands.devices import threads_each
+from objbench.errors import UsageError
 from objbench.plugins import Registry
+from objbench.run.planning import Planner
 from running import TOY, Ran, objbench, rows_of, run, run_here, toy_cell, toy_cells
 
 
@@ -382,8 +385,27 @@ def test_a_plugin_that_takes_a_name_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_refused_plugin_is_one_line_of_the_command_and_none_of_the_process_that_plans(
+    tmp_path: Path,
+) -> None:
+    second = tmp_path / "second_plugin.py"
+    second.write_text(
+        "import time\n"
+        "from objbench import ModelSpec, hookimpl\n"
+        "@hookimpl\ndef objbench_models():\n    time.sleep(1)\n    return [ModelSpec('gmair', '', 'second_plugin:X')]\n"
+    )
+    with Planner((str(second),), 20) as planner, pytest.raises(UsageError, match="'gmair' exists already"):
+        planner.count_devices()
+    words = ["run", "--models", "gmair", "--data", "multimnist", "--plugin", str(second)]
+    command = [sys.executable, "-m", "objbench", *words, "--out", str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1), ran.stderr
+
+
+@pytest.mark.slow
 def test_threads_of_a_cell_do_not_spin_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spinning, they hold up one another wherever another process is busy; the user may say otherwise."""
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     plugin = tmp_path / "told.py"
     plugin.write_text(
         "import os, torch\n"

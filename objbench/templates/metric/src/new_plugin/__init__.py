@@ -11,6 +11,7 @@ def objbench_metrics() -> list[MetricSpec]:
             name="new-plugin",
             summary="share of the objects that were found, at IoU > 0.5",
             target="new_plugin.metric:new_plugin",
+            weighted="new_plugin.metric:new_plugin_weighted",
             columns={"new_plugin": "FOUND (%)"},
         )
     ]
