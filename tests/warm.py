@@ -149,10 +149,9 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         reading, writing = os.pipe()
         between = os.fork()
         if not between:
-            if child := os.fork():
-                os.write(writing, str(child).encode())
+            if os.fork():
                 os._exit(0)
-            become(request, received)
+            become(request, received, writing)
             return request
         for fd in received:
             os.close(fd)
@@ -163,13 +162,16 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         connection.send(pid)
 
 
-def become(request: dict[str, Any], received: list[int]) -> None:
-    """Makes this process the one that was asked for."""
+def become(request: dict[str, Any], received: list[int], ready: int) -> None:
+    """Makes this process the one that was asked for. Writes its pid to the pipe `ready` once it has its session."""
     until = time.monotonic() + request["limit_s"]
     while os.getppid() != request["parent"]:
         if time.monotonic() > until:
             os._exit(127)
         time.sleep(0.001)
+    if request["new_session"]:
+        os.setsid()
+    os.write(ready, str(os.getpid()).encode())
     targets = request["targets"]
     copies = [fcntl.fcntl(fd, fcntl.F_DUPFD, max(*targets, 300) + 1) for fd in received]
     for copy, target in zip(copies, targets, strict=True):
@@ -178,8 +180,6 @@ def become(request: dict[str, Any], received: list[int]) -> None:
         if int(name) not in targets:
             with contextlib.suppress(OSError):
                 os.close(int(name))
-    if request["new_session"]:
-        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, tuple(request["file_size"]))
