@@ -232,7 +232,8 @@ def average_precision_coco(scores: NDArray[Any], hits: Bools, objects: int) -> f
         return 0.0
     order = np.argsort(-scores)
     last_of_equals = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
-    return interpolated_coco(np.cumsum(hits[order])[last_of_equals], last_of_equals + 1, objects)
+    found = np.cumsum(hits[order], dtype=np.int64)[last_of_equals]
+    return interpolated_coco(found, last_of_equals + 1, objects)
 
 
 def interpolated_coco(found: Ints, ranked: Ints, objects: int) -> float:
