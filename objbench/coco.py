@@ -39,6 +39,8 @@ INFO = {"description": "written by objbench"}
 """Part of every annotations file: pycocotools 2.0.9 and 2.0.10 need it."""
 LARGEST = 3.4e38
 """The largest coordinate and score allowed, so that areas of boxes are finite."""
+SMALLEST = 1e-290
+"""The smallest area of a box: of smaller ones, float64 cannot give the IoU."""
 
 
 class ListedImage(NamedTuple):
@@ -106,7 +108,10 @@ def read_truth(
     order = np.argsort(image, kind="stable")
     order = order[entries.sound[order]]
     if not len(order):
-        raise UsageError(f"{path}: there is no annotation, so nothing to score against")
+        left = f"none of the {len(crowds)} annotations counts ({crowds.sum()} are crowds)"
+        raise UsageError(
+            f"{path}: {left if len(crowds) else 'there is no annotation'}, so nothing to score against"
+        )
     entries.report(tell)
     sizes = np.array([[row.width or math.nan, row.height or math.nan] for row in images])
     _hint(f"{path}: annotations", boxes[order], sizes[image[order]], tell)
@@ -133,7 +138,7 @@ def read_detections(
     value = _read(path)
     if isinstance(value, dict) and isinstance(value.get("annotations"), list):
         where, listed = f"{path}: annotations", value["annotations"]
-        if not all(isinstance(entry, dict) and "score" in entry for entry in listed):
+        if not any(isinstance(entry, dict) and "score" in entry for entry in listed):
             raise UsageError(
                 f"{path}: not a COCO results list, and its annotations have no scores; "
                 "an annotations file is what --truth takes"
@@ -275,13 +280,13 @@ class Entries:
         for i, _ in _of_other_types(flat, int, float):
             raise self._wrong(i // 4, f"bbox {_short(rows[i // 4])} is not {shape}")
         xywh = _as_floats(flat).reshape(-1, 4)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-            finite = np.all(np.abs(xywh) <= LARGEST, axis=1)
-            small = np.all(np.abs(boxes) <= LARGEST, axis=1)
-            sized = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-        for i in np.flatnonzero(~(finite & small & sized)).tolist():
-            if not finite[i]:
+            finite = np.all(np.abs(xywh) <= LARGEST, axis=1)  # NaN is not
+            small = np.all(np.abs(boxes) <= LARGEST, axis=1) & finite
+            sized = np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & (np.prod(xywh[:, 2:], axis=1) >= SMALLEST)
+        for i in np.flatnonzero(~(small & sized)).tolist():
+            if not np.isfinite(xywh[i]).all():
                 self._invalid(i, f"bbox {_short(rows[i])} is not {shape}", "with a bbox that is not finite")
             elif not small[i]:
                 self._invalid(
@@ -308,7 +313,8 @@ class Entries:
         scores = _as_floats(values)
         with np.errstate(invalid="ignore"):
             for i in np.flatnonzero(~(np.abs(scores) <= LARGEST)).tolist():
-                raise self._wrong(i, f"score {_short(values[i])} is not a finite number")
+                what = "out of range" if math.isfinite(scores[i]) else "not a finite number"
+                raise self._wrong(i, f"score {_short(values[i])} is {what}")
         for i in np.flatnonzero((scores < 0) | (scores > 1)).tolist() if present is None else []:
             raise self._wrong(
                 i,
@@ -429,6 +435,8 @@ def _read(path: str | Path) -> Any:
     try:
         data = Path(path).read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        if form := _other_format(data):
+            raise UsageError(f"{path}: not JSON: it is {form}")
         text = data.decode(json.detect_encoding(data), "surrogatepass")
         del data  # large, and no longer needed
         return json.loads(text)
@@ -443,6 +451,28 @@ def _read(path: str | Path) -> Any:
     finally:
         if collecting:
             gc.enable()
+
+
+def _other_format(data: bytes) -> str:
+    """What a file is that is no JSON by its first bytes, in words; "" if it may be JSON."""
+    begins = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not begins:
+        return "" if len(data) > 512 else "empty"
+    if begins.startswith(b"<"):
+        return "a page of HTML or XML; was it downloaded from a web page?"
+    if begins.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; run 'git lfs pull'"
+    known = {
+        b"pk\x03\x04": "zip",
+        b"\x1f\x8b": "gzip",
+        b"bzh": "bzip2",
+        b"\xfd7zxz": "xz",
+        b"\x28\xb5\x2f\xfd": "zstd",
+    }
+    return next(
+        (f"compressed with {name}; unpack it" for magic, name in known.items() if begins.startswith(magic)),
+        "",
+    )
 
 
 def _write(path: str | Path, value: Any) -> None:

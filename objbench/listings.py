@@ -53,6 +53,8 @@ def pictures_listed(folder: Path, file: Path, rows: Sequence[ListedImage], hint:
     for i, row in enumerate(rows):
         name = str(row.file_name)
         path = _at(name, (file.absolute().parent.resolve(), folder))
+        if path is not None and not path.is_relative_to(folder):
+            path = path.parent.resolve() / path.name  # the folder may be a link that the name leads through
         same = by_name.get(base_name(name), [])
         if path is None and len(same) == 1 and names[base_name(name)] == 1:
             path = same[0]

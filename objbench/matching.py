@@ -232,8 +232,16 @@ def average_precision_coco(scores: NDArray[Any], hits: Bools, objects: int) -> f
         return 0.0
     order = np.argsort(-scores)
     last_of_equals = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
-    found = np.cumsum(hits[order])[last_of_equals]
-    precision = np.append(found / (last_of_equals + 1), 0.0)
+    found = np.cumsum(hits[order], dtype=np.int64)[last_of_equals]
+    return interpolated_coco(found, last_of_equals + 1, objects)
+
+
+def interpolated_coco(found: Ints, ranked: Ints, objects: int) -> float:
+    """`average_precision_coco` of a curve: at each of its points, `found` of `ranked` detections are hits.
+
+    found, ranked: [p], ascending. Points that find nothing new may be left out. objects: as there.
+    """
+    precision = np.append(found / ranked, 0.0)
     highest_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     return float(highest_from_here[np.searchsorted(found / objects, RECALLS)].mean())
 

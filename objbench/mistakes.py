@@ -9,7 +9,7 @@ match. Which class a cluster stands for is decided by the matches: each object c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from objbench.detector import NOISE, PRESENT, Detections
 from objbench.matching import (
+    Best,
     Bools,
     Floats,
     Ints,
@@ -28,6 +29,7 @@ from objbench.matching import (
     close_pairs,
     coco_matches,
     coco_ranks,
+    interpolated_coco,
     match_coco,
     weighted_precision_coco,
 )
@@ -71,52 +73,71 @@ class Matches(NamedTuple):
     """`[k]` index into the truth; each at most once."""
 
 
-def matches(detections: Detections, truth: GroundTruth) -> Matches:
-    """Detections of score >= PRESENT with the objects that they take, by COCO's rule at IoU >= 0.5."""
-    pairs = close_pairs(detections, truth, PLACED)
+def matches(detections: Detections, truth: GroundTruth, pairs: Pairs | None = None) -> Matches:
+    """Detections of score >= PRESENT with the objects that they take, by COCO's rule at IoU >= 0.5.
+
+    pairs: from `close_pairs` at PLACED, if they are known already.
+    """
+    pairs = close_pairs(detections, truth, PLACED) if pairs is None else pairs
     kept = (as_numpy(detections.scores) >= PRESENT)[pairs.detection]
     taken = coco_matches(_ranks(detections, pairs), _those(pairs, kept), PLACED)
     which = np.flatnonzero(taken >= 0)
     return Matches(which, taken[which])
 
 
+class Placed(NamedTuple):
+    """What each detection is, whatever its cluster."""
+
+    found: Matches
+    pairs: Pairs
+    """From `close_pairs` at PLACED."""
+    kind: Ints
+    """`[m]` DUPLICATE, BADLY_PLACED, BACKGROUND or BELOW; RIGHT for every match."""
+    best: Best
+
+
+def placed(detections: Detections, truth: GroundTruth) -> Placed:
+    """What each detection is without a look at clusters: which are matches, and what kind of error the others are."""
+    pairs, best = close_pairs(detections, truth, PLACED), best_truth(detections, truth)
+    found = matches(detections, truth, pairs)
+    kind = np.select([best.iou >= PLACED, best.iou >= NEAR], [DUPLICATE, BADLY_PLACED], BACKGROUND)
+    kind[found.detection] = RIGHT
+    kind[as_numpy(detections.scores) < PRESENT] = BELOW
+    return Placed(found, pairs, kind.astype(np.int64), best)
+
+
 def verdicts(detections: Detections, truth: GroundTruth) -> Verdicts:
     """What each detection is. The order of detections, objects and images changes nothing, nor do cluster numbers."""
-    found = matches(detections, truth)
-    best = best_truth(detections, truth)
+    found, pairs, kind, best = placed(detections, truth)
     object_ = np.where(best.iou > 0, best.truth, -1)
     object_[found.detection] = found.object
     iou = best.iou.copy()
     if len(found.detection):
-        pairs = close_pairs(detections, truth, PLACED)
         own = object_[pairs.detection] == pairs.truth
         iou[pairs.detection[own]] = pairs.iou[own]
-    kind = np.select([best.iou >= PLACED, best.iou >= NEAR], [DUPLICATE, BADLY_PLACED], BACKGROUND)
     class_of: dict[int, int] = {}
-    if detections.clusters is None:
-        kind[found.detection] = RIGHT
-    else:
-        class_of = one_to_one(ClassCurves(detections, truth))
+    if detections.clusters is not None:
+        class_of = one_to_one(ClassCurves(detections, truth, pairs))
         means = [class_of.get(c) for c in as_numpy(detections.clusters)[found.detection].tolist()]
         labels = as_numpy(truth.labels)[found.object].tolist()
         kind[found.detection] = [
             RIGHT if mine == label else WRONG_CLUSTER for mine, label in zip(means, labels, strict=True)
         ]
-    kind[as_numpy(detections.scores) < PRESENT] = BELOW
     missed = np.ones(len(truth.labels), dtype=np.bool_)
     missed[found.object] = False
-    return Verdicts(kind.astype(np.int64), object_, iou, missed, class_of)
+    return Verdicts(kind, object_, iou, missed, class_of)
 
 
 class ClassCurves:
     """Average precision of clusters for a class: detections and truth, matched and counted once."""
 
-    def __init__(self, detections: Detections, truth: GroundTruth) -> None:
-        """The detections must have clusters."""
+    def __init__(self, detections: Detections, truth: GroundTruth, pairs: Pairs | None = None) -> None:
+        """The detections must have clusters. pairs: from `close_pairs` at PLACED, if they are known already."""
         assert detections.clusters is not None
         self.detections, self.truth = detections, truth
         self.clusters, self.labels = as_numpy(detections.clusters), as_numpy(truth.labels)
-        self.found = matches(detections, truth)
+        self._pairs = close_pairs(detections, truth, PLACED) if pairs is None else pairs
+        self.found = matches(detections, truth, self._pairs)
         self.classes = np.unique(self.labels)
         """`[c]` the classes that have objects."""
         self.names = np.unique(self.clusters[self.found.detection])
@@ -132,7 +153,6 @@ class ClassCurves:
         self.table = np.zeros((len(self.classes), len(self.names)), dtype=np.int64)
         """`[c, g]` how many matches of each cluster are of each class."""
         np.add.at(self.table, self.cell, 1)
-        self._pairs = close_pairs(detections, truth, PLACED)
         self._ranks = _ranks(detections, self._pairs)
 
     def hits(self, label: int, clusters: Collection[int]) -> tuple[Ints, Bools]:
@@ -150,6 +170,53 @@ class ClassCurves:
         which, hits = self.hits(label, clusters)
         scores = as_numpy(self.detections.scores)[which]
         return average_precision_coco(scores, hits, int((self.labels == label).sum()))
+
+    def precisions(self) -> NDArray[np.float64]:
+        """[c, g] `precision` of each cluster alone for each class that it shares a match with; 0 elsewhere.
+
+        All of them are matched together: each detection takes part once for each class, and each object once for
+        each cluster.
+        """
+        precisions = np.zeros(self.table.shape)
+        if not precisions.size:
+            return precisions
+        classes, clusters = self.table.shape
+        row = np.searchsorted(self.classes, self.labels)[self._pairs.truth]
+        near = np.searchsorted(self.names, self.clusters).clip(max=clusters - 1)
+        column = near[self._pairs.detection]
+        ours = self.names[column] == self.clusters[self._pairs.detection]
+        ours[ours] = self.table[row[ours], column[ours]] > 0
+        row, column, pairs = row[ours], column[ours], _those(self._pairs, ours)
+        asker, detection = np.unique(pairs.detection * classes + row, return_inverse=True)
+        _, wish = np.unique(pairs.truth * clusters + column, return_inverse=True)
+        who, row = np.divmod(asker, classes)
+        hits = match_coco(self._ranks[who] * classes + row, Pairs(detection, wish, pairs.iou), PLACED)
+        who, row = who[hits], row[hits]
+        column, scores = near[who], as_numpy(self.detections.scores)
+        ranked = _ranked(self.clusters, scores)[who]
+        order = np.lexsort((ranked, column, row))
+        cell = (row * clusters + column)[order]
+        for part in np.split(order, np.flatnonzero(np.diff(cell)) + 1) if len(order) else []:
+            objects = int((self.labels == self.classes[row[part[0]]]).sum())
+            last = np.flatnonzero(np.diff(ranked[part], append=-1))
+            value = interpolated_coco(last + 1, ranked[part][last], objects)
+            precisions[row[part[0]], column[part[0]]] = value
+        return precisions
+
+    def mean_precision(self, class_of: Mapping[int, int]) -> float:
+        """The mean over classes with objects of `precision` of the clusters that stand for the class."""
+        names, place = np.unique(self.clusters, return_inverse=True)
+        stands_for = np.array([class_of.get(name, -1) for name in names.tolist()], dtype=np.int64)[place]
+        ours = stands_for[self._pairs.detection] == self.labels[self._pairs.truth]
+        hits = match_coco(self._ranks, _those(self._pairs, ours), PLACED)
+        scores, total = as_numpy(self.detections.scores), 0.0
+        order = np.argsort(stands_for, kind="stable")
+        starts = np.searchsorted(stands_for[order], self.classes)
+        ends = np.searchsorted(stands_for[order], self.classes, side="right")
+        for label, start, end in zip(self.classes.tolist(), starts, ends, strict=True):
+            which = order[start:end]
+            total += average_precision_coco(scores[which], hits[which], int((self.labels == label).sum()))
+        return total / len(self.classes)
 
     def weighted(
         self, label: int, clusters: Collection[int]
@@ -175,16 +242,8 @@ def assigned(table: NDArray[np.int64], precisions: NDArray[Any]) -> tuple[Ints, 
 
 def one_to_one(curves: ClassCurves) -> dict[int, int]:
     """Cluster -> the class that it stands for: at most one cluster a class; see `assigned`."""
-    rows, columns = assigned(curves.table, precisions_of_pairs(curves))
+    rows, columns = assigned(curves.table, curves.precisions())
     return dict(zip(curves.names[columns].tolist(), curves.classes[rows].tolist(), strict=True))
-
-
-def precisions_of_pairs(curves: ClassCurves) -> NDArray[np.float64]:
-    """[c, g] the average precision of each cluster for each class that it shares a match with; 0 elsewhere."""
-    precisions = np.zeros(curves.table.shape)
-    for row, column in zip(*curves.table.nonzero(), strict=True):
-        precisions[row, column] = curves.precision(int(curves.classes[row]), [int(curves.names[column])])
-    return precisions
 
 
 def many_to_one(curves: ClassCurves) -> dict[int, int]:
@@ -200,6 +259,19 @@ def _ranks(detections: Detections, pairs: Pairs) -> Ints:
         return coco_ranks(detections, pairs)
     clusters, which, sizes = np.unique(as_numpy(detections.clusters), return_inverse=True, return_counts=True)
     return coco_ranks(detections, pairs, (-sizes[which], clusters[which]))
+
+
+def _ranked(clusters: Ints, scores: NDArray[Any]) -> Ints:
+    """[m] how many detections of the same cluster have at least the score of each."""
+    order = np.lexsort((-scores, clusters))
+    start = np.diff(clusters[order], prepend=np.nan) != 0
+    last = np.flatnonzero(np.append(start[1:] | (np.diff(scores[order]) != 0), True))
+    first = np.flatnonzero(start)
+    begins = np.repeat(first, np.diff(first, append=len(order)))
+    ends = np.repeat(last, np.diff(last, prepend=-1))
+    ranked = np.empty(len(order), dtype=np.int64)
+    ranked[order] = ends - begins + 1
+    return ranked
 
 
 def _those(pairs: Pairs, keep: Bools) -> Pairs:

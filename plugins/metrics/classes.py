@@ -18,9 +18,8 @@ from objbench.mistakes import (
     ClassCurves,
     assigned,
     many_to_one,
-    matches,
     one_to_one,
-    verdicts,
+    placed,
 )
 
 
@@ -45,17 +44,8 @@ def ap_class(detections: Detections, truth: GroundTruth) -> dict[str, float]:
     if detections.clusters is None or not len(truth.labels):
         return dict.fromkeys(("ap_class", "ap_class_many"), math.nan)
     curves = ClassCurves(detections, truth)
-    one, many = (_mean_precision(curves, of(curves)) for of in (one_to_one, many_to_one))
+    one, many = (curves.mean_precision(of(curves)) for of in (one_to_one, many_to_one))
     return {"ap_class": one, "ap_class_many": many}
-
-
-def _mean_precision(curves: ClassCurves, class_of: Mapping[int, int]) -> float:
-    """The mean over classes with objects of the AP of the clusters that stand for the class."""
-    total = 0.0
-    for label in curves.classes.tolist():
-        if clusters := [c for c, mine in class_of.items() if mine == label]:
-            total += curves.precision(label, clusters)
-    return total / len(curves.classes)
 
 
 def ap_class_weighted(
@@ -155,9 +145,8 @@ def _counted(detections: Detections, truth: GroundTruth) -> tuple[NDArray[np.int
     """Of each scene: matches, duplicates, badly placed ones, background and objects, [images, 5]; and its matches by
     class and cluster, [images, c, g], or [images, 0] where the detector does not cluster."""
     image = as_numpy(detections.image)
-    said = verdicts(detections, truth)
-    found = matches(detections, truth)
-    parts = [image[found.detection]] + [image[said.kind == kind] for kind in OF_BOXES.values()]
+    found, _, kinds, _ = placed(detections, truth)
+    parts = [image[found.detection]] + [image[kinds == kind] for kind in OF_BOXES.values()]
     parts.append(as_numpy(truth.image))
     of_scene = np.stack([np.bincount(part, minlength=truth.images) for part in parts], axis=1)
     if detections.clusters is None:

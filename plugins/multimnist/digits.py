@@ -14,9 +14,11 @@ import hashlib
 import importlib.util
 import math
 import socket
+import struct
 import sys
 import tempfile
 import threading
+import tokenize
 import urllib.error
 import urllib.request
 import zipfile
@@ -48,8 +50,9 @@ _NETWORK_LIMIT_S = 5.0
 _GZIP = b"\x1f\x8b"
 _IDX_TYPES = {9: "signed bytes", 11: "16-bit integers", 12: "32-bit integers", 13: "floats", 14: "doubles"}
 _UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, zipfile.BadZipFile,
-               NotImplementedError, RuntimeError, MemoryError, OverflowError)  # fmt: skip
-"""The errors that gzip, zipfile and numpy raise for a damaged file."""
+               NotImplementedError, RuntimeError, MemoryError, OverflowError, SyntaxError, struct.error,
+               tokenize.TokenError)  # fmt: skip
+"""The errors that gzip, zipfile and numpy raise for a damaged file; numpy parses an array's header as Python."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,10 @@ def _read_keras(folder: Path) -> list[tuple[Bytes, Bytes]]:
         return []
     found = []
     try:
+        with file.open("rb") as opened:
+            begins = opened.read(200)
+        if not begins.startswith(b"PK"):
+            raise UsageError(f"{file}: not Keras's mnist.npz: {looks_like(begins)}")
         with np.load(file, allow_pickle=False) as arrays:
             for part in ("train", "test"):
                 images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]

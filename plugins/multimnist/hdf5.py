@@ -288,10 +288,13 @@ class SceneFile:
 
 def _reason(path: Path, error: Exception) -> str:
     """Why a file is no HDF5 file: its actual format, or the library's error."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        begins = file.read(256)
+    try:
+        with path.open("rb") as file:
+            begins = file.read(256)
         if not begins.startswith(b"\x89HDF"):
             return looks_like(begins)
+    except OSError as wrong:
+        return wrong.strerror or str(wrong)
     return " ".join(str(error).split())[:200]
 
 

@@ -178,6 +178,17 @@ def test_the_annotations_file_may_be_anywhere_and_write_its_paths_in_any_way(
         assert ids(tmp_path / "found.json") == {7, 8, 9}
 
 
+def test_a_folder_that_is_a_link_is_looked_up_as_any_other(cell: Path, tmp_path: Path) -> None:
+    export(tmp_path / "scenes", 3)
+    rewrite(tmp_path / "scenes" / "annotations.json", id=[7, 8, 9])
+    (tmp_path / "scenes" / "images").rename(tmp_path / "scenes" / "disk2")
+    (tmp_path / "scenes" / "images").symlink_to(tmp_path / "scenes" / "disk2")
+    for folder in (tmp_path / "scenes" / "images", tmp_path / "scenes"):
+        ran = predict(cell, folder, tmp_path / "found.json")
+        assert ran.code == 0, ran.err
+        assert ids(tmp_path / "found.json") == {7, 8, 9}
+
+
 def test_a_lookup_that_fails_by_half_is_an_error(cell: Path, tmp_path: Path) -> None:
     export(tmp_path / "scenes", 3)
     file, pictures, target = (

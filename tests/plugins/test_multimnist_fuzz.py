@@ -256,3 +256,28 @@ def test_a_damaged_npz_file_is_read_or_refused(damaged, packed, kind, shape):
     with tempfile.TemporaryDirectory() as name:
         Path(name, "mnist.npz").write_bytes(damaged(buffer.getvalue()))
         digits_or_refused(Path(name))
+
+
+def test_an_npz_file_whose_header_is_no_python_is_refused(tmp_path):
+    """numpy raises SyntaxError or TokenError for these."""
+    arrays = {
+        f"{letter}_{part}": mnist_files()[f"{old}-{what}-ubyte"]
+        for part, old in (("train", "train"), ("test", "t10k"))
+        for letter, what in (("x", "images-idx3"), ("y", "labels-idx1"))
+    }
+    for old, new in ((b"{'descr'", b"\0'descr'"), (b"), }", b"(, }"), (b"{'descr'", b"  'descr'")):
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        data = bytearray(buffer.getvalue())
+        place = data.index(old)
+        data[place : place + len(new)] = new
+        (tmp_path / "mnist.npz").write_bytes(data)
+        assert digits_or_refused(tmp_path) is None
+    for data, says in (
+        (b"<html>gone", "HTML page"),
+        (b"", "it is empty"),
+        (gzip.compress(b"x"), "packed by gzip"),
+    ):
+        (tmp_path / "mnist.npz").write_bytes(data)
+        with pytest.raises(UsageError, match=says):
+            digits.read_folder(tmp_path)

@@ -200,7 +200,15 @@ def changed(part: str, index: int, **values: Any) -> dict[str, Any]:
 
 
 BAD_TRUTH: list[tuple[Any, str]] = [
-    ("", "not JSON: line 1 column 1: Expecting value"),
+    ("", "not JSON: it is empty"),
+    (" " * 600, "not JSON: line 1 column 601: Expecting value"),
+    ("\n<!DOCTYPE html><title>404</title>", "not JSON: it is a page of HTML"),
+    (b"PK\x03\x04and so on", "not JSON: it is compressed with zip; unpack it"),
+    (
+        gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0),
+        "not JSON: it is compressed with gzip; unpack it",
+    ),
+    ("version https://git-lfs.github.com/spec/v1", "not JSON: it is a pointer of Git LFS"),
     ('{"images": [', "not JSON: line 1 column 13"),
     (b"\xff\xfe\xfa\x00\x00\xd8", "not JSON"),
     ("[" * 100_000, "not JSON"),
@@ -209,7 +217,10 @@ BAD_TRUTH: list[tuple[Any, str]] = [
     ({k: v for k, v in TRUTH.items() if k != "categories"}, "not a COCO annotations file"),
     (TRUTH | {"annotations": {}}, "not a COCO annotations file"),
     (TRUTH | {"annotations": []}, "there is no annotation, so nothing to score against"),
-    (TRUTH | {"annotations": [TRUTH["annotations"][0] | {"iscrowd": 1}]}, "there is no annotation"),
+    (
+        TRUTH | {"annotations": [TRUTH["annotations"][0] | {"iscrowd": 1}]},
+        r"none of the 1 annotations counts \(1 are crowds\)",
+    ),
     (TRUTH | {"images": [3]}, r"images\[0\] is not a JSON object, but 3"),
     (changed("images", 1, id=40), r"images\[1\]: id 40 occurs twice"),
     (changed("images", 1, id=7.05), r"images\[1\]: id 7.05 is neither an integer nor a text"),
@@ -258,7 +269,8 @@ BAD_TRUTH: list[tuple[Any, str]] = [
     (b"\x1f\x8b\x08 and no more", "starts like a gzip file, but cannot be decompressed"),
     (changed("images", 0, file_name=3), r"images\[0\]: file_name 3 is not a text"),
     (changed("annotations", 1, bbox=[3e38, 2, 3e38, 1]), r"annotations\[1\]: bbox .* is out of range"),
-    (changed("annotations", 1, bbox=[0, 0, 10**39, 1]), r"annotations\[1\]: bbox .* is not four finite"),
+    (changed("annotations", 1, bbox=[0, 0, 10**39, 1]), r"annotations\[1\]: bbox .* is out of range"),
+    (changed("annotations", 1, bbox=[0, 0, 1e-200, 1e-100]), r"bbox .* is of zero or negative size"),
     (
         changed("annotations", 1, **{"bbox": ..., "a\nb\ud800": 1}),
         r"annotations\[1\] has no 'bbox', only .*a.nb.ud8",
@@ -268,6 +280,7 @@ BAD_TRUTH: list[tuple[Any, str]] = [
 BAD_FOUND: list[tuple[Any, str]] = [
     ("", "not JSON"),
     (TRUTH, "not a COCO results list, .* an annotations file is what --truth takes"),
+    (changed("annotations", 0, score=0.5), r"annotations\[1\] has no 'score'"),
     ("null", "not a COCO results list"),
     ([FOUND[0], [1, 2]], r"detections\[1\] is not a JSON object, but \[1, 2\]"),
     *(
@@ -278,6 +291,7 @@ BAD_FOUND: list[tuple[Any, str]] = [
         ([FOUND[0], FOUND[1] | {key: value}], rf"detections\[1\]: {key} {message}")
         for key, value, message in (
             ("score", math.nan, "NaN is not a finite number"),
+            ("score", 1e308, r"1e\+308 is out of range"),
             ("score", math.inf, "Infinity is not a finite number"),
             ("score", "0.5", '"0.5" is not a finite number'),
             ("score", True, "true is not a finite number"),
