@@ -502,7 +502,7 @@ def test_detection_is_deterministic_and_each_image_stands_alone():
 def test_boxes_are_cut_to_what_is_bright_in_their_glimpses(channels):
     found = []
     for trim in (0.2, 0.0):
-        model = small(channels, trim=trim, base_box=12).eval()
+        model = small(channels, trim=trim, trim_edges="glimpse", base_box=12).eval()
         last = model.decoder.layers[-1]
         with torch.no_grad():
             last.weight.zero_()
