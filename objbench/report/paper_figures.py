@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import patheffects
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,6 +38,8 @@ SCENES = 4
 """How many scenes are varied."""
 CROPS = 24
 """How many wrongly clustered objects are shown."""
+HALO = [patheffects.withStroke(linewidth=3, foreground="white")]
+"""Around text on many points."""
 POINTS_SHOWN = 6
 """After how many training steps at most the samples of a training are shown; the first and the last are."""
 
@@ -51,15 +54,19 @@ class Series(NamedTuple):
 def curves_figure(folders: Sequence[Path], headings: Mapping[str, str]) -> Figure:
     """Figure 2a: metrics on validation scenes over steps; lines are means over seeds, bands standard deviations.
 
-    headings: metric value -> its name. Cells that differ in the seed alone share a line. UsageError without a curve.
+    headings: metric value -> its name. Cells that differ in the seed alone share a line. A curve is of the detector
+    while it trains: where a clusterer replaces its clusters, of its own clusters. UsageError without a curve.
     """
     series: dict[str, Series] = {}
+    drawn: set[tuple[str, str]] = set()
     for folder in folders:
         cell, curve = read_cell(folder), read_curve(folder.parent)
         identity = cell.training.identity
-        if curve:
-            key = str(sorted((k, str(v)) for k, v in identity.items() if k != "seed")) + folder.name
-            series.setdefault(key, Series(label_of(folder), [])).curves.append(curve)
+        clusterer = OWN if cell.about.get("replaces") else folder.name
+        if curve and (folder.parent.name, clusterer) not in drawn:
+            drawn.add((folder.parent.name, clusterer))
+            key = str(sorted((k, str(v)) for k, v in identity.items() if k != "seed")) + clusterer
+            series.setdefault(key, Series(label_of(folder, clusterer == OWN), [])).curves.append(curve)
     names = [n for n in headings if any(n in row["metrics"] for s in series.values() for row in s.curves[0])]
     if not names:
         raise UsageError("these cells have no curves: their detectors take no training steps")
@@ -104,11 +111,12 @@ def _on_one_grid(
     return steps, np.stack([np.interp(steps, *of) for of in known])
 
 
-def latents_figure(folder: Path) -> Figure:
+def latents_figure(folder: Path, registry: Registry) -> Figure:
     """Figures 2b to 2d and 5: t-SNE of the what-latents of found objects; below, wrongly clustered objects as crops.
 
     Left, colours are the true classes, and the region of each cluster is closed around the latents nearest to its
-    centre, in the colour of the class that it stands for; right, colours are clusters. The centre is the mean of the
+    centre, in the colour of the class that it stands for; right, colours are clusters. The centre is the mean that the
+    detector has learned for the cluster (the paper's mu), if it has one and the weights are kept, else the mean of the
     cluster's latents. UsageError when the cell keeps no what-latents or no clusters.
     """
     from scipy.spatial import ConvexHull, QhullError
@@ -129,18 +137,29 @@ def latents_figure(folder: Path) -> Figure:
         raise UsageError(f"{name} finds {len(taken.detection)} objects; t-SNE needs at least 5")
     what = as_numpy(found.what)[which]
     labels, clusters = as_numpy(truth.labels)[objects], as_numpy(found.clusters)[which]
+    names = [c for c in np.unique(clusters).tolist() if c >= 0]
+    learned = _learned_centres(folder, registry)
+    if learned is not None:
+        centres = learned[names]
+    else:
+        centres = np.stack([what[clusters == c].mean(0) for c in names]) if names else what[:0]
     perplexity = min(30.0, (len(which) - 1) / 3)
-    at = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(what.astype(np.float64))
+    tsne = TSNE(init="pca", perplexity=perplexity, random_state=0)
+    at = tsne.fit_transform(np.concatenate([what, centres]).astype(np.float64))
+    at, at_centre = at[: len(what)], at[len(what) :]
 
     figure = Figure((9.4, 6.2), layout="constrained")
     top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.6, 1.6))[:, 0]
     left, right = top.subplots(1, 2)
-    for axes, shown, title in ((left, labels, "colour: true class"), (right, clusters, "colour: cluster")):
+    dots = "learned means" if learned is not None else "means"
+    titles = (f"colour: true class; large: {dots} of clusters", "colour: cluster")
+    for axes, shown, title in zip((left, right), (labels, clusters), titles, strict=True):
         axes.scatter(*at.T, s=5, c=[colour_of(int(v)) for v in shown], linewidths=0)
-        axes.set(title=title, xticks=[], yticks=[])
-    for cluster in np.unique(clusters[clusters >= 0]).tolist():
+        axes.set_title(title, fontsize=10)
+        axes.set(xticks=[], yticks=[])
+    for cluster, centre, dot in zip(names, centres, at_centre, strict=True):
         mine = np.flatnonzero(clusters == cluster)
-        far = np.linalg.norm(what[mine] - what[mine].mean(0), axis=1)
+        far = np.linalg.norm(what[mine] - centre, axis=1)
         near = at[mine[np.argsort(far)[: max(3, min(NEAREST, int(SHARE * len(mine))))]]]
         stands = judged.class_of.get(cluster, -1)
         colour = colour_of(stands) if stands >= 0 else "#888888"
@@ -150,11 +169,24 @@ def latents_figure(folder: Path) -> Figure:
             left.plot(*np.concatenate([edge, edge[:1]]).T, color=colour, linewidth=1)
         except (QhullError, ValueError):  # fewer than three latents, or all on a line
             pass
-        left.plot(*near.mean(0), "o", markersize=9, color=colour, markeredgecolor="black")
-        right.annotate(str(cluster), near.mean(0), ha="center", va="center", weight="bold")
+        left.plot(*dot, "o", markersize=9, color=colour, markeredgecolor="black")
+        middle = np.median(at[mine], axis=0)
+        right.annotate(str(cluster), middle, ha="center", va="center", weight="bold", path_effects=HALO)
     _wrong_crops(below.subplots(), folder, taken.detection, taken.object, judged.class_of)
     figure.suptitle(f"what-latents of {label_of(folder)}: {len(which)} objects", fontsize=11)
     return figure
+
+
+def _learned_centres(folder: Path, registry: Registry) -> NDArray[np.floating] | None:
+    """The mean of each cluster's what-latents that the detector has learned, [clusters, A]; None without one."""
+    spec = registry.models.get(read_cell(folder).training.identity["model"])
+    if folder.name != OWN or spec is None or not spec.generate:
+        return None
+    if not (folder.parent / "weights.safetensors").exists():
+        return None
+    with torch.no_grad():
+        known = generator_of(folder, registry).centres()
+    return None if known is None else as_numpy(known[0])
 
 
 def _wrong_crops(
@@ -334,13 +366,15 @@ def centres_of(folder: Path, generator: Generator) -> tuple[Tensor, Tensor]:
     return torch.stack([g.mean(0) for g in groups]), torch.stack([g.std(0, correction=0) for g in groups])
 
 
-def label_of(folder: Path) -> str:
-    """The name of a cell's row, with its clusterer and data."""
+def label_of(folder: Path, own: bool = False) -> str:
+    """The name of a cell's row, with its data, and with its clusterer unless only the detector's `own` is meant."""
     cell = read_cell(folder)
     identity, about = cell.training.identity, cell.training.about
-    names = [about.get(part, {}).get("label") or identity[part] for part in ("model", "data")]
+    model, data = (about.get(part, {}).get("label") or identity[part] for part in ("model", "data"))
     clusterer = cell.clusterer["name"]
-    return f"{names[0]}{'' if clusterer == OWN else f' + {clusterer}'} on {names[1]}"
+    if not own and clusterer != OWN:
+        model += f" + {cell.about.get('label') or clusterer}"
+    return f"{model} on {data}"
 
 
 def _random() -> torch.Generator:
@@ -371,7 +405,9 @@ def _grid(pictures: Tensor, title: str, columns: Sequence[str]) -> Figure:
             panels[i, j].set(xticks=[], yticks=[])
             if i == 0:
                 panels[i, j].set_title(columns[j], fontsize=8, pad=3)
-    figure.suptitle(title, fontsize=9)
+    high = figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.5 / high)
+    figure.suptitle(title, fontsize=9, y=1 - 0.08 / high)
     return figure
 
 
@@ -383,7 +419,7 @@ def draw(name: str, folders: Sequence[Path], registry: Registry) -> Figure:
         raise UsageError(f"the figure '{name}' is of one cell; {len(folders)} are given")
     of_one: dict[str, Callable[[], Figure]] = {
         "iterations": lambda: iterations_figure(folders[0]),
-        "latents": lambda: latents_figure(folders[0]),
+        "latents": lambda: latents_figure(folders[0], registry),
         "generated": lambda: generated_figure(folders[0], registry),
         "varied": lambda: varied_figure(folders[0], registry),
     }

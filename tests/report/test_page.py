@@ -35,9 +35,19 @@ SLOW_MS = 180_000
 
 
 def stored(
-    out: Path, model: str, seed: int, found_share: float, pictures: bool, data: str = "squares"
+    out: Path,
+    model: str,
+    seed: int,
+    found_share: float,
+    pictures: bool,
+    data: str = "squares",
+    steps: bool = True,
+    replaced: bool = False,
 ) -> None:
-    """A finished cell of scenes of two objects, the first of which is found in a share of them, the second always."""
+    """A finished cell of scenes of two objects, the first of which is found in a share of them, the second always.
+
+    steps: whether it was trained by steps. replaced: whether another cell has its clusters replaced by a clusterer.
+    """
     registry = load_plugins()
     identity: dict[str, Any] = {"model": model, "data": data, "seed": seed, "protocol": {"name": "demo"}}
     identity |= {"model_config": {"lr": 0.5}, "data_config": {}}
@@ -71,11 +81,20 @@ def stored(
         }
         for k in (1, 2, 3)
     ]
-    write_curve(folder.parent, curve)
+    write_curve(folder.parent, curve if steps else [])
     trained = Trained(cell.training.key, Position(), (EVIL, "b"), (1, 32, 32), False, [], {})
     write_trained(folder.parent, trained, files)
     provenance = by_these_metrics(registry, registry.metrics.values())
     write_record(folder, cell.result("done", metrics=figures, seconds=3.0, provenance=provenance))
+    if replaced:
+        other = Cell(cell.training, {"name": "kmeans", "config": {}, "code": ""}, {"replaces": True})
+        folder = out / "cells" / other.key
+        folder.mkdir()
+        write_cell(folder, other)
+        assert found.clusters is not None
+        save_tensors(folder / "clusters.safetensors", {"clusters": 1 - found.clusters})
+        known = {"metrics": figures, "seconds": 3.0, "clusterer_seconds": 7.0, "provenance": provenance}
+        write_record(folder, other.result("done", **known), ["clusters.safetensors"])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +104,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         stored(out, "good", seed, 1.0, pictures=seed == 0)
         stored(out, EVIL, seed, 0.5, pictures=False)
-        stored(out, "good", seed, 0.7, pictures=False, data="rounds")
+        stored(out, "good", seed, 0.7, pictures=False, data="rounds", replaced=True)
+        stored(out, "floor", seed, 0.2, pictures=False, data="rounds", steps=False)
     target = out / "page.html"
     ran = CliRunner().invoke(
         cli,
@@ -173,10 +193,8 @@ def test_labels_are_text_and_nothing_is_fetched(page: Path) -> None:
     seen = Outside()
     seen.feed(html)
     assert seen.taken == []
-    assert (seen.tags["script"], seen.tags["img"]) == (
-        3,
-        0,
-    )  # the content, the plotting library, the page's own
+    # The content, the plotting library, the page's own, and two of a line that hide what is not drawn yet.
+    assert (seen.tags["script"], seen.tags["img"]) == (5, 0)
 
 
 def test_a_page_is_not_a_table(tmp_path: Path) -> None:
@@ -199,13 +217,14 @@ def test_of_a_store_that_is_half_there_the_rest_is_shown(page: Path, tmp_path: P
     (trainings[0] / "truth.safetensors").unlink()
     (trainings[1] / "detections.safetensors").write_bytes(b"half")
     (trainings[2] / "trained.json").unlink()
-    next(trainings[3].glob("*/record.json")).unlink()
+    for record in trainings[3].glob("*/record.json"):
+        record.unlink()
     target = tmp_path / "page.html"
     words = ["report", "--out", str(store), "--html", str(target), "--resamples", "100"]
     ran = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     shown = sum(len(row["cells"]) for row in content_of(target)["rows"])
-    assert shown == len(trainings) - 4
+    assert shown == sum(len(list(training.glob("*/cell.json"))) for training in trainings[4:])
     for training in trainings[:4]:
         assert training.name in ran.stderr
 
@@ -418,12 +437,52 @@ def test_a_box_says_what_it_is_to_pointer_and_keyboard(tab: Any) -> None:
 
 
 def test_charts_are_drawn_and_drawn_again(tab: Any) -> None:
+    tab.select_option("#set", label="squares, protocol demo")
     assert tab.locator("#curves canvas").count() >= 3
     assert tab.locator("#terms canvas").count() == 2
     tab.select_option("#axis", "seconds")
     assert tab.locator("#terms canvas").count() == 2
     tab.emulate_media(color_scheme="dark")
     assert tab.locator("#terms canvas").count() == 2
+
+
+def drawn(tab: Any, host: str) -> list[str]:
+    """What the charts of a part say to those who cannot see them."""
+    return [str(one.get_attribute("aria-label")) for one in tab.locator(f"#{host} .canvas").all()]
+
+
+def test_a_curve_is_of_the_detector_and_not_of_what_replaces_its_clusters(tab: Any) -> None:
+    tab.select_option("#set", label="rounds, protocol demo")
+    assert tab.locator("#layers input").count() == 4  # the truth, good, good + kmeans, floor
+    curves = drawn(tab, "curves")
+    assert curves
+    for said in curves:
+        assert said.count("good [lr=0.5], seed") == 2
+        assert "k-means" not in said
+
+
+def test_cost_has_the_clusterer_and_what_trains_without_steps(tab: Any) -> None:
+    tab.select_option("#set", label="rounds, protocol demo")
+    (said,) = drawn(tab, "price")
+    assert said.count("floor [lr=0.5], seed") == 2
+    assert "k-means" not in said
+    row = tab.locator("#cost tbody tr", has_text="k-means").inner_text().split("\t")
+    assert row[1:3] == ["3", "7"]
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_nothing_moves_while_it_loads(browser: Any, page: Path, width: int) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 3000})  # its table ends above the fold
+    tab.set_default_timeout(SLOW_MS)
+    tab.add_init_script(
+        """window.moved = [];
+        new PerformanceObserver((list) => moved.push(...list.getEntries().map((one) => one.value)))
+          .observe({ type: "layout-shift", buffered: true });"""
+    )
+    tab.goto(page.as_uri())
+    tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert tab.evaluate("moved") == []
+    tab.close()
 
 
 def test_nothing_is_wider_than_a_phone(pair_tab: Any) -> None:
@@ -437,6 +496,24 @@ def test_on_paper_nothing_is_cut(tab: Any) -> None:
     tab.emulate_media(media="print")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 718
     assert not tab.locator("nav").is_visible()
+
+
+def test_on_paper_charts_are_whole_and_dark_on_white(tab: Any) -> None:
+    tab.emulate_media(color_scheme="dark")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    ink = """() => {
+      const canvas = document.querySelector("#curves canvas");
+      const labels = canvas.getContext("2d").getImageData(0, 0, 40, canvas.height).data; // of the axis, no line
+      return Math.min(...labels.filter((_, i) => i % 4 === 0 && labels[i + 3] === 255));
+    }"""
+    assert tab.evaluate(ink) < 90
+    tab.set_viewport_size({"width": 718, "height": 1047})
+    tab.emulate_media(media="print", color_scheme="dark")
+    cut = """() => [...document.querySelectorAll(".chart")].filter((chart) => {
+      const [frame, canvas] = [chart, chart.querySelector("canvas")].map((one) => one.getBoundingClientRect());
+      return canvas.right > frame.right + 1 || canvas.bottom > frame.bottom + 1;
+    }).length"""
+    assert tab.evaluate(cut) == 0
 
 
 def contrast(a: list[float], b: list[float]) -> float:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
-from objbench.cells.identity import Cell, Training, write_cell
+from objbench.cells.identity import Cell, Training, read_cell, write_cell
 from objbench.cells.result import Position, Trained
 from objbench.cells.store import write_curve, write_record, write_trained
 from objbench.commands import cli
@@ -102,6 +102,32 @@ def test_each_figure_is_made_from_a_tiny_cell(name: str, tmp_path: Path) -> None
         assert (ran.exit_code, ran.stdout) == (0, f"{target}\n")
         assert target.read_bytes().startswith(start)
     assert drawn(tmp_path / "figure.png") > 20
+
+
+def test_a_curve_is_drawn_once_whatever_replaces_the_clusters(tmp_path: Path) -> None:
+    registry = load_plugins()
+    cells = [tiny_cell(tmp_path, "gmair", seed) for seed in (0, 1)]
+    for own in list(cells):
+        cell = Cell(read_cell(own).training, {"name": "kmeans"}, {"label": "k-means", "replaces": True})
+        folder = tmp_path / "cells" / cell.key
+        folder.mkdir()
+        write_cell(folder, cell)
+        cells.append(folder)
+    for few in (cells, cells[2:]):
+        figure = draw("curves", few, registry)
+        assert [line.get_label() for line in figure.axes[0].lines] == ["gmair on d (2 seeds)"]
+
+
+def test_large_dots_are_the_means_that_were_learned_where_there_are_some(tmp_path: Path) -> None:
+    registry = load_plugins()
+    for model, says in (("gmair", "learned means"), ("spair", "large: means")):
+        cell = tiny_cell(tmp_path, model)
+        left = draw("latents", [cell], registry).axes[0]
+        assert says in left.get_title()
+        assert sum(line.get_marker() == "o" for line in left.lines) == 2  # of two clusters
+    cell = tiny_cell(tmp_path, "gmair", seed=1)
+    (cell.parent / "weights.safetensors").unlink()
+    assert "large: means" in draw("latents", [cell], registry).axes[0].get_title()
 
 
 @pytest.mark.parametrize("model", ["spair", "space"])

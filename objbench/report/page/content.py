@@ -128,7 +128,12 @@ def content_of(
         if not row.results:
             continue
         record = _record(table, number)
-        of_row: Json = {"row": number, "model": record["model_label"], "cells": []}
+        of_row: Json = {
+            "row": number,
+            "model": record["model_label"],
+            "replaces": row.replaces,
+            "cells": [],
+        }
         for result in row.done:
             folder = Path(result.path)
             try:
@@ -234,8 +239,9 @@ def _cell(
         "seed": result.seed,
         "metrics": {name: _finite(value) for name, value in result.metrics.items()},
         "seconds": _finite(result.seconds),
-        "memory": _finite(result.peak_memory_mb),
-        "speed": _finite(result.images_per_second),
+        "clustering": _finite(result.clusterer_seconds) or None,
+        "memory": _finite(result.peak_memory_mb) or None,
+        "speed": _finite(result.images_per_second) or None,
         "counts": np.bincount(kind, minlength=len(KIND_NAMES)).tolist(),
         MISSED: [],
         "objects": objects,

@@ -102,7 +102,7 @@
       const size = here().height / 14;
       const high = y0 > size * 1.1;
       parts.push(draw("text", {
-        x: Math.min(x0, here().width - size * 0.62 * tag.length), y: high ? y0 - size * 0.2 : y0 + size,
+        x: Math.min(x0, here().width - size * 0.62 * tag.length), y: high ? y0 - size * 0.2 : Math.min(y1 + size, here().height - 1),
         "font-size": size, fill: colour, stroke: "#000", "stroke-width": size / 5, "paint-order": "stroke", "pointer-events": "none",
       }, tag));
     }
@@ -277,7 +277,8 @@
 
   // Charts. uPlot draws on a canvas; they are drawn again when the theme changes or paper is asked for.
   let charts = [];
-  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const PAPER = { "--ink": "#000", "--line": "#c9ccd3", "--grid": "#e3e5ea" }; // before a print the screen's style is still in force
+  const style = (name) => (printing && PAPER[name]) || getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   function chart(host, title, series, { x = "", percent = false, log = false, points = false } = {}) {
     series = series.filter((one) => one.y.some((value) => value !== null && value !== undefined));
     if (!series.length) return;
@@ -409,9 +410,17 @@
   function curvesOf(of, get, axis) {
     return of.flatMap((row) => cellsOf(row).flatMap((cell) => {
       const y = get(cell);
-      const seconds = cell.curve[axis];
-      return y && seconds.length ? [{ label: `${row.model}, seed ${cell.seed}`, colour: detectorColour(row), dash: detectorDash(row), x: seconds, y }] : [];
+      const x = cell.curve[axis];
+      return y && x.length ? [{ label: labelOf(row, cell), colour: detectorColour(row), dash: detectorDash(row), x, y }] : [];
     }));
+  }
+  // A curve is of the detector as it trains, before another clusterer replaces its clusters.
+  const labelOf = (row, cell) => `${row.model}, seed ${cell.seed}${row.replaces && cell.curve.step.length ? " (the detector's own clusters)" : ""}`;
+  const trainingOf = (cell) => cell.cell.split("/")[0];
+  // Rows without those that only repeat the curves of detectors that keep their clusters.
+  function trainedRows() {
+    const own = new Set(rows().filter((row) => !row.replaces).flatMap(cellsOf).map(trainingOf));
+    return rows().filter((row) => !row.replaces || !cellsOf(row).every((cell) => own.has(trainingOf(cell))));
   }
 
   function drawHow() {
@@ -420,15 +429,21 @@
     const host = $("curves");
     host.replaceChildren();
     for (const { name, heading } of known) {
-      chart(host, heading, curvesOf(rows(), (cell) => cell.curve.metrics[name], axis), { x: axis, percent: heading.includes("%") });
+      chart(host, heading, curvesOf(trainedRows(), (cell) => cell.curve.metrics[name], axis), { x: axis, percent: heading.includes("%") });
     }
     if (!host.children.length) host.append(el("p", {}, "No curve was recorded."));
     const price = $("price");
     price.replaceChildren();
-    const [first] = known;
-    if (first) chart(price, `${first.heading} against training seconds`, curvesOf(rows(), (cell) => cell.curve.metrics[first.name], "seconds"), { x: "seconds", percent: first.heading.includes("%"), log: true });
-    const costs = [["seconds", "training, s", 0], ["memory", "peak memory, MB", 0], ["speed", "images/s", 0]];
-    const lines = rows().map((row) => [row, costs.map(([name]) => mean(cellsOf(row).map((cell) => cell[name] || null)))]);
+    const [first] = C.columns;
+    if (first) {
+      // What trains without steps has no curve: it is a point, of its figure on the test scenes.
+      const fitted = rows().flatMap((row) => cellsOf(row).filter((cell) => !cell.curve.step.length && cell.seconds !== null).map((cell) => (
+        { label: `${labelOf(row, cell)} (test scenes)`, colour: detectorColour(row), x: [Math.max(0.01, cell.seconds)], y: [cell.metrics[first.name]] })));
+      const curves = curvesOf(trainedRows(), (cell) => cell.curve.metrics[first.name], "seconds");
+      chart(price, `${first.heading} against training seconds${fitted.length ? "; points: no training steps" : ""}`, [...curves, ...fitted], { x: "seconds", percent: first.heading.includes("%"), log: true });
+    }
+    const costs = [["seconds", "training, s", 0], ["clustering", "clusterer, s", 0], ["memory", "peak memory, MB", 0], ["speed", "images/s", 0]];
+    const lines = rows().map((row) => [row, costs.map(([name]) => mean(cellsOf(row).map((cell) => cell[name])))]);
     const most = costs.map((_, i) => Math.max(1e-9, ...lines.map(([, values]) => values[i] || 0)));
     const scaled = lines.map(([row, values]) => [row, values.map((v, i) => (v === null ? null : v / most[i]))]);
     shaded($("cost"), costs.map(([, title]) => title), scaled, (value, i) => (value === null ? "–" : number(value * most[i], costs[i][2])));
@@ -475,8 +490,7 @@
   }
 
   if (C.sets.length) {
-    document.documentElement.classList.add("on");
-    $("set").replaceChildren(...C.sets.map((set, i) => option(i, set.label)));
+    document.documentElement.classList.replace("wait", "on");
     $("set").addEventListener("change", () => chooseSet(Number($("set").value)));
     $("seed").addEventListener("change", () => { state.seed = Number($("seed").value); drawScenes(); drawCharts(); });
     for (const id of ["first", "second"]) $(id).addEventListener("change", choosePair);
