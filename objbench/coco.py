@@ -39,6 +39,8 @@ INFO = {"description": "written by objbench"}
 """Part of every annotations file: pycocotools 2.0.9 and 2.0.10 need it."""
 LARGEST = 3.4e38
 """The largest coordinate and score allowed, so that areas of boxes are finite."""
+MANY = 5
+"""That this many boxes all have x1 > x0 and y1 > y0 by chance is unlikely, if these are widths and heights."""
 SMALLEST = 1e-290
 """The smallest area of a box: of smaller ones, float64 cannot give the IoU."""
 
@@ -105,6 +107,7 @@ def read_truth(
     labels = entries.places("category_id", ascending)
     boxes = entries.boxes()
     entries.sound &= ~(crowds := entries.crowds())
+    entries.check_ids()
     order = np.argsort(image, kind="stable")
     order = order[entries.sound[order]]
     if not len(order):
@@ -296,6 +299,19 @@ class Entries:
                 text = f"bbox {_short(rows[i])} is of zero or negative size ([x, y, width, height])"
                 self._invalid(i, text, "with a bbox of no size")
         return boxes
+
+    def check_ids(self) -> None:
+        """UsageError when two entries have the same id: pycocotools would read the last of them twice."""
+        numbered = [(i, entry["id"]) for i, entry in enumerate(self.entries) if "id" in entry]
+        for j, value in _of_other_types([value for _, value in numbered], int, str):
+            raise self._wrong(numbered[j][0], f"id {_short(value)} is neither an integer nor a text")
+        first: dict[Id, int] = {}
+        for i, value in numbered:
+            if (before := first.setdefault(value, i)) != i:
+                text = (
+                    f"id {_short(value)} is also the id of annotations[{before}]; number the annotations anew"
+                )
+                raise self._wrong(i, text)
 
     def crowds(self) -> NDArray[np.bool_]:
         """[n] True for a region with several objects. UsageError unless "iscrowd" is 0, 1, true, false or absent."""
@@ -568,11 +584,16 @@ def _hint(where: str, boxes: Floats, sizes: Floats, tell: Callable[[str], None])
     if boxes.min() >= 0 and boxes.max() <= 1 and (boxes % 1).any() and not (sizes <= 1).any():
         tell(f"{where}: all boxes are within 0..1, like shares of the image size; bbox must be in pixels")
     extent = end - corner  # the last two numbers in the file, which may be x1, y1
-    if (end > sizes + 1).any() and (extent > corner).all() and (extent <= sizes).all():
-        tell(
-            f"{where}: boxes leave their images and look like [x0, y0, x1, y1]; "
-            "bbox must be [x, y, width, height]"
-        )
+    if not (extent > corner).all():
+        return
+    unknown = np.isnan(sizes)
+    if (end > sizes + 1).any() and ((extent <= sizes) | unknown).all():
+        why = "boxes leave their images and look like [x0, y0, x1, y1]"
+    elif unknown.all() and len(boxes) >= MANY:
+        why = "the images have no width and height, and all boxes could be [x0, y0, x1, y1]"
+    else:
+        return
+    tell(f"{where}: {why}; bbox must be [x, y, width, height]")
 
 
 def _mapped(scores: Floats, present: float | None) -> Floats:

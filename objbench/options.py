@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum, Flag
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,15 +27,18 @@ def option(
     above: float | None = None,
     choices: Sequence[str] | None = None,
     identity: bool = True,
+    instead_of: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with its description and its allowed values.
 
     The field's type is one of TYPES. low, high: inclusive bounds; above: exclusive lower bound; choices: the
     allowed words. In a tuple, they apply to each value. identity: False excludes the field from a cell's identity;
-    use it for a path, because the fingerprint identifies the content instead.
+    use it for a path, because the fingerprint identifies the content instead. instead_of: names of options that have
+    no effect when this one is set; a user cannot set both.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "identity": identity, **limits})
+    rules = {"identity": identity, "instead_of": tuple(instead_of)}
+    return dataclasses.field(default=default, metadata={"meaning": meaning, **rules, **limits})
 
 
 TYPES = (
@@ -114,6 +117,21 @@ def build(config: type, owner: str, *layers: Mapping[str, Any]) -> Any:
         return config(**values)
     except ValueError as error:  # a dataclass may check several fields together in __post_init__
         raise UsageError(f"{owner}: {error}") from None
+
+
+def refuse_contradictions(config: Any, owner: str, given: Iterable[str]) -> None:
+    """Raises UsageError if a user set an option of `config` together with one that it is `instead_of`.
+
+    given: the keys that the user set. An option that was set to its default excludes nothing.
+    """
+    set_by_user = set(given)
+    for f in dataclasses.fields(config):
+        without = [key for key in f.metadata.get("instead_of", ()) if key in set_by_user]
+        if f.name in set_by_user and without and getattr(config, f.name) != f.default:
+            keys = ", ".join(f"{owner}.{key}" for key in without)
+            raise UsageError(
+                f"{owner}.{f.name} is set, so {keys} would have no effect; leave one or the other out"
+            )
 
 
 def list_depth(config: type, key: str) -> int:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from objbench.errors import UsageError
-from objbench.options import TYPES, as_json, as_text, build, describe, option
+from objbench.options import TYPES, as_json, as_text, build, describe, option, refuse_contradictions
 from running import TOY, objbench
 
 
@@ -216,6 +216,35 @@ def test_a_wrong_value_is_one_line(hint: Any, default: Any, text: str, said: str
         read(hint, default, text)
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileOrMade:
+    file: str = option("", "a file", instead_of=("height", "width"))
+    height: int = option(5, "of a scene")
+    width: int = option(5, "of a scene")
+    name: str = option("", "of the whole")
+
+
+@pytest.mark.parametrize(
+    ("given", "without"),
+    [
+        ({"file": "a", "height": "5"}, "o.height"),
+        ({"width": "6", "height": "5", "name": "b", "file": "a"}, "o.height, o.width"),
+        ({"file": "", "height": "6"}, ""),
+        ({"file": "a", "name": "b"}, ""),
+        ({"height": "6", "width": "6"}, ""),
+    ],
+)
+def test_an_option_without_effect_is_refused_only_where_a_user_set_it(
+    given: dict[str, str], without: str
+) -> None:
+    built = build(FileOrMade, "o", {"height": 7, "width": 7}, given)
+    if not without:
+        return refuse_contradictions(built, "o", given)
+    with pytest.raises(UsageError, match=f"^o.file is set, so {without} would have no effect"):
+        refuse_contradictions(built, "o", given)
+    return None
 
 
 def test_limits_and_choices_hold_for_each_value_of_a_tuple() -> None:

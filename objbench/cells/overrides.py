@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from objbench.errors import UsageError
-from objbench.options import build
+from objbench.options import build, refuse_contradictions
 from objbench.plugins import Registry, load_target
 
 Overrides = Mapping[str, Mapping[str, str]]
@@ -31,10 +31,10 @@ def parse_overrides(options: Iterable[str]) -> dict[str, dict[str, str]]:
 def build_model_config(registry: Registry, model: str, protocol: str, data: str, overrides: Overrides) -> Any:
     """The config of a detector: its defaults, its settings for protocol and data set, the user's options.
 
-    Raises UsageError on an unknown model or option, or a bad value.
+    Raises UsageError on an unknown model or option, a bad value, or options that contradict each other.
     """
     cls = load_target(registry.model(model).target)
-    return build(cls.Config, model, cls.settings(protocol, data), overrides.get(model, {}))
+    return _built(cls.Config, model, [cls.settings(protocol, data)], overrides)
 
 
 def build_clusterer_config(
@@ -43,16 +43,12 @@ def build_clusterer_config(
     """The config of a clusterer: its defaults, its settings for protocol and data set, the number of clusters that the
     data set's spec gives to all clusterers, the user's options.
 
-    Raises UsageError on an unknown clusterer or option, or a bad value.
+    Raises UsageError on an unknown clusterer or option, a bad value, or options that contradict each other.
     """
     cls = load_target(registry.clusterer(name).target)
     clusters = registry.data[data].clusters if data in registry.data else 0
-    layers = [
-        cls.settings(protocol, data),
-        {"clusters": clusters} if clusters else {},
-        overrides.get(name, {}),
-    ]
-    config = build(cls.Config, name, *layers)
+    layers = [cls.settings(protocol, data), {"clusters": clusters} if clusters else {}]
+    config = _built(cls.Config, name, layers, overrides)
     if not isinstance(getattr(config, "clusters", None), int):
         raise UsageError(
             f"{name}: its Config has no option 'clusters'; make it a subclass of ClustererConfig"
@@ -63,7 +59,14 @@ def build_clusterer_config(
 def build_source_config(registry: Registry, name: str, protocol: str, overrides: Overrides) -> Any:
     """The config of a data set: its defaults, its settings for the protocol, the user's options.
 
-    Raises UsageError on an unknown data set or option, or a bad value.
+    Raises UsageError on an unknown data set or option, a bad value, or options that contradict each other.
     """
     cls = load_target(registry.data_spec(name).target)
-    return build(cls.Config, name, cls.settings(protocol), overrides.get(name, {}))
+    return _built(cls.Config, name, [cls.settings(protocol)], overrides)
+
+
+def _built(config: type, name: str, layers: list[Mapping[str, Any]], overrides: Overrides) -> Any:
+    given = overrides.get(name, {})
+    built = build(config, name, *layers, given)
+    refuse_contradictions(built, name, given)
+    return built

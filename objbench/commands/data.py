@@ -151,8 +151,9 @@ def check(
 ) -> None:
     """Decode all scenes, and report their contents and their errors.
 
-    Errors are: an image, a box or a label that breaks the contract, the same image in two splits, and a class that
-    is missing in one of the splits. Exit code 0: no errors; 1: some errors; 2: the data cannot be read.
+    Errors are: an image, a box or a label that breaks the contract, the same image in two splits, a class that is
+    missing in one of the splits, and a split in which every image is of one colour. Exit code 0: no errors; 1: some
+    errors; 2: the data cannot be read.
     """
     source = _source(name, protocol_name, seed, options, plugin_files)
     from objbench.score.scene_survey import survey
@@ -247,4 +248,6 @@ def _surveyed(found: Survey) -> str:
             lines.append(f"{'':<10}  no object of {', '.join(row['missing'])}")
         if row["repeated"]:
             lines.append(f"{'':<10}  {row['repeated']:,} images occur more than once")
+        if row["one_colour"]:
+            lines.append(f"{'':<10}  {row['one_colour']:,} images are of one colour")
     return "\n".join([*lines, ""])

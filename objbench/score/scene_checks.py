@@ -32,7 +32,7 @@ from objbench.writing import write_file
 SPLITS: tuple[Split, ...] = get_args(Split)
 FIRST = 32
 """How many scenes of a split without end are checked."""
-VERSION = 1
+VERSION = 2
 """To be raised when the checks change: then data sets that were remembered as correct are checked again."""
 
 _BATCH = 256
@@ -144,8 +144,11 @@ def check_source(name: str, source: SceneSource, identity: Mapping[str, Any] | N
             click.echo(f"{name}: checking all {scenes:,} scenes (only once)", err=True)
         for split, size in sizes.items():
             if size is not None:
+                plain = 0
                 for indices in batches(source.shape, size):
-                    check_scenes(name, source, split, indices)
+                    plain += int(of_one_colour(check_scenes(name, source, split, indices).images).sum())
+                if plain == size:
+                    raise UsageError(f"{name}: {nothing_to_see(split, size)}")
         if remembered is not None:
             with suppress(OSError):  # if the cache cannot be written, the data set is checked again next time
                 remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +156,17 @@ def check_source(name: str, source: SceneSource, identity: Mapping[str, Any] | N
     for split, size in sizes.items():
         if size is None:
             check_scenes(name, source, split, torch.arange(FIRST))
+
+
+def of_one_colour(images: Tensor) -> Tensor:
+    """[n] True where all pixels of an image [n, channels, height, width] are equal."""
+    pixels = images.flatten(2)
+    return (pixels == pixels[:, :, :1]).flatten(1).all(1)
+
+
+def nothing_to_see(split: Split, count: int) -> str:
+    """The error of a split in which every image is of one colour."""
+    return f"each of the {count:,} {split} images is of one colour; was its file created, but never filled?"
 
 
 def check_data_of(

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from objbench.scenes import Scenes, SceneSource, Split
-from objbench.score.scene_checks import SPLITS, Fault, batches, checked_sizes, described, faults, scenes_of
+from objbench.score.scene_checks import (
+    SPLITS,
+    Fault,
+    batches,
+    checked_sizes,
+    described,
+    faults,
+    nothing_to_see,
+    of_one_colour,
+    scenes_of,
+)
 
 SHOWN = 3
 """How many faults of a split, and how many images that are in two splits, are listed."""
@@ -35,6 +45,8 @@ class SplitSurvey:
     """Objects of each label."""
     repeated: int = 0
     """Images that occur earlier in the same split; images of a single colour are not compared."""
+    one_colour: int = 0
+    """Images whose pixels are all equal."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -53,12 +65,14 @@ class Survey:
         return [name for label, name in enumerate(self.classes) if not there[label]]
 
     def wrong(self) -> list[str]:
-        """All errors, one line each: faults, equal images in two splits, and classes that a split lacks."""
+        """All errors, one line each: faults, equal images in two splits, classes and images that a split lacks."""
         lines = []
         for split, seen in self.splits.items():
             lines += seen.faults[:SHOWN]
             if len(seen.faults) > SHOWN:
                 lines.append(f"{split}: {len(seen.faults) - SHOWN} more faults of this kind or another")
+            if seen.one_colour == seen.scenes:
+                lines.append(nothing_to_see(split, seen.scenes))
         for (one, other), pairs in self.shared.items():
             some = ", ".join(f"{a} is {b}" for a, b in pairs[:SHOWN])
             more = ", ..." * (len(pairs) > SHOWN)
@@ -97,6 +111,7 @@ class Survey:
                 "per_class": {name: seen.per_class[label] for label, name in enumerate(self.classes)},
                 "missing": self.missing(split),
                 "repeated": seen.repeated,
+                "one_colour": seen.one_colour,
                 "faults": seen.faults,
             }
         shared = [
@@ -145,11 +160,9 @@ def _compare(
     found: Survey, first_seen: dict[bytes, tuple[Split, int]], split: Split, indices: Tensor, images: Tensor
 ) -> None:
     pixels = images.cpu().contiguous().flatten(2)  # [n, channels, height * width]
-    plain = (
-        (pixels == pixels[:, :, :1]).flatten(1).all(1)
-    )  # of one colour: such images say nothing by being equal
-    for index, image, one_colour in zip(indices.tolist(), pixels, plain.tolist(), strict=True):
-        if one_colour:
+    for index, image, plain in zip(indices.tolist(), pixels, of_one_colour(images).tolist(), strict=True):
+        if plain:  # that two such images are equal says nothing
+            found.splits[split].one_colour += 1
             continue
         digest = hashlib.sha256(image.numpy().tobytes()).digest()
         where = first_seen.setdefault(digest, (split, index))

@@ -31,7 +31,10 @@ class MnistConfig:
         identity=False,
     )
     digits: str = option(
-        "", "folder of MNIST's four idx or idx.gz files; goes before `source`", identity=False
+        "",
+        "folder of MNIST's four idx or idx.gz files; goes before `source`",
+        identity=False,
+        instead_of=("source", "download"),
     )
     download: bool = option(False, "let auto and full download MNIST into the cache", identity=False)
 

@@ -87,7 +87,7 @@ class Part:
         self._check_table(counts)
 
     def pixels(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The images [n, height, width] of these rows, in 0..1."""
+        """The images [n, height, width] of these rows, in 0..1. UsageError when one with objects is almost black."""
         images = np.empty((len(rows), self.height, self.width), np.float32)
         white = self.white
         with self._reading("an image cannot be read"):
@@ -96,6 +96,17 @@ class Part:
             else:
                 for i, row in enumerate(rows.tolist()):
                     images[i] = np.asarray(self._images[row]).reshape(images.shape[1:])
+        most = images.max((1, 2), initial=0)  # NaN where one pixel is NaN
+        for i in np.flatnonzero((most <= white / 255) & self.real[rows].any(1))[:1].tolist():
+            why = (
+                "its pixels seem to be 0..1, those of other scenes are 0..255"
+                if most[i] > 0
+                else "it is black"
+            )
+            raise UsageError(
+                f"{self.where}, row {rows[i]}: has {self.real[rows[i]].sum()} objects, but no pixel above "
+                f"{most[i]:g}, where white is {white:g}: {why}"
+            )
         return images / np.float32(white)
 
     def digest(self, update: Callable[[bytes], None]) -> None:

@@ -38,13 +38,27 @@ class MultiMnistConfig:
         identity=False,
     )
     digits: str = option(
-        "", "folder of MNIST's four idx or idx.gz files; goes before `source`", identity=False
+        "",
+        "folder of MNIST's four idx or idx.gz files; goes before `source`",
+        identity=False,
+        instead_of=("source", "download"),
     )
     download: bool = option(False, "let auto and full download MNIST into the cache", identity=False)
     hdf5: str = option(
         "",
-        "the published HDF5 file of scenes; the options above then mean nothing, for it has its own",
+        "the published HDF5 file of scenes, which has its own sizes and digits: none of the options above can be set",
         identity=False,
+        instead_of=(
+            "height",
+            "width",
+            "min_digits",
+            "max_digits",
+            "min_distance",
+            "boxes",
+            "source",
+            "digits",
+            "download",
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -324,6 +324,7 @@ def test_check_prints_json(run, odd):
         "per_class": {"red": 4, "green": 4, "blue": 0},
         "missing": ["blue"],
         "repeated": 0,
+        "one_colour": 0,
         "faults": [],
     }
 

@@ -782,6 +782,85 @@ def test_a_part_in_0_to_1_beside_one_in_0_to_255_is_as_bright(tmp_path):
         torch.testing.assert_close(found, torch.from_numpy(written[part][:10]).float() / 255)
 
 
+def some_scenes_in_0_to_1(images: np.ndarray, scenes: slice = slice(5, 9)) -> np.ndarray:
+    images = images.astype("f4")
+    images[scenes] /= 255
+    return images
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (some_scenes_in_0_to_1, "row 5: has 1 objects, but no pixel above 1, where white is 255"),
+        (lambda x: some_scenes_in_0_to_1(x, slice(0, 9)), "row 0: has 2 objects, .* its pixels seem to be 0..1"),
+        (lambda x: np.where(np.arange(10)[:, None, None] == 7, x > 127, x), "row 7: .* no pixel above 1, where"),
+        (lambda x: x * (np.arange(10)[:, None, None] != 7), "row 7: .* above 0, where white is 255: it is black"),
+        (lambda x: (x > 127) & (np.arange(10)[:, None, None] != 7), "row 7: .* above 0, where white is 1: it is black"),
+    ],
+)  # fmt: skip
+def test_a_scene_of_another_scale_than_its_part_is_refused_and_named(tmp_path, image, reason):
+    path = change_hdf5(tmp_path / "scenes.hdf5", test_image=image)
+    with pytest.raises(UsageError, match=reason) as caught:
+        check_source("multimnist", make(hdf5=path))
+    assert f"{path}: test/full, row " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_black_scene_without_objects_is_a_scene(tmp_path):
+    path = change_hdf5(
+        tmp_path / "scenes.hdf5",
+        test_image=lambda x: x * (np.arange(10)[:, None, None] != 7),
+        test_bbox_w_c=set_row(7, -1, -1, -1, -1, -1),
+        test_digit_count=None,
+    )
+    check_source("multimnist", make(hdf5=path))
+
+
+def test_a_file_that_was_never_filled_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "scenes.hdf5"
+    with h5py.File(path, "w") as file:
+        for part, n in (("train", 40), ("test", 10)):
+            group = file.create_group(f"{part}/full")
+            group.create_dataset("image", (n, 32, 48), "u1")
+            group.create_dataset("bbox_w_c", (n, 3, 5), "i4")
+            group.create_dataset("digit_count", (n, 1), "i4")
+    never = "each of the {} {} images is of one colour; was its file created, but never filled?"
+    options = ("-o", f"multimnist.hdf5={path}")
+    ran = objbench("data", "check", "multimnist", *options)
+    assert (ran.code, ran.err) == (1, "")
+    for split, count in (("train", 36), ("validation", 4), ("test", 10)):
+        assert f"wrong: {never.format(count, split)}\n" in ran.out
+    ran = objbench("run", "--models", "blobs", "--data", "multimnist", "--out", tmp_path / "runs", *options)
+    assert (ran.code, ran.out, ran.err) == (2, "", f"objbench: multimnist: {never.format(36, 'train')}\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "without"),
+    [
+        (["hdf5=a.hdf5", "digits=mine"], "digits"),
+        (["height=64", "hdf5=a.hdf5", "min_digits=2", "width=64"], "height, multimnist.width, multimnist.min_digits"),
+        (["hdf5=a.hdf5", "boxes=tight"], "boxes"),
+        (["digits=mine", "source=full"], "source"),
+        (["digits=mine", "download=yes"], "download"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [["run", "--models", "blobs", "--data"], ["data", "check"]])
+def test_options_that_contradict_each_other_are_refused(tmp_path, options, without, command):
+    words = [word for option in options for word in ("-o", f"multimnist.{option}")]
+    out = ["--out", str(tmp_path / "runs")] * (command[0] == "run")
+    ran = objbench(*command, "multimnist", *words, *out)
+    leader = "digits" if "hdf5=a.hdf5" not in options else "hdf5"
+    assert (ran.code, ran.out, ran.err) == (
+        2,
+        "",
+        f"objbench: multimnist.{leader} is set, so multimnist.{without} would have no effect; "
+        "leave one or the other out\n",
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     "table", [lambda b: b.astype(">f8"), lambda b: b.astype(">i2"), lambda b: b.astype("f2")]
 )

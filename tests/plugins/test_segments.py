@@ -117,6 +117,7 @@ def coco_of(found: Detections, truth: GroundTruth) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
+            "info": {},  # pycocotools 2.0.9 and 2.0.10 need it
             "images": [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(truth.images)],
             "annotations": real,
             "categories": [{"id": 1, "name": "object"}],

@@ -507,7 +507,9 @@ def test_where_another_object_is_in_front_an_object_is_not_visible():
     assert model.config.trim_edges == "crossing"
     # 16 px show 8 glimpse pixels. The last visible one is the fourth, its centre at 11 px, and the next, at 13 px, is
     # dark: a line from 1 to 0 between them is 0.2 (trim) at 12.6 px.
-    torch.testing.assert_close(found[True], torch.tensor([[4.0, 4, 12.6, 20], [12, 4, 28, 20]]), rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        found[True], torch.tensor([[4.0, 4, 12.6, 20], [12, 4, 28, 20]]), rtol=0, atol=0.01
+    )
 
 
 def test_reconstruction_is_a_picture():

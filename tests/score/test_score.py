@@ -48,6 +48,7 @@ TRUTH: dict[str, Any] = {
         {"id": 3, "image_id": 7, "category_id": 9, "bbox": [20, 20, 5, 5]},
     ],
 }
+UNNUMBERED = {key: value for key, value in TRUTH["annotations"][0].items() if key != "id"}
 FOUND: list[dict[str, Any]] = [
     {"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.9},
     {"image_id": 7, "category_id": 0, "bbox": [20, 20, 5, 5], "score": 0.25},
@@ -275,6 +276,12 @@ BAD_TRUTH: list[tuple[Any, str]] = [
         changed("annotations", 1, **{"bbox": ..., "a\nb\ud800": 1}),
         r"annotations\[1\] has no 'bbox', only .*a.nb.ud8",
     ),
+    (
+        changed("annotations", 2, id=1),
+        r"annotations\[2\]: id 1 is also the id of annotations\[0\]; number the annotations anew",
+    ),
+    (changed("annotations", 1, id=[2]), r"annotations\[1\]: id \[2\] is neither an integer nor a text"),
+    (changed("annotations", 1, id=True), r"annotations\[1\]: id true is neither an integer nor a text"),
     (changed("annotations", 1, bbox="box"), r"annotations\[1\]: bbox \"box\" is not four finite numbers"),
 ]
 BAD_FOUND: list[tuple[Any, str]] = [
@@ -352,7 +359,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_ids_may_be_texts_and_are_kept_as_they_are(files: tuple[Path, Path]) -> None:
     images = [{"id": "000001"}, {"id": 1}, {"id": "1"}]
-    entries = [TRUTH["annotations"][0] | {"image_id": row["id"], "category_id": "dog"} for row in images]
+    entries = [UNNUMBERED | {"image_id": row["id"], "category_id": "dog"} for row in images]
     write(files[0], {"images": images, "annotations": entries, "categories": [{"id": "dog"}, {"id": 2}]})
     write(files[1], [FOUND[0] | {"image_id": row["id"], "category_id": "a"} for row in images])
     there = read_truth(files[0])
@@ -415,11 +422,11 @@ def test_boxes_of_masks_are_those_of_pycocotools(files: tuple[Path, Path]) -> No
 
 def test_what_is_invalid_can_be_left_out_and_is_counted(files: tuple[Path, Path]) -> None:
     bad = [
-        TRUTH["annotations"][0] | {"bbox": [1, 2, 0, 4]},
-        TRUTH["annotations"][0] | {"bbox": [1, 2, 3, -4]},
-        TRUTH["annotations"][0] | {"bbox": [1, 2, math.nan, 4]},
-        TRUTH["annotations"][0] | {"image_id": 8},
-        TRUTH["annotations"][0] | {"category_id": 8},
+        UNNUMBERED | {"bbox": [1, 2, 0, 4]},
+        UNNUMBERED | {"bbox": [1, 2, 3, -4]},
+        UNNUMBERED | {"bbox": [1, 2, math.nan, 4]},
+        UNNUMBERED | {"image_id": 8},
+        UNNUMBERED | {"category_id": 8},
     ]
     before = json.loads(run(*files, "--json").stdout)
     write(files[0], TRUTH | {"annotations": [*bad, *TRUTH["annotations"]]})
@@ -468,7 +475,7 @@ def test_numbers_are_not_rounded_before_they_are_compared(files: tuple[Path, Pat
 
 def test_no_order_of_the_list_matters(files: tuple[Path, Path]) -> None:
     boxes = [[0, 0, 20, 20], [30, 30, 20, 20], [70, 70, 20, 20], [100, 100, 20, 20]]
-    there = [TRUTH["annotations"][0] | {"bbox": box} for box in boxes[:2]]
+    there = [UNNUMBERED | {"bbox": box} for box in boxes[:2]]
     write(files[0], TRUTH | {"annotations": there})
     for order in (boxes, boxes[::-1]):
         write(files[1], [FOUND[0] | {"bbox": box, "score": 0.6} for box in order])
@@ -479,7 +486,7 @@ def test_no_order_of_the_list_matters(files: tuple[Path, Path]) -> None:
 
 def test_all_of_an_image_that_holds_many_are_counted(files: tuple[Path, Path]) -> None:
     boxes = [[20 * (i % 15), 20 * (i // 15), 9, 9] for i in range(150)]
-    write(files[0], TRUTH | {"annotations": [TRUTH["annotations"][0] | {"bbox": box} for box in boxes]})
+    write(files[0], TRUTH | {"annotations": [UNNUMBERED | {"bbox": box} for box in boxes]})
     write(files[1], [FOUND[0] | {"bbox": box, "score": 1 - i / 1000} for i, box in enumerate(boxes)])
     values = json.loads(run(*files, "--json").stdout)
     assert values["coco_ap"] == values["coco_ar"] == values["coco_ap75"] == values["ap50"] == 1
@@ -488,7 +495,7 @@ def test_all_of_an_image_that_holds_many_are_counted(files: tuple[Path, Path]) -
 def test_a_row_for_each_class(files: tuple[Path, Path]) -> None:
     """Class a is in cluster 4 and found; of class b one is in cluster 0, one in noise, one not found."""
     b = TRUTH["annotations"][1]
-    more = [b | {"bbox": [30, 30, 4, 4]}, b | {"bbox": [50, 50, 4, 4]}]
+    more = [b | {"id": 8, "bbox": [30, 30, 4, 4]}, b | {"id": 9, "bbox": [50, 50, 4, 4]}]
     kinds = [*TRUTH["categories"], {"id": 12, "name": "none of it"}]
     write(files[0], TRUTH | {"annotations": [*TRUTH["annotations"][:2], *more], "categories": kinds})
     noise = FOUND[2] | {"bbox": [30, 30, 4, 4], "category_id": -1}
@@ -634,6 +641,46 @@ def test_a_file_scores_what_pycocotools_says(
         evaluation.accumulate()
         evaluation.summarize()
     assert list(ours.values()) == pytest.approx(evaluation.stats[[0, 2, 8]].tolist(), abs=1e-12)
+
+
+def test_annotations_need_no_id_and_ids_of_two_types_differ(tmp_path: Path) -> None:
+    without = [{k: v for k, v in entry.items() if k != "id"} for entry in TRUTH["annotations"]]
+    for entries in (without, [without[0] | {"id": 2}, without[1] | {"id": "2"}, without[2]]):
+        write(tmp_path / "truth.json", TRUTH | {"annotations": entries})
+        assert len(read_truth(tmp_path / "truth.json").truth.labels) == 3
+
+
+@pytest.mark.parametrize(
+    ("width", "factor", "said"),
+    [
+        (None, 1, "the images have no width and height, and all boxes could be [x0, y0, x1, y1]"),
+        (150, 1, "boxes leave their images and look like [x0, y0, x1, y1]"),
+        (None, 0.5, ""),  # [10, 5, 8.0, 14.0]: such an x1 is left of its x0
+        (300, 1, ""),
+    ],
+)
+def test_boxes_that_look_like_corners_are_reported_with_and_without_sizes(
+    tmp_path: Path, width: int | None, factor: float, said: str
+) -> None:
+    corners = [[10 * i, 5 * i, 10 * i + 6 * factor * (i - 0.5), 5 * i + 9] for i in range(1, 7)]
+    truth = {
+        "images": [{"id": i} | ({"width": width, "height": width // 2} if width else {}) for i in (1, 2)],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": 1 + i % 2,
+                "category_id": 1,
+                "bbox": corner if factor == 1 else [corner[0], corner[1], 8.0, 14.0],
+            }
+            for i, corner in enumerate(corners)
+        ],
+    }
+    write(tmp_path / "truth.json", truth)
+    lines: list[str] = []
+    read_truth(tmp_path / "truth.json", tell=lines.append)
+    where = f"{tmp_path / 'truth.json'}: annotations: "
+    assert lines == ([f"{where}{said}; bbox must be [x, y, width, height]"] if said else [])
 
 
 # Running metrics
