@@ -49,13 +49,14 @@ def ask_here(who: str, question: Callable[..., Any], *arguments: Any) -> Any:
 def calling(who: str, part: str) -> Iterator[None]:
     """For a block that runs the code of a plugin. See `PluginFailed.when` for `who` and `part`.
 
-    What the plugin prints goes to stderr. The working directory, environment variables, and the handlers of SIGINT and
-    SIGTERM are restored after the block. Every error becomes PluginFailed, also sys.exit; a UsageError is not changed.
+    What the plugin prints goes to stderr. The working directory, environment variables, the handlers of SIGINT and
+    SIGTERM, and torch's default dtype and device are restored after the block. Every error becomes PluginFailed, also
+    sys.exit; a UsageError is not changed.
     """
     for watcher in _watchers:
         watcher(who, part)
     try:
-        with unmoved(), _stdout_is_stderr():
+        with unmoved(), _same_defaults(), _stdout_is_stderr():
             yield
     except UsageError:
         raise
@@ -80,6 +81,27 @@ def _stdout_is_stderr() -> Iterator[None]:
         if kept is not None:
             os.dup2(kept, 1)
             os.close(kept)
+
+
+@contextlib.contextmanager
+def _same_defaults() -> Iterator[None]:
+    """Restores the dtype and the device that torch gives new tensors: another plugin may run next in this process."""
+    before = _defaults()
+    try:
+        yield
+    finally:
+        torch, now = sys.modules.get("torch"), _defaults()
+        if torch is not None and now != before:
+            dtype, device = before or (torch.float32, torch.device("cpu"))
+            torch.set_default_dtype(dtype)
+            if torch.get_default_device() != device:
+                torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _defaults() -> tuple[Any, Any] | None:
+    """The dtype and the device of new tensors; None when torch is not loaded."""
+    torch = sys.modules.get("torch")  # it is not loaded here: a plugin that only registers needs none
+    return None if torch is None else (torch.get_default_dtype(), torch.get_default_device())
 
 
 @contextlib.contextmanager

@@ -274,6 +274,8 @@ class Shades(Clusterer):
                 self.secret = 1.0
             case "grow":
                 self.register_buffer("more", torch.ones(3))
+            case "float64":
+                torch.set_default_dtype(torch.float64)
             case "generators":
                 torch.manual_seed(1)
                 torch.set_num_threads(2)
@@ -298,12 +300,26 @@ class Shades(Clusterer):
                 return found.tolist()  # type: ignore[return-value]
             case "forget":
                 return found * 0 + int(self.secret)
+            case "order":
+                return torch.arange(len(found)) % self.config.clusters
+            case "batch":
+                shades = objects.glimpses.mean((1, 2, 3))
+                return (shades > shades.mean()).long()
+            case "random":
+                return torch.randint(0, self.config.clusters, (len(found),))
+            case "meta":
+                return found.to("meta")
             case "paint":
                 objects.scores.zero_()
         return found
 
     def warnings(self) -> list[str]:
         return ["too few to shade"] if self.few else []
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        if self.config.trouble == "state":
+            raise RuntimeError("the shades have no state")
+        return super().state_dict(*args, **kwargs)
 
 
 class ShadesByLabel(Clusterer):

@@ -296,8 +296,7 @@ def _ask_clusterer(
         clusterer_class = load_target(registry.clusterer(name).target)
     with calling(who, "its settings"):
         config = build_clusterer_config(registry, name, protocol, data, overrides)
-    with calling(who, "its constructor"):
-        check_clusterer(clusterer_class, config, channels, name, data)
+    check_clusterer(clusterer_class, config, channels, name, data)
     with calling(who, "its settings"):
         own = own_of_clusterer(registry, name, protocol, data, config)
     return {"identity": identity_of(config), "config": as_json(config), "own": own}
@@ -453,27 +452,30 @@ def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: s
 def check_clusterer(clusterer: type[Clusterer], config: Any, channels: int, name: str, data: str) -> None:
     """UsageError when the clusterer asks for glimpses that cannot be cut, or refuses objects of so many channels.
 
-    It is built without memory for its parameters, and not at all if it needs what-latents, whose number only the
-    detector knows.
+    PluginFailed when its `cut` raises. It is built without memory for its parameters, and not at all if it needs
+    what-latents, whose number only the detector knows.
     """
     import torch
 
     from objbench.clusterer import ObjectShape, cut_fault
 
-    cut = clusterer.cut(config)
+    who = f"'{name}'"
+    with calling(who, "its cut"):
+        cut = clusterer.cut(config)
     if fault := cut_fault(cut):
-        raise UsageError(f"'{name}': its cut is wrong: {fault}")
+        raise UsageError(f"{who}: its cut is wrong: {fault}")
     if clusterer.needs_what:
         return
-    try:
-        with torch.device("meta"):
-            clusterer(config, ObjectShape(channels, cut.size if cut else 0, 0))
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(f"'{name}' on '{data}': {error}") from None
-    except Exception:
-        return
+    with calling(who, "its constructor"):
+        try:
+            with torch.device("meta"):
+                clusterer(config, ObjectShape(channels, cut.size if cut else 0, 0))
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"{who} on '{data}': {error}") from None
+        except Exception:
+            return
 
 
 def digests(code: Mapping[str, Code]) -> dict[str, str]:

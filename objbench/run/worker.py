@@ -12,10 +12,10 @@ import math
 import os
 import signal
 import sys
-import textwrap
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -41,9 +41,10 @@ from objbench.cells.origin import origin_folder
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import Event, Position, Status, Trained
 from objbench.cells.store import end_early, position, read_record, read_trained, write_record, write_trained
-from objbench.clusterer import ObjectShape
+from objbench.clusterer import Clusterer, Objects, ObjectShape
 from objbench.detector import trains_by_steps
 from objbench.errors import Interrupted, UsageError, error_line
+from objbench.guarded import PluginFailed
 from objbench.plugins import Registry, load_plugins, load_target
 from objbench.run.link import DISK_FULL, Link
 from objbench.run.log import KINDS, Log, open_log
@@ -271,7 +272,8 @@ class Worker(Link, Watch):
         seconds = 0.0
         if (clusterer := cell.clusterer["name"]) != OWN:
             self.report({"phase": "clustering"})
-            made = self._clustered(cell, folder)
+            with naming(clusterer):
+                made = self._clustered(cell, folder)
             warnings, seconds = warnings + made.warnings, made.seconds
             tensors = {"clusters": {"clusters": made.clusters}, "clusterer": made.state}
             more |= {"oracle_clusterer": made.oracle, "objects_fitted_on": made.objects}
@@ -363,11 +365,7 @@ class Worker(Link, Watch):
         clusters = clustering.assign(name, made, asked, config.clusters)
         seconds = fitted + time.perf_counter() - began
         again = clustering.restored(name, clusterer, config, shape, state)
-        if other := int((clustering.assign(name, again, asked, config.clusters) != clusters).sum()):
-            raise ValueError(
-                f"the state_dict of '{name}' does not hold all that it learnt: with its saved state {other} of "
-                f"{len(asked)} objects are in another cluster"
-            )
+        check_same(name, again, asked, clusters, config.clusters)
         return Clustered(clusters, state, warnings, seconds, len(objects), shape, clusterer.oracle)
 
     def _clustered_as_before(self, cell: Cell, folder: Path) -> Clustered:
@@ -383,6 +381,46 @@ class Worker(Link, Watch):
         state = clustering.state_of(fitted.name, fitted.clusterer)
         oracle = type(fitted.clusterer).oracle
         return Clustered(clusters, state, [], seconds, known["objects_fitted_on"], shape, oracle)
+
+
+ROUNDING = 1000
+"""One object in so many may come into another cluster among other objects: where rounding decides, at a border."""
+
+
+def check_same(name: str, restored: Clusterer, asked: Objects, clusters: Tensor, count: int) -> None:
+    """ValueError when a clusterer with the saved state of another does not assign as that one did.
+
+    asked: the objects that `clusters` [m] are of. Every second of them is assigned, and then the rest: no cluster may
+    depend on the other objects, or on their order.
+    """
+    halved = torch.empty_like(clusters)
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        halved[half] = clustering.assign(name, restored, asked[half], count)
+    if not (other := int((halved != clusters).sum())):
+        return
+    if forgotten := int((clustering.assign(name, restored, asked, count) != clusters).sum()):
+        raise ValueError(
+            f"the state_dict of '{name}' does not hold all that it learnt: with its saved state {forgotten} of "
+            f"{len(asked)} objects are in another cluster"
+        )
+    if other * ROUNDING > len(asked):
+        raise ValueError(
+            f"assign of '{name}' does not look at each object alone: given every second one, {other} of "
+            f"{len(asked)} are in another cluster"
+        )
+
+
+@contextmanager
+def naming(clusterer: str) -> Iterator[None]:
+    """For a block that fits and applies a clusterer: each error becomes a line for the table, with its name."""
+    try:
+        yield
+    except (UsageError, OSError):
+        raise
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except Exception as error:
+        raise PluginFailed.when(f"'{clusterer}'", "the clustering", error_line(error)) from error
 
 
 def main(words: list[str]) -> int:
@@ -425,9 +463,14 @@ def main(words: list[str]) -> int:
     return 0
 
 
+LONGEST = 300
+"""Characters of an error in a table."""
+
+
 def how_it_failed(error: BaseException) -> tuple[Status, str]:
     """A status, and the error as a table can show it; its traceback is in the log."""
-    line = textwrap.shorten(str(error) if isinstance(error, Diverged) else error_line(error), 300)
+    line = " ".join((str(error) if isinstance(error, Diverged) else error_line(error)).split())
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 6]} [...]"
     no_memory = is_out_of_memory(error) or (error.__context__ and is_out_of_memory(error.__context__))
     return ("out of memory" if no_memory else "failed"), line
 

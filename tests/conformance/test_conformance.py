@@ -24,7 +24,7 @@ from running import objbench
 pytest_plugins = ["pytester"]
 
 BROKEN = Path(__file__).parents[1] / "broken_plugins"
-FILES = {name: str(BROKEN / f"{name}.py") for name in ("detectors", "sources", "measures")}
+FILES = {name: str(BROKEN / f"{name}.py") for name in ("detectors", "sources", "measures", "groupers")}
 GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from objbench.cells.identity import Cell, read_cell
 from objbench.cells.matrix import Entry, entries
 from objbench.cells.store import Store, read_record, read_trained
+from objbench.clusterer import Objects
 from objbench.errors import UsageError
+from objbench.run.worker import check_same, how_it_failed
 from objbench.score.arrays import load_detections, load_found, load_tensors
+from objbench.score.clustering import OBJECTS
 from running import TOY, Ran, objbench, rows_of, run, run_here, toy_cell, toy_cells, toys
 
 OF_TOY = ["-o", "toy.steps=40"]
@@ -298,6 +302,14 @@ def test_removing_a_cell_keeps_its_training(tmp_path: Path) -> None:
         (["shades.trouble=short"], "what assign of 'shades' returned is wrong: a tensor of shape"),
         (["shades.trouble=forget"], "the state_dict of 'shades' does not hold all that it learnt"),
         (["shades.trouble=grow"], "the saved state of 'shades' does not fit the plugin"),
+        (["shades.trouble=order"], "assign of 'shades' does not look at each object alone: given every"),
+        (["shades.trouble=batch"], "assign of 'shades' does not look at each object alone: given every"),
+        (["shades.trouble=random"], "assign of 'shades' does not look at each object alone: given every"),
+        (["shades.trouble=meta"], "'shades' failed in the clustering: RuntimeError: Tensor.item() cannot be"),
+        (
+            ["shades.trouble=state"],
+            "'shades' failed in the clustering: RuntimeError: the shades have no state",
+        ),
     ],
 )
 def test_a_clusterer_that_goes_wrong_fails_its_cell_alone(options: list[str], says: str, mine: Path) -> None:
@@ -305,9 +317,39 @@ def test_a_clusterer_that_goes_wrong_fails_its_cell_alone(options: list[str], sa
     result = run_here(mine, cell)
     assert result.status == "failed"
     assert says in result.error
+    assert result.error[:1] in "'fatw"  # a sentence, and not the class of an exception
     assert "\n" not in result.error
     assert read_trained(Store(mine).folder(cell.training.key)).position.step == 40
     assert not (Store(mine).folder(cell.key) / "clusters.safetensors").exists()
+
+
+def test_a_clusterer_leaves_the_dtype_of_new_tensors_to_others(mine: Path) -> None:
+    result = run_here(mine, toy_cell("toy+shades", "toy.steps=40", "shades.trouble=float64"))
+    assert (result.status, torch.get_default_dtype()) == ("done", torch.float32), result.error
+
+
+def test_objects_at_a_border_may_be_rounded_to_either_side() -> None:
+    """A cluster that hangs on the other objects fails; one object in two thousand is taken for rounding."""
+
+    class Moody:
+        def __init__(self, wrong: int) -> None:
+            self.wrong = wrong
+
+        def eval(self) -> None:
+            """It is."""
+
+        def assign(self, objects: Objects) -> torch.Tensor:
+            return (objects.scores < (self.wrong if len(objects) < OBJECTS else 0) / 4000).long()
+
+    objects = Objects(torch.zeros(4000, 1, 0, 0), torch.arange(4000) / 4000)
+    for wrong in (0, 4, 5):
+        with pytest.raises(ValueError, match="5 of 4000") if wrong > 4 else contextlib.nullcontext():
+            check_same("moody", Moody(wrong), objects, torch.zeros(4000, dtype=torch.int64), 2)  # type: ignore[arg-type]
+
+
+def test_a_long_error_keeps_its_beginning() -> None:
+    status, line = how_it_failed(RuntimeError("x" * 5000))
+    assert (status, len(line), line[:20], line[-7:]) == ("failed", 300, "RuntimeError: xxxxxx", "x [...]")
 
 
 def test_memory_that_runs_out_is_said(mine: Path) -> None:
