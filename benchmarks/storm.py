@@ -3,11 +3,13 @@
     python -m benchmarks storm [--kills N] [--minutes M] [--seed S]
 
 A matrix of tiny trainings runs in one store, again and again the same command. Meanwhile, at random instants: SIGKILL
-of a cell, of the command, or of all; SIGSTOP; a second user with the same command; a checkpoint cut short; a read-only
-store; a full disk. At the end every figure must be equal, nothing may be left behind, and no command may have ended
-with a traceback. A clock that jumps is not tried: it is the clock of all programs on the machine.
+of a cell, of the command, or of all; SIGSTOP, once for a minute; a second user with the same command; a checkpoint cut
+short; a clock that jumps; a read-only store; a full disk. At the end every figure must be equal, nothing may be left
+behind, and no command may have ended with a traceback.
 
-The last two faults need a file system of their own, a small tmpfs; where that cannot be mounted, they are left out.
+The last two faults need a file system of their own, a small tmpfs. The machine's clock is that of all its programs, so
+only that of the commands and trainings jumps, by a library that a C compiler makes of clock.c. Where there is no such
+thing, the fault is left out.
 """
 
 from __future__ import annotations
@@ -40,8 +42,10 @@ LINES = {
     "full disk": "free some space",
 }
 """Fault -> what the user is told. Who was killed cannot tell."""
-KINDS = ("kill the command", "kill all", "stop for a while", *LINES)
+KINDS = ("kill the command", "kill all", "stop for a while", "clock jumps", *LINES)
 NEED_A_DISK = ("read-only store", "full disk")
+NEED_A_CLOCK = ("clock jumps",)
+DAY_S = 86400
 
 
 class Storm:
@@ -55,6 +59,8 @@ class Storm:
         self.disk.mkdir()
         self.mounted = not _quiet("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(self.disk))
         self.out = self.disk / "store"
+        self.clock = folder / "clock"
+        self.faked = self._own_clock()
         self.slow = folder / "slow"
         self.running: list[subprocess.Popen[bytes]] = []
         self.faults: Counter[str] = Counter()
@@ -93,7 +99,7 @@ class Storm:
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | self.faked | {"OMP_NUM_THREADS": "1"},
             )
         self.running.append(process)
         return process
@@ -105,6 +111,7 @@ class Storm:
     def figures(self, out: Path | None = None) -> list[dict[str, float]]:
         """Runs the command to its end, undisturbed; the metrics of all cells."""
         number = self.commands + 1
+        self.set_clock(0)
         code = self.start(out).wait(PATIENCE_S)
         self.running.pop()
         if code:
@@ -139,8 +146,10 @@ class Storm:
             case "stop for a while":
                 stopped = self.random.choice([*self.cells(), self.running[0].pid])
                 _signal(stopped, signal.SIGSTOP)
-                time.sleep(self.random.uniform(0.5, 3))
+                time.sleep(60 if self.faults[fault] == 1 else self.random.uniform(0.5, 3))
                 _signal(stopped, signal.SIGCONT)
+            case "clock jumps":
+                self.set_clock(self.random.choice((-400, -1, -0.01, 0, 0.01, 1, 400)) * DAY_S)
             case "second user":
                 self.start()
             case "cut a checkpoint short":
@@ -151,6 +160,27 @@ class Storm:
                 self.read_only()
             case "full disk":
                 self.fill()
+
+    def _own_clock(self) -> dict[str, str]:
+        """The environment of programs whose clock is ours; {} when that cannot be done here."""
+        library = self.folder / "clock.so"
+        if _quiet(
+            "cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(Path(__file__).with_name("clock.c"))
+        ):
+            return {}
+        made = {"LD_PRELOAD": str(library), "STORM_CLOCK": str(self.clock)}
+        self.set_clock(DAY_S)
+        line = [sys.executable, "-c", "import time; print(time.time())"]
+        ran = subprocess.run(line, capture_output=True, text=True, check=False, env=os.environ | made)
+        works = not ran.returncode and float(ran.stdout) > time.time() + DAY_S / 2
+        self.set_clock(0)
+        return made if works else {}
+
+    def set_clock(self, seconds: float) -> None:
+        """Lets the clock of all commands and trainings jump to so much after the machine's."""
+        fresh = self.clock.with_suffix(".new")
+        fresh.write_text(f"{seconds:+.0f}")
+        fresh.replace(self.clock)  # never half-written
 
     def read_only(self) -> None:
         """A command of somebody who may only read."""
@@ -180,13 +210,17 @@ class Storm:
         finally:
             filler.unlink()
 
+    def left_out(self) -> tuple[str, ...]:
+        """The faults that cannot be tried here."""
+        return (() if self.mounted else NEED_A_DISK) + (() if self.faked else NEED_A_CLOCK)
+
     def tidy(self) -> None:
         """Forgets the commands that have ended."""
         self.running = [process for process in self.running if process.poll() is None]
 
     def blow(self, kills: int, seconds: float, kinds: Sequence[str]) -> None:
         """Disturbs so often, or for so long."""
-        kinds = [kind for kind in kinds if self.mounted or kind not in NEED_A_DISK]
+        kinds = [kind for kind in kinds if kind not in self.left_out()]
         self.slow.touch()
         waiting: list[str] = []
         while sum(self.faults.values()) < kills and time.monotonic() - self.began < seconds:
@@ -246,6 +280,8 @@ def storm(
                 wrong.append(f"{fault}: nobody was told")
         if not run.mounted and set(kinds) & set(NEED_A_DISK):
             say("read-only store and full disk: left out, as no tmpfs can be mounted here")
+        if not run.faked and set(kinds) & set(NEED_A_CLOCK):
+            say("clock jumps: left out, as no library can be compiled or preloaded here")
         figures = sum(len(metrics) for metrics in calm)
         say(
             f"{run.commands} commands; {figures} figures of {len(calm)} cells "

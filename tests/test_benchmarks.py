@@ -1,14 +1,16 @@
 """The benchmarks run, and their records compare."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from benchmarks import scheduling, steps
 from benchmarks.__main__ import compare
-from benchmarks.storm import storm
+from benchmarks.storm import KINDS, Storm, storm
 
 
 @pytest.mark.slow
@@ -62,3 +64,19 @@ def test_sleeping_cells_are_scheduled():
     found = {row["name"]: row["value"] for row in scheduling.rows(count=12, slots=6, seconds=0.2)}
     assert 0 < found["scheduling: delay, median"] <= found["scheduling: delay, 99 of 100"]
     assert found["scheduling: store, a cell"] > 100, "the last checkpoint is in it"
+
+
+def test_the_clock_of_a_storm_jumps_and_that_of_the_machine_does_not(tmp_path):
+    with Storm(tmp_path, 1, 0, print) as run:
+        if not run.faked:
+            pytest.skip("no C compiler here")
+        run.disturb("clock jumps")
+        run.set_clock(-1000)
+        line = [sys.executable, "-c", "import time; print(time.time(), time.monotonic())"]
+        before = time.time(), time.monotonic()
+        said = subprocess.run(line, capture_output=True, check=True, env=os.environ | run.faked).stdout
+        wall, steady = map(float, said.split())
+        assert abs(wall - before[0] + 1000) < 100
+        assert abs(steady - before[1]) < 100
+        assert run.faults["clock jumps"] == 1
+    assert "clock jumps" in KINDS

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 
 def check_engine(on: str, needs: Needs) -> None:
-    """UsageError when there is no such engine, when its package is not installed, or with needs of no engine."""
+    """UsageError when there is no such engine, its package is not installed, nothing answers at its address, or with
+    needs of no engine."""
     import importlib.util
 
+    from objbench.plugins import load_target
     from objbench.run.backend import ENGINES
 
     if not on:
@@ -27,13 +29,14 @@ def check_engine(on: str, needs: Needs) -> None:
                     "--workers says how many cells share it)"
                 )
         return
-    engine = on.partition("=")[0]
+    engine, _, address = on.partition("=")
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if importlib.util.find_spec(engine) is None:
         raise UsageError(
             f"--on {engine} needs the package {engine}; run `pip install 'objbench[{engine}]'` on every machine"
         )
+    load_target(ENGINES[engine].check)(address)
 
 
 def open_engine(
@@ -53,5 +56,5 @@ def open_engine(
         devices, threads = find_devices(device, count_devices), threads_each(workers)
         return Local(replace(settings, devices=devices, workers=workers, threads=threads))
     engine, _, address = on.partition("=")
-    backend: Backend = load_target(ENGINES[engine])(address, settings, device, needs)
+    backend: Backend = load_target(ENGINES[engine].backend)(address, settings, device, needs)
     return backend

@@ -6,14 +6,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from objbench.cells.identity import Cell
 from objbench.cells.result import Event
 from objbench.plugins import Registry
 
-ENGINES = {"ray": "objbench.run.ray:RayBackend"}
-"""Name, as `--on` takes it -> the backend, a class that is called with an address, Settings, a device and Needs."""
+
+class Engine(NamedTuple):
+    """Where a backend is defined."""
+
+    backend: str
+    """A class that is called with an address, Settings, a device and Needs. Its module imports the engine."""
+    check: str
+    """A function that is called with an address before anything else, and raises UsageError. Its module does not."""
+
+
+ENGINES = {"ray": Engine("objbench.run.ray:RayBackend", "objbench.run.ray_address:check_address")}
+"""By the name that `--on` takes."""
 
 
 @dataclass(frozen=True)

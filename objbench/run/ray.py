@@ -43,10 +43,9 @@ from objbench.run.luggage import (
     plugin_files,
     with_paths,
 )
+from objbench.run.ray_address import HOW, check_address
 from objbench.run.shipping import packed, store
 
-ANSWER_S = 5.0
-"""Seconds within which an address must answer."""
 SURVEY_S = 120.0
 """Seconds within which every node must say what it has."""
 LOOK_S = 2.0
@@ -275,35 +274,13 @@ class RayJob:
 
 def connect(address: str) -> None:
     """Joins the cluster at an address. UsageError when nothing answers there, or it runs another Ray or Python."""
-    address = address or os.environ.get("RAY_ADDRESS", "") or "auto"
-    how = "start one with `ray start --head`, or give its address: --on ray=HOST:PORT"
-    if address not in ("auto", "local"):
-        host, _, port = address.rpartition("://")[2].rpartition(":")
-        if not host or not port.isdigit():
-            raise UsageError(f"--on ray={address}: not an address such as 10.0.0.1:6379")
-        if fault := no_answer(host, int(port)):
-            raise UsageError(f"--on ray={address}: no Ray cluster answers there ({fault}); {how}")
+    address = check_address(address)
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except ConnectionError:
-        raise UsageError(f"--on ray: no Ray cluster runs on this machine; {how}") from None
+        raise UsageError(f"--on ray: no Ray cluster runs on this machine; {HOW}") from None
     except Exception as error:  # another version of Python or Ray, above all
         raise UsageError(f"--on ray={address}: {error_line(error)}") from None
-
-
-def no_answer(host: str, port: int) -> str:
-    """Why nothing there can be Ray; "" when it speaks HTTP/2, as Ray does. Ray itself would wait for minutes."""
-    try:
-        with socket.create_connection((host, port), timeout=ANSWER_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-                return ""
-            connection.settimeout(ANSWER_S)
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
-            return "" if connection.recv(9)[3:4] == b"\x04" else "something else does"
-    except TimeoutError:
-        return f"nothing within {ANSWER_S:g} s"
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def room(resources: dict[str, float], needs: dict[str, float]) -> int:

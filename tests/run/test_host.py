@@ -6,7 +6,9 @@ import math
 import os
 import random
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -241,3 +243,19 @@ def test_engines_and_needs_that_cannot_be(tmp_path: Path, monkeypatch: pytest.Mo
         check_engine("ray=10.0.0.1:6379", Needs())
     ran = objbench("run", "--models", "x", "--data", "y", "--memory-per-cell", "2", "--out", str(tmp_path))
     assert (ran.code, "--memory-per-cell is for a cluster" in ran.err) == (2, True)
+
+
+def test_an_address_where_nothing_answers_is_refused_before_ray_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address, words in (
+        (f"127.0.0.1:{port}", "no Ray cluster answers there"),
+        ("10.0.0.1:99999", "not an address such as"),
+        ("here", "not an address such as"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_engine(f"ray={address}", Needs())

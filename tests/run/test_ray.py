@@ -140,12 +140,12 @@ def test_what_is_wrong_with_a_cluster_is_said_in_one_line(cluster: Any, tmp_path
 
 
 def test_an_address_where_no_ray_answers_is_told_apart_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from objbench.run import ray
+    from objbench.run import ray, ray_address
 
-    monkeypatch.setattr(ray, "ANSWER_S", 0.3)
+    monkeypatch.setattr(ray_address, "ANSWER_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert ray.no_answer("127.0.0.1", port) == "nothing within 0.3 s"
+        assert ray_address.no_answer("127.0.0.1", port) == "nothing within 0.3 s"
         server.accept()[0].close()
 
         def answer() -> None:
@@ -155,7 +155,7 @@ def test_an_address_where_no_ray_answers_is_told_apart_at_once(monkeypatch: pyte
 
         other = threading.Thread(target=answer)
         other.start()
-        assert ray.no_answer("127.0.0.1", port) == "something else does"
+        assert ray_address.no_answer("127.0.0.1", port) == "something else does"
         other.join()
     with pytest.raises(UsageError, match="no Ray cluster answers there"):
         ray.connect(f"127.0.0.1:{port}")
