@@ -26,7 +26,7 @@ Listed = TypeVar("Listed", Detections, GroundTruth)
 
 def to_stderr(text: str) -> None:
     """Prints a warning to stderr."""
-    print(f"objbench: {text}", file=sys.stderr)
+    print(f"objbench: {text}", file=sys.stderr, flush=True)
 
 
 def score(
