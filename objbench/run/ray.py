@@ -317,8 +317,18 @@ def answer_of(answer: Any) -> dict[str, Any]:
     try:
         said: dict[str, Any] = ray.get(answer)
     except RayError as error:
-        return {"error": f"cannot run objbench: {error_line(cause_of(error))}"}
+        return {"error": f"cannot run objbench: {answer_line(error)}"}
     return said
+
+
+def answer_line(error: RayError) -> str:
+    """An error of a node in one line. Where objbench or a package of it is missing there, Ray puts the search path of
+    modules and a traceback into its message; only the last line of that tells what is missing."""
+    cause = cause_of(error)
+    lines = str(cause).strip().splitlines()
+    if len(lines) > 1 and "failed to import on the worker" in lines[0]:
+        return lines[-1].strip()
+    return error_line(cause)
 
 
 def cause_of(error: RayError) -> BaseException:

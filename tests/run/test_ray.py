@@ -172,3 +172,18 @@ def test_how_many_cells_fit_on_a_node(cpus: float, gpus: float, memory: float, f
 
     assert room({"CPU": 8.0, "GPU": 2.0, "memory": 32e9}, {"CPU": cpus, "GPU": gpus, "memory": memory}) == fit
     assert room({"CPU": 0.0}, {"CPU": cpus, "GPU": gpus, "memory": memory}) == 0
+
+
+def test_what_a_node_lacks_is_said_without_the_traceback() -> None:
+    from ray.exceptions import RayTaskError
+
+    from objbench.run.ray import answer_line
+
+    said = (
+        "The remote function failed to import on the worker. This may be because needed library dependencies are "
+        "not installed in the worker environment or cannot be found from sys.path ['/a', '/b']:\n\n"
+        "Traceback (most recent call last):\n  File \"x.py\", line 1\nModuleNotFoundError: No module named 'objbench'\n"
+    )
+    error = RayTaskError("survey", said, RuntimeError(said))
+    assert answer_line(error) == "ModuleNotFoundError: No module named 'objbench'"
+    assert answer_line(RayTaskError("survey", "", OSError("no space"))) == "OSError: no space"
