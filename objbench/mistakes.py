@@ -89,11 +89,13 @@ class Placed(NamedTuple):
     """What each detection is, whatever its cluster."""
 
     found: Matches
+    """Which detection is on which object."""
     pairs: Pairs
     """From `close_pairs` at PLACED."""
     kind: Ints
     """`[m]` DUPLICATE, BADLY_PLACED, BACKGROUND or BELOW; RIGHT for every match."""
     best: Best
+    """The true box of the highest IoU of each detection."""
 
 
 def placed(detections: Detections, truth: GroundTruth) -> Placed:

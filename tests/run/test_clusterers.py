@@ -212,7 +212,7 @@ def test_the_table_names_clusterers_and_says_what_they_replace(store: Path) -> N
     assert "was given the true boxes" not in notes
     assert "Clusters on squares: 2 (toy + Shades, toy-plain + Shades); 10 (toy + shades-by-label" in notes
     assert "Shades, paper: A paper on shades" in notes
-    assert "toy + Shades on squares: the clusterer took" in notes
+    assert "toy + Shades [shades.clusters=2, steps=40] on squares: the clusterer took" in notes
 
 
 def test_a_report_can_be_of_one_clusterer(store: Path) -> None:
