@@ -135,9 +135,16 @@ def _facts(registry: Registry, name: str) -> dict[str, Any]:
         "doc": getdoc(target) or "",
         "code": sorted((clusterer_code_of if kind == "clusterer" else code_of)(spec.target)),
         "foreign": foreign(spec.target),
-        "said": _said(spec) if isinstance(spec, ModelSpec | ClustererSpec) else {},
+        "said": _oracle(kind, target) | _said(spec) if isinstance(spec, ModelSpec | ClustererSpec) else {},
         "options": options,
     }
+
+
+def _oracle(kind: str, target: Any) -> dict[str, str]:
+    """What an oracle is given, under its title; nothing for others."""
+    given = "the true boxes" if kind == "model" else "the true labels, to fit"
+    is_oracle = getattr(target, "oracle", False)
+    return {"oracle": f"it is given {given}; a bound to compare with, marked in tables"} if is_oracle else {}
 
 
 def _said(spec: ModelSpec | ClustererSpec) -> dict[str, str]:

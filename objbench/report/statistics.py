@@ -159,6 +159,6 @@ def compare_rows(rows: list[Row], registry: Registry, drawn: Drawn) -> Compariso
         {(r.seed, tested[r.path].scenes): tested[r.path].runs for r in row.done if r.path in tested}
         for row in rows
     ]
-    contenders = [not row.oracle for row in rows]
+    contenders = [not (row.oracle or row.oracle_clusterer) for row in rows]
     compared = compare(runs, [row.block for row in rows], contenders, drawn.draws)
     return replace(compared, notes=drawn.notes(specs))

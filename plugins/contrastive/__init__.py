@@ -28,7 +28,7 @@ def objbench_clusterers() -> list[ClustererSpec]:
         ),
         ClustererSpec(
             name="ceiling",
-            label="labels (oracle)",
+            label="labels",
             summary="Bound, not a clusterer: the network of `contrastive`, trained with the true labels",
             target="objbench_plugins.contrastive.model:Ceiling",
             paper="none: a bound of this benchmark",

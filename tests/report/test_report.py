@@ -198,6 +198,37 @@ def test_one_seed_is_flagged_and_has_no_deviation(registry: Registry) -> None:
     assert not any(note.startswith("Single seed") for note in build(three(0.9, 0.9), registry).notes)
 
 
+def test_neither_kind_of_oracle_can_be_the_best(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(
+        [
+            cell(),
+            cell("old", provenance={"oracle": True}),
+            cell(clusterer=TRUE.name, provenance={"oracle_clusterer": True}),
+        ],
+        {},
+        registry,
+    )
+    asked: list[list[bool]] = []
+
+    def compare(runs: Any, blocks: Any, contenders: list[bool], draws: int) -> Comparison:
+        asked.append(contenders)
+        return Comparison(draws, [], [], [])
+
+    class NoDraws:
+        draws = 10
+
+        def __call__(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+        def notes(self, *_: Any) -> list[str]:
+            return []
+
+    monkeypatch.setattr("objbench.report.statistics.compare", compare)
+    compare_rows(rows, registry, NoDraws())  # type: ignore[arg-type]
+    assert [not row.oracle and not row.oracle_clusterer for row in rows] == asked[0]
+    assert sum(asked[0]) == 1
+
+
 def test_a_figure_that_some_seeds_do_not_have_says_of_how_many_it_is(registry: Registry) -> None:
     results = [*three(0.8, 0.9), cell(seed=2, metrics={"ap": 0.7, "nmi": math.nan})]
     assert lines(build(results, registry))[0][2:5] == [

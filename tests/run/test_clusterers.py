@@ -17,7 +17,6 @@ from objbench.clusterer import Objects
 from objbench.errors import UsageError
 from objbench.run.worker import check_same, how_it_failed
 from objbench.score.arrays import load_detections, load_found, load_tensors
-from objbench.score.clustering import OBJECTS
 from running import TOY, Ran, objbench, rows_of, run, run_here, toy_cell, toy_cells, toys
 
 OF_TOY = ["-o", "toy.steps=40"]
@@ -232,6 +231,9 @@ def test_an_oracle_is_marked_and_its_clusters_are_the_classes(store: Path) -> No
     record, _ = read_record(folder)
     assert record.provenance["oracle_clusterer"] is True
     assert record.provenance["oracle"] is False
+    for name, words in (("shades-by-label", "the true labels, to fit"), ("toy-oracle", "the true boxes")):
+        assert f"oracle: it is given {words}; a bound" in objbench("info", name, "--plugin", TOY).out
+    assert "oracle:" not in objbench("info", "shades", "--plugin", TOY).out
 
 
 @pytest.mark.slow
@@ -339,7 +341,8 @@ def test_objects_at_a_border_may_be_rounded_to_either_side() -> None:
             """It is."""
 
         def assign(self, objects: Objects) -> torch.Tensor:
-            return (objects.scores < (self.wrong if len(objects) < OBJECTS else 0) / 4000).long()
+            every_second = float(objects.scores[1] - objects.scores[0]) > 1.5 / 4000
+            return (objects.scores < (self.wrong if every_second else 0) / 4000).long()
 
     objects = Objects(torch.zeros(4000, 1, 0, 0), torch.arange(4000) / 4000)
     for wrong in (0, 4, 5):
