@@ -46,6 +46,8 @@ KINDS = ("kill the command", "kill all", "stop for a while", "clock jumps", *LIN
 NEED_A_DISK = ("read-only store", "full disk")
 NEED_A_CLOCK = ("clock jumps",)
 DAY_S = 86400
+FULL_S = 120.0
+"""A disk is full for so long at most."""
 
 
 class Storm:
@@ -154,7 +156,7 @@ class Storm:
                 self.start()
             case "cut a checkpoint short":
                 self.kill_all()
-                for file in sorted(self.out.glob("cells/*/checkpoint*"))[:1]:
+                for file in sorted(self.out.glob("cells/*/checkpoint-*"))[:1]:
                     os.truncate(file, file.stat().st_size // 2)
             case "read-only store":
                 self.read_only()
@@ -198,7 +200,7 @@ class Storm:
     def fill(self) -> None:
         """A disk that is full until the commands have given up."""
         filler = self.disk / "filler"
-        end = time.monotonic() + 20
+        end = time.monotonic() + FULL_S
         try:
             with filler.open("ab", buffering=0) as file:
                 while self.running and time.monotonic() < end:
@@ -209,6 +211,15 @@ class Storm:
                     time.sleep(0.05)
         finally:
             filler.unlink()
+
+    def has_a_target(self, fault: str) -> bool:
+        """Whether there is what a fault would strike; one that strikes nothing tries nothing."""
+        match fault:
+            case "kill a cell" | "full disk":
+                return bool(self.cells())
+            case "cut a checkpoint short":
+                return any(self.out.glob("cells/*/checkpoint-*"))
+        return True
 
     def left_out(self) -> tuple[str, ...]:
         """The faults that cannot be tried here."""
@@ -232,7 +243,11 @@ class Storm:
             if self.running:  # else the command has just ended
                 if not waiting:  # each kind once, in any order, before one comes again
                     waiting = self.random.sample(kinds, len(kinds))
-                self.disturb(waiting.pop())
+                while not self.has_a_target(waiting[-1]) and self.running:
+                    time.sleep(0.05)
+                    self.tidy()
+                if self.running:
+                    self.disturb(waiting.pop())
         self.slow.unlink()
 
     def left_behind(self) -> list[str]:
@@ -321,6 +336,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="seeds of the matrix  [default: 4]")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the faults  [default: 0]")
     parsed = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the disk and what runs in it do not stay behind
     with tempfile.TemporaryDirectory(prefix="storm-", ignore_cleanup_errors=True) as folder:
         wrong = storm(Path(folder), parsed.kills, 60 * parsed.minutes, parsed.seeds, parsed.seed)
     for line in wrong:

@@ -80,3 +80,14 @@ def test_the_clock_of_a_storm_jumps_and_that_of_the_machine_does_not(tmp_path):
         assert abs(steady - before[1]) < 100
         assert run.faults["clock jumps"] == 1
     assert "clock jumps" in KINDS
+
+
+def test_a_fault_of_a_storm_waits_for_what_it_strikes(tmp_path, monkeypatch):
+    with Storm(tmp_path, 1, 0, print) as run:
+        monkeypatch.setattr(run, "cells", list)
+        assert not run.has_a_target("kill a cell")
+        assert not run.has_a_target("cut a checkpoint short")
+        assert run.has_a_target("kill all")
+        (run.out / "cells" / "a").mkdir(parents=True)
+        (run.out / "cells" / "a" / "checkpoint-3.safetensors").touch()
+        assert run.has_a_target("cut a checkpoint short")

@@ -52,6 +52,8 @@ LOOK_S = 2.0
 """Seconds after which the nodes of the cluster are looked at again."""
 LOSSES = 3
 """A training fails when it was lost so often without a new checkpoint: it may be what kills the nodes."""
+NAMED = 3
+"""Of more nodes than this, an error names those with most."""
 RESOURCES = {"CPU": "CPUs", "GPU": "GPUs", "memory": "GB of memory"}
 
 
@@ -298,10 +300,13 @@ def room(resources: dict[str, float], needs: dict[str, float]) -> int:
 def no_room(needs: dict[str, float], nodes: list[dict[str, Any]]) -> str:
     """Says that no node has what a cell needs, and what there is."""
     wanted = ", ".join(_amount(name, need) for name, need in needs.items() if need)
+    most = sorted(nodes, key=lambda n: [n["Resources"].get(name, 0.0) for name in ("GPU", "CPU", "memory")])
     there = "; ".join(
         f"{node_name(n)} has {', '.join(_amount(name, n['Resources'].get(name, 0.0)) for name in needs)}"
-        for n in nodes
+        for n in most[: -NAMED - 1 : -1]
     )
+    if len(nodes) > NAMED:
+        there += f" (and {len(nodes) - NAMED} more nodes)"
     return f"no node of the Ray cluster has {wanted}, which a cell needs: {there}; ask for less, or add nodes"
 
 

@@ -187,3 +187,16 @@ def test_what_a_node_lacks_is_said_without_the_traceback() -> None:
     error = RayTaskError("survey", said, RuntimeError(said))
     assert answer_line(error) == "ModuleNotFoundError: No module named 'objbench'"
     assert answer_line(RayTaskError("survey", "", OSError("no space"))) == "OSError: no space"
+
+
+def test_of_many_nodes_without_room_those_with_most_are_named() -> None:
+    from objbench.run.ray import no_room
+
+    nodes = [
+        {"NodeManagerHostname": f"n{i}", "NodeID": "0" * 56, "Resources": {"CPU": 4.0, "GPU": float(i)}}
+        for i in range(100)
+    ]
+    said = no_room({"CPU": 1.0, "GPU": 200.0}, nodes)
+    assert "n99 (00000000) has 4 CPUs, 99 GPUs; n98" in said
+    assert "(and 97 more nodes); ask for less" in said
+    assert len(said) < 300
