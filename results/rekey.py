@@ -81,6 +81,10 @@ def today(registry: Registry, cell: Cell, places: dict[str, dict[str, str]], ane
     now = as_it_is_now(
         registry, replace(cell, training=replace(then, identity=then.identity | identity, **kept))
     )
+    # What differs from the protocol's settings of today stands in the row's label.
+    usual = plain(identity_of(build(detector.Config, model, settings)))
+    known = {**now.training.about, "model": {**now.training.about["model"], "settings": usual}}
+    now = replace(now, training=replace(now.training, about=known))
     if now.training.identity["fingerprint"] != then.identity["fingerprint"]:
         raise UsageError(f"{cell.name}: the content of {data} is another one today")
     return now
