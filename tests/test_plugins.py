@@ -22,7 +22,7 @@ from objbench.plugins import Registry, load_plugins
 from running import TOY, objbench, rows_of
 
 BROKEN = Path(__file__).with_name("broken_plugins")
-SUBJECTS = {"detectors", "sources", "measures", "heavy"}  # of the conformance kit's tests
+SUBJECTS = {"detectors", "sources", "measures", "heavy", "groupers"}  # of the conformance kit's tests
 BAD_SYNTAX = "def objbench_models(:\n"
 ALONE = {"deaf"}  # ends the program that loads it
 NAMES = sorted(p.stem for p in BROKEN.glob("*.py") if p.stem not in SUBJECTS | ALONE) + ["bad_syntax"]
