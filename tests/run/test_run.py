@@ -277,7 +277,7 @@ def test_a_file_system_without_locks_is_said_once(tmp_path: Path, monkeypatch: p
         (
             "sulk",
             "failed",
-            "ValueError: 'gmm' clusters what-latents, and 'toy-plain' gives none; "
+            "'gmm' clusters what-latents, and 'toy-plain' gives none; "
             "choose a clusterer that looks at glimpses (objbench list clusterers)",
         ),
         ("print", "done", ""),
