@@ -115,6 +115,7 @@ def last_step(registry: Registry, old: Path, new: Path, cell: Cell) -> None:
     curve = [json.loads(line) for line in (old / "curve.jsonl").read_text().splitlines()]
     new.mkdir(parents=True, exist_ok=True)
     write_cell(new, cell)
+    shutil.copyfile(old / "curve.jsonl", new.parent / "curve.jsonl")
     at = replace(read_trained(old).position, curve=curve)
     checkpoint.save(new.parent, at, detector, detector.optimizers())
 

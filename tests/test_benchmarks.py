@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -66,10 +67,13 @@ def test_sleeping_cells_are_scheduled():
     assert found["scheduling: store, a cell"] > 100, "the last checkpoint is in it"
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("cc"),
+    reason="the clock of a program is changed by a library that a C compiler makes, and that Linux preloads",
+)
 def test_the_clock_of_a_storm_jumps_and_that_of_the_machine_does_not(tmp_path):
     with Storm(tmp_path, 1, 0, print) as run:
-        if not run.faked:
-            pytest.skip("no C compiler here")
+        assert run.faked
         run.disturb("clock jumps")
         run.set_clock(-1000)
         line = [sys.executable, "-c", "import time; print(time.time(), time.monotonic())"]

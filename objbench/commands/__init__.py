@@ -81,9 +81,8 @@ for _command in COMMANDS:
 def main() -> None:
     """Entry point: runs the command line; a UsageError is one line on stderr and exit code 2."""
     hold_descriptors()
-    atexit.register(
-        gc.freeze
-    )  # else Python searches all of torch for garbage when it exits, for half a second
+    # Otherwise Python searches all of torch for garbage when it exits, for half a second.
+    atexit.register(gc.freeze)
     try:
         sys.exit(run_command_line())
     except OSError as error:

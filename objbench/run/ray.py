@@ -276,7 +276,7 @@ class RayJob:
 
 def connect(address: str) -> None:
     """Joins the cluster at an address. UsageError when nothing answers there, or it runs another Ray or Python."""
-    address = check_address(address)
+    address = check_address(address)  # again: planning, between the first time and this, may take minutes
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except ConnectionError:

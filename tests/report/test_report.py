@@ -224,7 +224,7 @@ def test_neither_kind_of_oracle_can_be_the_best(registry: Registry, monkeypatch:
             return []
 
     monkeypatch.setattr("objbench.report.statistics.compare", compare)
-    compare_rows(rows, registry, NoDraws())  # type: ignore[arg-type]
+    compare_rows(rows, registry, NoDraws())
     assert [not row.oracle and not row.oracle_clusterer for row in rows] == asked[0]
     assert sum(asked[0]) == 1
 
@@ -623,7 +623,7 @@ def test_names_and_figures_stay_whole_on_any_terminal(registry: Registry, width:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
     for grid in text.terminal(table, width):
         console.print(grid)
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    printed = console.file.getvalue()
     assert max(map(len, printed.splitlines())) <= width
     for words in ("NEW", "Real", "91.0 ± 1.41", "45.5 ± 0.71", "1.500 ± 0.0000", "25.0 ± 7.07", "AP"):
         assert words in printed

@@ -347,7 +347,7 @@ def test_objects_at_a_border_may_be_rounded_to_either_side() -> None:
     objects = Objects(torch.zeros(4000, 1, 0, 0), torch.arange(4000) / 4000)
     for wrong in (0, 4, 5):
         with pytest.raises(ValueError, match="5 of 4000") if wrong > 4 else contextlib.nullcontext():
-            check_same("moody", Moody(wrong), objects, torch.zeros(4000, dtype=torch.int64), 2)  # type: ignore[arg-type]
+            check_same("moody", Moody(wrong), objects, torch.zeros(4000, dtype=torch.int64), 2)
 
 
 def test_a_long_error_keeps_its_beginning() -> None:

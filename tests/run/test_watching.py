@@ -222,7 +222,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_a_log_in_csv_holds_all_that_is_reported_of_steps(tmp_path: Path) -> None:
     log = CsvLog(tmp_path, 0)
     for event in (EVENT, {"phase": "scoring"}, POINT):
-        log.add(event)  # type: ignore[arg-type]
+        log.add(event)
     assert [(row["step"], row["name"], float(row["value"])) for row in rows(tmp_path)] == [
         ("5", "loss", 2.0),
         ("5", "seconds", 0.5),
@@ -236,8 +236,8 @@ def test_a_log_in_csv_holds_all_that_is_reported_of_steps(tmp_path: Path) -> Non
 
 def test_a_point_does_not_repeat_what_was_reported_of_its_step(tmp_path: Path) -> None:
     log = CsvLog(tmp_path, 0)
-    log.add({k: v for k, v in POINT.items() if k not in ("watch", "metrics")})  # type: ignore[arg-type]
-    log.add(POINT)  # type: ignore[arg-type]
+    log.add({k: v for k, v in POINT.items() if k not in ("watch", "metrics")})
+    log.add(POINT)
     log.close()
     assert [row["name"] for row in rows(tmp_path)] == ["loss", "watch/used", "metrics/ap50"]
 
@@ -284,7 +284,7 @@ def test_tensorboard_reads_what_is_written_for_it(tmp_path: Path) -> None:
         log = open_log("tensorboard", tmp_path, step)
         assert isinstance(log, TensorBoardLog)
         for event in (EVENT, {"phase": "scoring"}, POINT)[: 3 if step == 0 else 0] or (POINT,):
-            log.add(event)  # type: ignore[arg-type]
+            log.add(event)
         log.close()
         time.sleep(1.1)  # the files are named by the second
     read = EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
