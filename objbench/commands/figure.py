@@ -19,6 +19,8 @@ FIGURES = {
     "varied": "scenes with other categories, styles and places (Figure 4)",
 }
 """Name -> what it shows."""
+OF_TRAINING = ("curves", "iterations")
+"""Those that need nothing of a finished cell, so that a long training can be looked at while it runs."""
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -35,7 +37,8 @@ def figure(name: str, cells: tuple[str, ...], target: str, out: str, plugin_file
 
     CELL is the beginning of a cell's key, or its directory. "curves" takes any number of cells, and joins those that
     differ in the seed alone; other figures are of one cell. "generated" and "varied" need the cell's weights, and a
-    detector that generates (`ModelSpec.generate`).
+    detector that generates (`ModelSpec.generate`). "curves" and "iterations" can also be drawn while a cell is
+    running, and of one that was interrupted.
     """
     form = Path(target).suffix[1:].lower()
     if form not in FORMATS:
@@ -52,7 +55,7 @@ def figure(name: str, cells: tuple[str, ...], target: str, out: str, plugin_file
     try:
         for folder in folders:
             result, _ = read_record(folder)
-            if result.status != "done":
+            if result.status != "done" and name not in OF_TRAINING:
                 raise UsageError(f"cell {result.cell} is not done but {result.status}; run it first")
         draw(name, folders, registry).savefig(written, format=form, dpi=150, bbox_inches="tight")
     except Damaged as error:

@@ -104,6 +104,23 @@ def test_each_figure_is_made_from_a_tiny_cell(name: str, tmp_path: Path) -> None
     assert drawn(tmp_path / "figure.png") > 20
 
 
+def test_a_training_that_was_interrupted_can_be_looked_at(tmp_path: Path) -> None:
+    """Nothing but its curve and its samples are there; figures of detections wait for its end."""
+    folder = tiny_cell(tmp_path, "gmair")
+    write_record(folder, read_cell(folder).result("interrupted"))
+    for name in ("detections.safetensors", "weights.safetensors", "shown.safetensors", "trained.json"):
+        (folder.parent / name).unlink()
+    for name in ("curves", "iterations"):
+        target = tmp_path / f"{name}.png"
+        ran = CliRunner().invoke(cli, ["figure", name, str(folder), "--to", str(target)])
+        assert (ran.exit_code, ran.stdout) == (0, f"{target}\n"), ran.output
+        assert drawn(target) > 20
+    refused = CliRunner().invoke(cli, ["figure", "latents", str(folder), "--to", str(tmp_path / "x.png")])
+    assert isinstance(refused.exception, UsageError)
+    assert "is not done but interrupted; run it first" in str(refused.exception)
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_a_curve_is_drawn_once_whatever_replaces_the_clusters(tmp_path: Path) -> None:
     registry = load_plugins()
     cells = [tiny_cell(tmp_path, "gmair", seed) for seed in (0, 1)]
