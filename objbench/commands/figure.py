@@ -30,9 +30,18 @@ FORMATS = ("png", "svg", "pdf")
 @click.argument("name", type=click.Choice(list(FIGURES)), metavar="NAME")
 @click.argument("cells", nargs=-1, required=True, metavar="CELL...")
 @click.option("--to", "target", required=True, metavar="FILE", help="Write to this file: .png, .svg or .pdf.")
+@click.option(
+    "--over",
+    type=click.Choice(["step", "seconds"]),
+    default="step",
+    show_default=True,
+    help="With curves: over training steps, or over seconds of training.",
+)
 @out_option
 @plugin_option
-def figure(name: str, cells: tuple[str, ...], target: str, out: str, plugin_files: tuple[str, ...]) -> None:
+def figure(
+    name: str, cells: tuple[str, ...], target: str, over: str, out: str, plugin_files: tuple[str, ...]
+) -> None:
     """Draw a figure of the GMAIR paper from finished cells, of any detector.
 
     CELL is the beginning of a cell's key, or its directory. "curves" takes any number of cells, and joins those that
@@ -43,6 +52,8 @@ def figure(name: str, cells: tuple[str, ...], target: str, out: str, plugin_file
     form = Path(target).suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--to {target}: the name must end in .{', .'.join(FORMATS)}")
+    if over != "step" and name != "curves":
+        raise UsageError(f"--over is for the figure 'curves', not for '{name}'")
     folders = list(dict.fromkeys(find_cell(cell, out) for cell in cells))
     registry = load_plugins(plugin_files)
 
@@ -57,7 +68,7 @@ def figure(name: str, cells: tuple[str, ...], target: str, out: str, plugin_file
             result, _ = read_record(folder)
             if result.status != "done" and name not in OF_TRAINING:
                 raise UsageError(f"cell {result.cell} is not done but {result.status}; run it first")
-        draw(name, folders, registry).savefig(written, format=form, dpi=150, bbox_inches="tight")
+        draw(name, folders, registry, over).savefig(written, format=form, dpi=150, bbox_inches="tight")
     except Damaged as error:
         raise UsageError(f"the figure '{name}' cannot be drawn: {error}; run the cell again") from None
     try:

@@ -51,11 +51,19 @@ class Series(NamedTuple):
     curves: list[list[dict[str, Any]]]
 
 
-def curves_figure(folders: Sequence[Path], headings: Mapping[str, str]) -> Figure:
+EARLIEST_S = 0.1
+"""Points before that are of an untrained detector, and have no place on a logarithmic axis."""
+OVER = {"step": "training step", "seconds": "seconds of training"}
+"""What a curve can be drawn over: a key of a curve's rows -> what its axis is called."""
+
+
+def curves_figure(folders: Sequence[Path], headings: Mapping[str, str], over: str = "step") -> Figure:
     """Figure 2a: metrics on validation scenes over steps; lines are means over seeds, bands standard deviations.
 
-    headings: metric value -> its name. Cells that differ in the seed alone share a line. A curve is of the detector
-    while it trains: where a clusterer replaces its clusters, of its own clusters. UsageError without a curve.
+    headings: metric value -> its name. over: a key of OVER; seconds are those of training alone, by the clock of the
+    machine that trained, from a tenth of a second on, on a logarithmic axis. Cells that differ in the seed alone share
+    a line. A curve is of the detector while it trains: where a clusterer replaces its clusters, of its own clusters.
+    UsageError without a curve.
     """
     series: dict[str, Series] = {}
     drawn: set[tuple[str, str]] = set()
@@ -75,7 +83,7 @@ def curves_figure(folders: Sequence[Path], headings: Mapping[str, str]) -> Figur
     for name, panel in zip(names, axes, strict=True):
         scale = 100 if "%" in headings[name] else 1
         for one, colour in zip(series.values(), LINES * len(series), strict=False):
-            steps, values = _on_one_grid(one.curves, name)
+            steps, values = _on_one_grid(one.curves, name, over)
             if not len(steps):
                 continue
             with np.errstate(all="ignore"):
@@ -83,7 +91,9 @@ def curves_figure(folders: Sequence[Path], headings: Mapping[str, str]) -> Figur
             seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
             panel.plot(steps, mean, color=colour, linewidth=1.7, label=one.label + seeds)
             panel.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-        panel.set(title=headings[name], xlabel="training step")
+        panel.set(title=headings[name], xlabel=OVER[over])
+        if over == "seconds":
+            panel.set_xscale("log")
         if scale == 100:
             panel.set_ylim(0, 101)
         panel.grid(alpha=0.25)
@@ -93,13 +103,15 @@ def curves_figure(folders: Sequence[Path], headings: Mapping[str, str]) -> Figur
 
 
 def _on_one_grid(
-    curves: Sequence[Sequence[Mapping[str, Any]]], name: str
+    curves: Sequence[Sequence[Mapping[str, Any]]], name: str, over: str = "step"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps [s] that all curves reach, and the values of each there, [curves, s]; linear between their points."""
+    """Steps (or seconds) [s] that all curves reach, and the values of each there, [curves, s]; linear between."""
     known = []
     for curve in curves:
         points = [
-            (row["step"], row["metrics"][name]) for row in curve if row["metrics"].get(name) is not None
+            (row[over], row["metrics"][name])
+            for row in curve
+            if row["metrics"].get(name) is not None and (over == "step" or row[over] >= EARLIEST_S)
         ]
         if points:
             known.append(np.array(points, dtype=np.float64).T)
@@ -411,10 +423,10 @@ def _grid(pictures: Tensor, title: str, columns: Sequence[str]) -> Figure:
     return figure
 
 
-def draw(name: str, folders: Sequence[Path], registry: Registry) -> Figure:
+def draw(name: str, folders: Sequence[Path], registry: Registry, over: str = "step") -> Figure:
     """The figure of that name, one of `objbench figure`'s. All but "curves" are of one cell; UsageError otherwise."""
     if name == "curves":
-        return curves_figure(folders, registry.columns)
+        return curves_figure(folders, registry.columns, over)
     if len(folders) != 1:
         raise UsageError(f"the figure '{name}' is of one cell; {len(folders)} are given")
     of_one: dict[str, Callable[[], Figure]] = {

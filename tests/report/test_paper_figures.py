@@ -199,6 +199,28 @@ def test_seeds_are_joined_where_all_have_curves() -> None:
     assert len(_on_one_grid(curves, "none")[0]) == 0
 
 
+def test_curves_over_seconds_begin_when_training_has_begun(tmp_path: Path) -> None:
+    """An untrained detector's point has no place on a logarithmic axis; the axis is named."""
+    seconds = [[(0.0, 0.0), (2.0, 0.2), (6.0, 0.6)], [(0.01, 0.0), (1.0, 0.2), (4.0, 0.8), (9.0, 1.0)]]
+    curves = [
+        [{"step": 10 * i, "seconds": s, "metrics": {"ap50": v}} for i, (s, v) in enumerate(curve)]
+        for curve in seconds
+    ]
+    grid, values = _on_one_grid(curves, "ap50", "seconds")
+    assert grid.tolist() == [2, 4, 6]
+    assert values == pytest.approx(np.array([[0.2, 0.4, 0.6], [0.4, 0.8, 0.88]]))
+    cells = [tiny_cell(tmp_path, "gmair", seed) for seed in (0, 1)]
+    for cell, curve in zip(cells, curves, strict=True):
+        write_curve(cell.parent, curve)
+    panel = draw("curves", cells, load_plugins(), "seconds").axes[0]
+    assert (panel.get_xlabel(), panel.get_xscale()) == ("seconds of training", "log")
+    assert panel.lines[0].get_xdata().tolist() == [2, 4, 6]
+    refused = CliRunner().invoke(
+        cli, ["figure", "latents", str(cells[0]), "--over", "seconds", "--to", str(tmp_path / "x.png")]
+    )
+    assert str(refused.exception) == "--over is for the figure 'curves', not for 'latents'"
+
+
 def test_what_cannot_be_drawn_is_said_in_a_line(tmp_path: Path) -> None:
     registry = load_plugins()
     bare = tiny_cell(tmp_path / "a", "pca-gmm", what=False)
