@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -149,6 +149,15 @@ def rows_of(
                 usual[key] = Usual.of(registry, cell)
             given.setdefault(key, set()).update(about.get(part, {}).get("given", {}).items())
         given[group].update(cell.about.get("given", {}).items())
+    old: dict[
+        tuple[str, ...], set[str]
+    ] = {}  # what code some cell of a name has otherwise than it is installed
+    for (protocol, data, model, clusterer, of_data, of_model, _), group in zip(groups, groups, strict=True):
+        for name, facts, expected in (
+            ((protocol, data), of_data, usual[protocol, data, of_data].data),
+            ((protocol, data, model, clusterer), of_model, usual[group].model),
+        ):
+            old.setdefault(name, set()).update(f.name for f in facts if expected.get(f.name) != f.value)
     rows = []
     evaluated = [c.training.identity for c in cells.values() if EVALUATED in c.training.identity]
     for group, members in groups.items():
@@ -159,10 +168,10 @@ def rows_of(
             protocol=protocol,
             data=data,
             model=model,
-            data_options=_telling(of_data, shared[protocol, data], of_block.data)
+            data_options=_telling(of_data, shared[protocol, data], of_block.data, old[protocol, data])
             + _given(given[protocol, data, of_data]),
             options=((f"trained on {trained_on}",) if trained_on else ())
-            + _telling(of_model, shared[protocol, data, model, clusterer], of_row.model)
+            + _telling(of_model, shared[group[:4]], of_row.model, old[group[:4]])
             + _given(given[group]),
             trained_on=trained_on,
             other_code=of_row.other_code(cell),
@@ -276,12 +285,19 @@ def _sorted(facts: Mapping[str, str]) -> Facts:
     return tuple(Fact(name, facts[name]) for name in sorted(facts))
 
 
-def _telling(facts: Facts, shared: set[Fact], usual: Mapping[str, str]) -> tuple[str, ...]:
-    """What must be said of a row: what is not usual, and what other rows of its name do not have."""
+def _telling(
+    facts: Facts, shared: set[Fact], usual: Mapping[str, str], old: Container[str]
+) -> tuple[str, ...]:
+    """What must be said of a row: what is not usual, and what other rows of its name do not have.
+
+    Code of today is told apart from old code alone: an option can add a plugin to the code of today.
+    """
     said = []
     for fact in facts:
         if fact not in shared or usual.get(fact.name, fact.value) != fact.value:
             today = CODE.search(fact.name) and usual.get(fact.name) == fact.value
+            if today and fact.name not in old:
+                continue
             said.append(f"{fact.name}={fact.value}" + (" (today's)" if today else ""))
     return tuple(said)
 

@@ -157,6 +157,35 @@ def test_cells_of_another_plugin_source_or_mixture_never_share_a_row(registry: R
         assert len({(row.options, row.data_options, row.clusterer) for row in rows}) == 2, part
 
 
+def test_todays_code_is_told_apart_from_old_code_alone() -> None:
+    """A detector that uses a clusterer has that clusterer's code in its key too: the options say so already."""
+    registry = load_plugins()
+    results, cells = [], {}
+    for seed, uses in enumerate(([], ["kmeans"])):
+        one = cell("gmair", "multimnist", seed=seed)
+        config = {"start_with": uses[0] if uses else "gmm"}
+        identity: dict[str, Any] = {
+            "model": "gmair",
+            "data": "multimnist",
+            "seed": seed,
+            "model_config": config,
+        }
+        identity |= {"data_config": {}, "protocol": {"name": "demo"}} | ({"uses": uses} if uses else {})
+        identity |= codes_now(registry, Training(identity, {}, {}, {}))
+        results.append(one)
+        cells[one.cell] = Cell(Training(identity, {}, {}, {}), {"name": "own"})
+    assert len({known.training.identity["model_code"] for known in cells.values()}) == 2
+    assert [row.options for row in rows_of(results, cells, registry)] == [
+        ("start_with=gmm",),
+        ("start_with=kmeans",),
+    ]
+    old = cells[results[0].cell].training.identity | {"model_code": "0123456789"}
+    cells[results[0].cell] = Cell(Training(old, {}, {}, {}), {"name": "own"})
+    said = [row.options for row in rows_of(results, cells, registry)]
+    assert ("code=012345", "start_with=gmm") in said
+    assert any("(today's)" in word for words in said for word in words)
+
+
 def test_protocols_are_blocks_with_a_column_of_their_own(registry: Registry) -> None:
     table = build([*three(0.5, protocol="paper"), *three(0.9, protocol="demo")], registry)
     sheet = text.sheets_of(table)[0]
