@@ -183,15 +183,18 @@ def test_the_line_of_a_key() -> None:
     assert line_of(text, ("options", "x", "gone")) == 4
 
 
-@pytest.mark.parametrize(("name", "cells"), [("table2", 24), ("table2-small", 30), ("mnist", 21)])
+@pytest.mark.parametrize(
+    ("name", "cells"), [("table2", 24), ("table2-small", 36), ("mnist", 24), ("clusters", 27)]
+)
 def test_the_files_of_the_benchmarks_can_be_planned(name: str, cells: int, tmp_path: Path) -> None:
-    if name == "mnist" and "mnist" not in load_plugins(()).data:
-        pytest.skip("the clusterers' plugins are not installed")
     file = ROOT / "benchmarks" / f"{name}.toml"
     assert len(planned(str(file), "--out", str(tmp_path))) == cells
 
 
-@pytest.mark.parametrize(("name", "folder"), [("table2", "demo"), ("table2-small", "small")])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("table2", "demo"), ("table2-small", "small"), ("clusters", "clusters"), ("mnist", "mnist")],
+)
 def test_the_files_of_the_benchmarks_make_the_published_rows(name: str, folder: str) -> None:
     """Every row of a published table is one of its file: detector with clusterer, data set, protocol and seed."""
     results = Store(ROOT / "results" / folder).results()[0]
@@ -208,4 +211,9 @@ def test_the_files_of_the_benchmarks_make_the_published_rows(name: str, folder: 
 
 
 def test_no_file_of_the_benchmarks_is_untried() -> None:
-    assert {path.stem for path in (ROOT / "benchmarks").glob("*.toml")} == {"table2", "table2-small", "mnist"}
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.toml")} == {
+        "table2",
+        "table2-small",
+        "mnist",
+        "clusters",
+    }
