@@ -300,7 +300,7 @@ def storm(
         figures = sum(len(metrics) for metrics in calm)
         say(
             f"{run.commands} commands; {figures} figures of {len(calm)} cells "
-            + ("differ" if wrong else "are equal")
+            + ("differ" if after != calm else "are equal")
         )
         return wrong
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import os
 import sys
@@ -78,6 +79,11 @@ for _command in COMMANDS:
     cli.add_command(_command)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OF_THE_DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors that come from where a file lies, not from a mistake in objbench, which has a traceback."""
+
+
 def main() -> None:
     """Entry point: runs the command line; a UsageError is one line on stderr and exit code 2."""
     hold_descriptors()
@@ -111,6 +117,14 @@ def run_command_line() -> int | None:
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except OSError as error:  # of a file of the user's that nothing nearer has reported
+        if error.errno not in OF_THE_DISK or not error.filename or raised_by_output(error):
+            raise
+        todo = "free some space" if error.errno in FULL else "correct this"
+        click.echo(
+            f"objbench: {error.strerror}: {error.filename}; {todo} and run the same command again", err=True
+        )
+        return 2
 
 
 def raised_by_output(error: OSError) -> bool:

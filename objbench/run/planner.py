@@ -161,7 +161,8 @@ def main(words: list[str]) -> None:
             print(json.dumps({"usage": str(error)}), file=answers, flush=True)
         return
     ask = Apart(parsed.limit, requests.fileno())
-    with os.fdopen(parsed.answers, "w") as answers:
+    # A command that was killed reads no answer; nobody is left who could be told.
+    with contextlib.suppress(BrokenPipeError), os.fdopen(parsed.answers, "w") as answers:
         for line in requests:
             request: dict[str, Any] = json.loads(line)
             try:

@@ -301,6 +301,27 @@ def test_data_commands_survive_their_plugin(words: list[str], where: str, tmp_pa
         assert (tmp_path / "b" / words[-1]).exists()
 
 
+def test_a_planner_whose_command_was_killed_ends_without_a_word(real_processes: None) -> None:
+    """Nobody reads its answer; a traceback would be printed on the terminal of the user who killed the command."""
+    answers, theirs = os.pipe()
+    planner = subprocess.Popen(
+        [sys.executable, "-P", "-m", "objbench.run.planner", "--answers", str(theirs), "--limit", "5"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(theirs,),
+    )
+    os.close(theirs)
+    os.close(answers)
+    request = json.dumps({"request": "count_devices", "arguments": {}})
+    assert planner.stdin is not None
+    assert planner.stderr is not None
+    planner.stdin.write(request.encode() + b"\n")  # and is not closed: then it would not answer at all
+    planner.stdin.flush()
+    assert planner.stderr.read() == b""
+    assert planner.wait(60) == 0
+    planner.stdin.close()
+
+
 def test_the_planner_names_what_ended_it() -> None:
     with Planner((), 5) as planner:
         planner.start()
