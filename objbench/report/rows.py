@@ -149,15 +149,7 @@ def rows_of(
                 usual[key] = Usual.of(registry, cell)
             given.setdefault(key, set()).update(about.get(part, {}).get("given", {}).items())
         given[group].update(cell.about.get("given", {}).items())
-    old: dict[
-        tuple[str, ...], set[str]
-    ] = {}  # what code some cell of a name has otherwise than it is installed
-    for (protocol, data, model, clusterer, of_data, of_model, _), group in zip(groups, groups, strict=True):
-        for name, facts, expected in (
-            ((protocol, data), of_data, usual[protocol, data, of_data].data),
-            ((protocol, data, model, clusterer), of_model, usual[group].model),
-        ):
-            old.setdefault(name, set()).update(f.name for f in facts if expected.get(f.name) != f.value)
+    apart = _named_apart(groups, usual)
     rows = []
     evaluated = [c.training.identity for c in cells.values() if EVALUATED in c.training.identity]
     for group, members in groups.items():
@@ -168,10 +160,10 @@ def rows_of(
             protocol=protocol,
             data=data,
             model=model,
-            data_options=_telling(of_data, shared[protocol, data], of_block.data, old[protocol, data])
+            data_options=_telling(of_data, shared[protocol, data], of_block.data, apart[protocol, data])
             + _given(given[protocol, data, of_data]),
             options=((f"trained on {trained_on}",) if trained_on else ())
-            + _telling(of_model, shared[group[:4]], of_row.model, old[group[:4]])
+            + _telling(of_model, shared[group[:4]], of_row.model, apart[group[:4]])
             + _given(given[group]),
             trained_on=trained_on,
             other_code=of_row.other_code(cell),
@@ -285,19 +277,45 @@ def _sorted(facts: Mapping[str, str]) -> Facts:
     return tuple(Fact(name, facts[name]) for name in sorted(facts))
 
 
+def _named_apart(
+    groups: Iterable[tuple[Any, ...]], usual: Mapping[tuple[Any, ...], Usual]
+) -> dict[tuple[Any, ...], set[str]]:
+    """Facts that rows name even where they are usual, by what these rows share: code if that of one is not today's,
+    and options that have other usual values in one (settings of another day)."""
+    found: dict[tuple[Any, ...], set[str]] = {}
+    values: dict[tuple[Any, ...], set[str | None]] = {}  # of an option that is usual
+    for group in groups:
+        protocol, data, _, _, of_data, of_model, _ = group
+        for name, facts, expected in (
+            (group[:2], of_data, usual[protocol, data, of_data].data),
+            (group[:4], of_model, usual[group].model),
+        ):
+            named = found.setdefault(name, set())
+            for fact in facts:
+                if CODE.search(fact.name):
+                    named |= {fact.name} if expected.get(fact.name) != fact.value else set()
+                else:
+                    values.setdefault((*name, fact.name), set()).add(expected.get(fact.name))
+    for (*shared, option), of_option in values.items():
+        if len(of_option) > 1:
+            found[tuple(shared)].add(option)
+    return found
+
+
 def _telling(
-    facts: Facts, shared: set[Fact], usual: Mapping[str, str], old: Container[str]
+    facts: Facts, shared: set[Fact], usual: Mapping[str, str], apart: Container[str]
 ) -> tuple[str, ...]:
     """What must be said of a row: what is not usual, and what other rows of its name do not have.
 
-    Code of today is told apart from old code alone: an option can add a plugin to the code of today.
+    What is usual goes without saying in a row, unless it is in `apart`; see `_named_apart`.
     """
     said = []
     for fact in facts:
-        if fact not in shared or usual.get(fact.name, fact.value) != fact.value:
-            today = CODE.search(fact.name) and usual.get(fact.name) == fact.value
-            if today and fact.name not in old:
-                continue
+        is_usual = usual.get(fact.name) == fact.value
+        if (fact not in shared or (fact.name in usual and not is_usual)) and (
+            not is_usual or fact.name in apart
+        ):
+            today = is_usual and CODE.search(fact.name)
             said.append(f"{fact.name}={fact.value}" + (" (today's)" if today else ""))
     return tuple(said)
 

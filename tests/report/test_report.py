@@ -406,6 +406,18 @@ def test_the_protocols_own_settings_are_not_named(registry: Registry) -> None:
     assert not [note for note in table.notes if "bracket" in note or "record" in note]
 
 
+def test_the_row_of_the_protocols_own_settings_stays_plain_beside_others(registry: Registry) -> None:
+    """What another row changes is named there."""
+    cells = known(0), known(1, {"steps": 20}), known(2, {"lr": 0.5}), known(3, data_options={"size": 96})
+    labels = [line[:2] for line in lines(table_of(registry, *cells))]
+    assert labels == [
+        ["NEW", "Real"],
+        ["NEW [lr=0.5]", "Real"],
+        ["NEW [steps=20]", "Real"],
+        ["NEW", "Real [size=96]"],
+    ]
+
+
 def test_rows_that_only_the_settings_of_their_day_part_still_differ(registry: Registry) -> None:
     then = known(0, {"steps": 20}, about={"model": {"settings": OWN_SETTINGS | {"steps": 20}}})
     labels = {line[0] for line in lines(table_of(registry, then, known(1)))}
