@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import compiled
 import warm
 from objbench.run.local import ENVIRONMENT
 
@@ -27,7 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Processes of objbench are forked from one that has imported torch; see `warm`."""
+    """Processes of objbench are forked from one that has imported torch, see `warm`; umap is compiled once."""
+    compiled.install()
     if sys.platform == "linux":
         warm.install()
 
