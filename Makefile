@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/objbench report --html runs/report.html
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Under a minute on two cores: all tests but those marked slow, which train, time or run whole commands.
 test-fast: $(VENV)/.installed-dev

@@ -57,6 +57,7 @@ def test_it_ends_prints_and_writes_as_a_process_of_its_own(words: list[str], tmp
 def test_what_differs_from_the_server_is_started_as_usual() -> None:
     server = object.__new__(warm.Server)
     server._environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "/a", "HOME": "/home/a"}
+    server._user = os.getpid()
     own = server._environment
     assert server.serves(own | {"HOME": "/home/b", "PYTHONUNBUFFERED": "1", "MKL_NUM_THREADS": "1"})
     for other in (
@@ -66,3 +67,5 @@ def test_what_differs_from_the_server_is_started_as_usual() -> None:
         {"PYTHONSAFEPATH": "1"},
     ):
         assert not server.serves(own | other), other
+    server._user += 1
+    assert not server.serves(own), "it is the server of another process"

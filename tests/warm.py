@@ -3,8 +3,9 @@
 `install` changes how this process starts `python [-P] [-X ...] -m objbench...`: the new process is forked from a server
 that has imported other packages, but nothing of objbench and no plugin. It is a child of this process as usual, with
 the arguments, environment, folder, streams and file descriptors that were asked for. What differs: its command line in
-/proc is that of the server, all have the same PYTHONHASHSEED, and the options -X are ignored. Processes that these
-processes start are not forked. Tests of what differs use the fixture `real_processes`. Linux only.
+/proc is that of the server, all have the same PYTHONHASHSEED, and the options -X are ignored. Processes of objbench
+that these processes start are forked likewise: each has a server of its own, which is a copy of the first, is in the
+same process group, and ends with it. Tests of what differs use the fixture `real_processes`. Linux only.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parent))  # for the server, which is started with -P
+import compiled
+
+sys.path.pop()  # its processes do not see the tests' modules
 
 IMPORTED = (
     "torch",
@@ -44,25 +51,36 @@ SUBREAPER = 36
 LARGEST = 1 << 17
 """Bytes of a request; a larger one starts a process as usual."""
 _start = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+executables = {sys.executable}
+"""Whose processes are forked. One more is added when all its packages are installed; it has a server of its own."""
 
 
 class Server:
-    """The process that is forked."""
+    """The process that is forked. It ends when the one that uses it does."""
 
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._lock = threading.Lock()
+    def __init__(self, connection: socket.socket, environment: Mapping[str, str]) -> None:
+        """connection: to it. environment: what it had when it imported."""
+        self._socket, self._environment = connection, environment
+        self._lock, self._user = threading.Lock(), os.getpid()
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    @classmethod
+    def begin(cls, executable: str) -> Server:
+        """Starts one that forks processes of this Python."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with theirs:
-            command = [sys.executable, "-P", __file__, str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=self._environment
-            )
+            subprocess.Popen(
+                [executable, "-P", os.path.abspath(__file__), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment,
+            )  # fmt: skip
+        return cls(ours, environment)
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Whether a new process would see its environment as the server did when it imported."""
         omp = environment.get("OMP_NUM_THREADS")
+        if self._user != os.getpid():  # forked by other means: the server belongs to its parent
+            return False
         return (omp, environment.get("MKL_NUM_THREADS", omp)) == ("1", "1") and all(
             environment.get(name) == self._environment.get(name)
             for name in environment.keys() | self._environment.keys()
@@ -85,9 +103,9 @@ class Server:
                 self._libc.prctl(SUBREAPER, 0, 0, 0, 0)
 
 
-def install() -> None:
-    """From now on processes of objbench are forked from a server, which starts with the first."""
-    server: list[Server] = []
+def install(server: Server | None = None) -> None:
+    """From now on processes of objbench are forked from a server; without one it starts with the first process."""
+    servers = {sys.executable: server} if server else {}
 
     def execute(
         self: Any, args: Any, executable: Any, preexec_fn: Any, close_fds: bool, pass_fds: Any, cwd: Any, env: Any,
@@ -98,8 +116,9 @@ def install() -> None:
         *_, new_session, group = of_system
         if words and not (preexec_fn or shell or not restore_signals or group != -1) and close_fds:
             environment = {**(os.environ if env is None else env)}
-            if not server:
-                server.append(Server())
+            if args[0] not in servers:
+                servers[args[0]] = Server.begin(args[0])
+            forking = servers[args[0]]
             streams = [own if fd == -1 else fd for own, fd in enumerate((p2cread, c2pwrite, errwrite))]
             request = {
                 "words": words,
@@ -110,7 +129,7 @@ def install() -> None:
                 "file_size": resource.getrlimit(resource.RLIMIT_FSIZE),
                 "targets": [0, 1, 2, *pass_fds],
             }
-            if server[0].serves(environment) and (pid := server[0].start(request, [*streams, *pass_fds])):
+            if forking.serves(environment) and (pid := forking.start(request, [*streams, *pass_fds])):
                 self.pid, self._child_created = pid, True
                 self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
                 return
@@ -130,7 +149,7 @@ def uninstall() -> None:
 def _after_m(args: Any) -> list[str]:
     """The module of objbench and its arguments in a command line; nothing of another command."""
     words = [str(word) for word in args] if isinstance(args, list | tuple) else []
-    if words[:1] != [sys.executable]:
+    if not executables.issuperset(words[:1]) or not words:
         return []
     at = 1
     while at < len(words) and words[at] in ("-P", "-X"):
@@ -139,8 +158,8 @@ def _after_m(args: Any) -> list[str]:
     return words[at + 1 :] if is_ours else []
 
 
-def serve(connection: socket.socket) -> dict[str, Any]:
-    """Forks a process for each request; returns it in that process."""
+def serve(connection: socket.socket) -> tuple[dict[str, Any], socket.socket]:
+    """Forks a process for each request; returns it in that process, with the connection to a server of its own."""
     while True:
         data, received, _, _ = socket.recv_fds(connection, LARGEST + 1, 64)
         if not data:
@@ -151,8 +170,11 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         if not between:
             if os.fork():
                 os._exit(0)
-            become(request, received, writing)
-            return request
+            ours, theirs = become(request, received, writing)
+            if ours:
+                return request, ours
+            connection = theirs  # this is the new process's server
+            continue
         for fd in received:
             os.close(fd)
         os.close(writing)
@@ -162,8 +184,13 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         connection.send(pid)
 
 
-def become(request: dict[str, Any], received: list[int], ready: int) -> None:
-    """Makes this process the one that was asked for. Writes its pid to the pipe `ready` once it has its session."""
+def become(
+    request: dict[str, Any], received: list[int], ready: int
+) -> tuple[socket.socket | None, socket.socket]:
+    """Makes this process the one that was asked for. Writes its pid to the pipe `ready` once it has its session.
+
+    Returns the two ends of a connection between it and a copy of the server; in the copy None and the other end.
+    """
     until = time.monotonic() + request["limit_s"]
     while os.getppid() != request["parent"]:
         if time.monotonic() > until:
@@ -180,6 +207,14 @@ def become(request: dict[str, Any], received: list[int], ready: int) -> None:
         if int(name) not in targets:
             with contextlib.suppress(OSError):
                 os.close(int(name))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if not os.fork():
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for fd in targets:  # whoever waits for the end of a stream or a lock waits for the new process alone
+            os.dup2(nowhere, fd)
+        ours.close()
+        return None, theirs
+    theirs.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, tuple(request["file_size"]))
@@ -194,6 +229,7 @@ def become(request: dict[str, Any], received: list[int], ready: int) -> None:
     if not request["safe_path"]:
         sys.path.insert(0, os.getcwd())
     importlib.import_module("numpy").random.seed(None)
+    return ours, theirs
 
 
 def main() -> None:
@@ -201,12 +237,14 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the tests; this process ends with theirs
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
+    compiled.install()
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()  # a collection would copy the memory that processes share
-    words = serve(connection)["words"]
-    connection.detach()
-    sys.argv = words
+    environment = dict(os.environ)
+    request, own = serve(connection)
+    install(Server(own, environment))
+    sys.argv = words = request["words"]
     code = 0
     try:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)

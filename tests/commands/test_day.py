@@ -1,5 +1,7 @@
 """docs/day.md: every command of the page is run as it is written, and does what the page says.
 
+A shell reads each line. Once the packages are installed, the processes of objbench are forked: see `warm`.
+
 With `-s` it prints what each command took.
 """
 
@@ -17,6 +19,8 @@ from pathlib import Path
 import pytest
 from test_new import python_with
 
+import warm
+
 PAGE = (Path(__file__).parents[2] / "docs" / "day.md").read_text()
 LINES = [
     line for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
@@ -33,7 +37,7 @@ class Day:
         for name, text in (("objbench", command), ("pip", pip)):  # a pip that needs no network
             (folder / "venv" / "bin" / name).write_text(text)
             (folder / "venv" / "bin" / name).chmod(0o755)
-        self.folder, self.before = folder, ""
+        self.folder, self.before, self.python, self.installed = folder, "", python, False
         self.environment = os.environ | {
             "PATH": f"{folder / 'venv' / 'bin'}:{os.environ['PATH']}",
             "XDG_CACHE_HOME": str(folder / "cache"),
@@ -50,8 +54,11 @@ class Day:
             self.before += f"{variable[1]}={shlex.quote(said.stdout.strip())}\n"
             return said
         began = time.monotonic()
+        command = ["bash", "-ec", self.before + line]
+        if self.installed and line.startswith("objbench "):
+            command = [self.python, "-P", "-m", "objbench", *self.words(line)]
         shell = subprocess.Popen(
-            ["bash", "-ec", self.before + line], cwd=self.folder, env=self.environment, text=True,
+            command, cwd=self.folder, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         if line.endswith("# Ctrl-C"):
@@ -62,7 +69,17 @@ class Day:
         took = time.monotonic() - began
         self.took += took
         print(f"{took:6.1f} s  {line}", flush=True)
+        if line.startswith("pip "):
+            self.installed = True
+            warm.executables.add(self.python)
         return subprocess.CompletedProcess(line, shell.returncode, out, err)
+
+    def words(self, line: str) -> list[str]:
+        """What the shell gives `objbench` in a line of this command alone."""
+        shell = f"""objbench() {{ printf '%s\\0' "$@"; }}\n{self.before}{line}"""
+        said = subprocess.run(["bash", "-ec", shell], cwd=self.folder, env=self.environment, text=True,
+                              stdout=subprocess.PIPE, check=True)  # fmt: skip
+        return said.stdout.split("\0")[:-1]
 
     def trainings(self) -> list[str]:
         return sorted(path.parent.name for path in (self.folder / "runs" / "cells").glob("*/training.json"))

@@ -58,6 +58,7 @@ def rewrite(file: Path, new: Path | None = None, **columns: list[object]) -> Non
 
 
 @pytest.mark.parametrize("where", ["", "images"])
+@pytest.mark.slow
 def test_it_finds_in_exported_pictures_what_the_cell_found_in_these_scenes(
     where: str, cell: Path, tmp_path: Path
 ) -> None:

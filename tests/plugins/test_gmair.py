@@ -533,6 +533,7 @@ def test_a_batch_of_one_trains():
     assert torch.isfinite(sum(model.training_step(pictures(1), 0).values()))
 
 
+@pytest.mark.slow
 def test_it_learns_ten_images_by_heart():
     model = small(recon=16, gate_step=0, warmup_images=0).train()
     images = pictures(10)

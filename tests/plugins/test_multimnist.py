@@ -460,6 +460,7 @@ def test_the_fast_generator_equals_a_plain_loop_over_digits(options):
     st.integers(0, 2**31),
     st.sampled_from(["train", "validation", "test"]),
 )
+@pytest.mark.slow
 def test_a_scene_does_not_depend_on_its_batch(indices, seed, split):
     source = make(seed=seed, **DEMO)
     batch = source.scenes(split, torch.tensor(indices))

@@ -75,7 +75,17 @@ def accuracy(found, labels):
     return float(together[linear_sum_assignment(-together)].sum() / len(labels))
 
 
-@pytest.fixture(scope="module", params=[(name, channels) for name in KINDS for channels in (1, 3)])
+SLOW = {"contrastive"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((name, channels), marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in KINDS
+        for channels in (1, 3)
+    ],
+)
 def case(request):
     name, channels = request.param
     objects = some(channels=channels)
@@ -170,6 +180,7 @@ def test_fewer_objects_than_clusters_are_all_in_cluster_0(name, number):
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.slow
 def test_as_many_objects_as_clusters_and_many_copies_can_be_fitted(name):
     three = some()
     first = torch.stack([(three.labels == label).nonzero()[0, 0] for label in range(3)])

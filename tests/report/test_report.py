@@ -819,6 +819,7 @@ def test_intervals_set_the_better_model_in_bold(out: Path) -> None:
     assert progress == "", "it takes no time"
 
 
+@pytest.mark.slow
 def test_a_metric_that_cannot_weigh_scenes_gets_fewer_draws_and_a_note(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1152,6 +1153,7 @@ def test_nowhere_to_print_is_no_traceback_and_no_other_code(out: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["list models", "report --format json --to /dev/fd/1"])
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_it_quietly(out: Path, words: str) -> None:
     """As `| head` does, once it has closed the pipe."""
     read_end, write_end = os.pipe()

@@ -372,6 +372,7 @@ def test_ids_may_be_texts_and_are_kept_as_they_are(files: tuple[Path, Path]) -> 
     assert found.clusters.tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_gzip_is_reported_by_its_content(files: tuple[Path, Path]) -> None:
     before = run(*files, "--json").stdout
     for file in files:
@@ -387,6 +388,7 @@ def test_crowds_may_be_written_as_true(files: tuple[Path, Path]) -> None:
         assert read_truth(files[0]).crowds == crowds
 
 
+@pytest.mark.slow
 def test_a_data_set_with_scores_is_detections(files: tuple[Path, Path]) -> None:
     before = run(*files, "--json").stdout
     write(files[1], {"images": TRUTH["images"], "annotations": FOUND, "categories": []})
@@ -420,6 +422,7 @@ def test_boxes_of_masks_are_those_of_pycocotools(files: tuple[Path, Path]) -> No
     assert read_truth(files[0]).truth.boxes[1].tolist() == [1, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_what_is_invalid_can_be_left_out_and_is_counted(files: tuple[Path, Path]) -> None:
     bad = [
         UNNUMBERED | {"bbox": [1, 2, 0, 4]},
@@ -442,6 +445,7 @@ def test_what_is_invalid_can_be_left_out_and_is_counted(files: tuple[Path, Path]
     ]
 
 
+@pytest.mark.slow
 def test_boxes_of_another_convention_are_pointed_out(files: tuple[Path, Path]) -> None:
     sized = TRUTH | {"images": [row | {"width": 64, "height": 64} for row in TRUTH["images"]]}
     write(files[0], sized)
@@ -454,6 +458,7 @@ def test_boxes_of_another_convention_are_pointed_out(files: tuple[Path, Path]) -
     assert f"{files[0]}: annotations: boxes leave their images" in run(*files).stderr
 
 
+@pytest.mark.slow
 def test_numbers_are_not_rounded_before_they_are_compared(files: tuple[Path, Path]) -> None:
     """Boxes far from the origin with an IoU of .43, and scores that float32 takes for 1."""
     far = [500000.5, 4649776.3, 1.0, 1.0]
@@ -473,6 +478,7 @@ def test_numbers_are_not_rounded_before_they_are_compared(files: tuple[Path, Pat
     assert values["ap50"] == values["coco_ap"] == 1
 
 
+@pytest.mark.slow
 def test_no_order_of_the_list_matters(files: tuple[Path, Path]) -> None:
     boxes = [[0, 0, 20, 20], [30, 30, 20, 20], [70, 70, 20, 20], [100, 100, 20, 20]]
     there = [UNNUMBERED | {"bbox": box} for box in boxes[:2]]
@@ -492,6 +498,7 @@ def test_all_of_an_image_that_holds_many_are_counted(files: tuple[Path, Path]) -
     assert values["coco_ap"] == values["coco_ar"] == values["coco_ap75"] == values["ap50"] == 1
 
 
+@pytest.mark.slow
 def test_a_row_for_each_class(files: tuple[Path, Path]) -> None:
     """Class a is in cluster 4 and found; of class b one is in cluster 0, one in noise, one not found."""
     b = TRUTH["annotations"][1]
@@ -805,12 +812,14 @@ def test_nothing_found_scores_zero_and_is_said(files: tuple[Path, Path]) -> None
     assert "holds no detections" in result.stderr
 
 
+@pytest.mark.slow
 def test_no_clusters_is_null_in_json_and_undefined_in_the_table(files: tuple[Path, Path]) -> None:
     files[1].write_text(json.dumps([f | {"category_id": None} for f in FOUND]))
     assert json.loads(run(*files, "--json").stdout)["acc"] is None
     assert "    acc                  undefined" in run(*files).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_scores_that_never_reach_the_threshold_are_reported(files: tuple[Path, Path]) -> None:
     files[1].write_text(json.dumps([f | {"score": f["score"] / 10} for f in FOUND]))
     low = run(*files, "--json")
