@@ -111,6 +111,10 @@ class ClustererSpec:
     prior_knowledge: str = ""
     """What the clusterer knows about the data before it is fitted, such as the number of classes."""
 
+    check: str = ""
+    """Optional, "package.module:function": as `ModelSpec.check`, but the function gets the config and the names of the
+    options that the user set."""
+
     def differs_under(self, protocol: str) -> str:
         """The differences from the publication under a protocol."""
         return " ".join(self.differs[key] for key in ("*", protocol) if self.differs.get(key))

@@ -33,6 +33,7 @@ from objbench.cells.result import CellResult
 from objbench.cells.store import Store
 from objbench.errors import UsageError, error_line, unknown
 from objbench.guarded import Ask, PluginFailed, ask_here, calling
+from objbench.hookspecs import ClustererSpec, ModelSpec
 from objbench.options import as_json, build, describe
 from objbench.plugins import Registry, load_target
 
@@ -216,7 +217,7 @@ def _ask_detector(
         overrides = {**overrides, name: {k: v for k, v in overrides[name].items() if k != START}}
     with calling(who, "its settings"):
         config = build_model_config(registry, name, protocol, data, overrides)
-    check_options(registry, name, config, SceneShape(*shape), overrides.get(name, {}))
+    check_options(registry.model(name), config, SceneShape(*shape), given=overrides.get(name, {}))
     origin: dict[str, Any] = {}
     weights_from = ""
     with calling(who, "its constructor"):
@@ -297,6 +298,7 @@ def _ask_clusterer(
         clusterer_class = load_target(registry.clusterer(name).target)
     with calling(who, "its settings"):
         config = build_clusterer_config(registry, name, protocol, data, overrides)
+    check_options(registry.clusterer(name), config, given=overrides.get(name, {}))
     check_clusterer(clusterer_class, config, channels, name, data)
     with calling(who, "its settings"):
         own = own_of_clusterer(registry, name, protocol, data, config)
@@ -432,19 +434,18 @@ def changes_of_code(registry: Registry, training: Training) -> list[str]:
     return list(dict.fromkeys(changed))  # a model and a data set may share files
 
 
-def check_options(
-    registry: Registry, model: str, config: Any, shape: SceneShape, given: Iterable[str]
-) -> None:
-    """UsageError when the `check` of the detector's spec finds that options do not go together.
+def check_options(spec: ModelSpec | ClustererSpec, *known: Any, given: Iterable[str]) -> None:
+    """UsageError when the `check` of a spec finds that options do not go together.
 
-    given: names of the options that the user set. PluginFailed when the check fails.
+    known: what it gets: the config, and of a detector the shape of images. given: names of the options that the user
+    set. PluginFailed when the check fails.
     """
-    if not (target := registry.model(model).check):
+    if not spec.check:
         return
-    with calling(f"'{model}'", "the check of its options"):
-        fault = load_target(target)(config, shape, frozenset(given))
+    with calling(f"'{spec.name}'", "the check of its options"):
+        fault = load_target(spec.check)(*known, frozenset(given))
     if fault:
-        raise UsageError(f"{model}: {fault}")
+        raise UsageError(f"{spec.name}: {fault}")
 
 
 def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: str, data: str) -> None:

@@ -59,7 +59,7 @@ def planned(
 ) -> None:
     """Checks what a run checks before it begins."""
     config = build_model_config(REGISTRY, model, protocol, data, {model: given})
-    check_options(REGISTRY, model, config, SceneShape(3, side, side), given)
+    check_options(REGISTRY.model(model), config, SceneShape(3, side, side), given=given)
     check_fit(load_target(REGISTRY.model(model).target), config, SceneShape(3, side, side), model, "any")
 
 
@@ -102,7 +102,7 @@ def test_settings_of_every_protocol_pass(model: str) -> None:
             planned(model, {}, 128 if name == "paper" else 64, name, data)
 
 
-def test_a_run_asks_the_check_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_asks_the_check_of_the_spec() -> None:
     with pytest.raises(UsageError, match=r"^gmair: gate_cells=65 is more than the 64 cells"):
         matrix(REGISTRY, ["gmair"], ["multimnist"], [0], protocol("demo"), {"gmair": {"gate_cells": "65"}})
 
@@ -115,4 +115,10 @@ def test_a_check_that_fails_is_the_plugins_fault(monkeypatch: pytest.MonkeyPatch
     targets: dict[str, Callable[..., str]] = {known.model("gmair").check: fails}
     monkeypatch.setattr("objbench.cells.matrix.load_target", targets.__getitem__)
     with pytest.raises(PluginFailed, match="'gmair' failed in the check of its options: KeyError: 'steps'"):
-        check_options(known, "gmair", None, SceneShape(1, 64, 64), ())
+        check_options(known.model("gmair"), None, SceneShape(1, 64, 64), given=())
+
+
+def test_options_of_clusterers_are_checked_too() -> None:
+    words = {"iic": {"least_crop": "1.3"}}
+    with pytest.raises(UsageError, match=r"^iic: least_crop=1\.3 is above most_crop=1\.2$"):
+        matrix(REGISTRY, ["blobs+iic"], ["multimnist"], [0], protocol("demo"), words)
