@@ -18,8 +18,9 @@ test-fast: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # The tests of test-fast with the lowest versions that pyproject.toml allows, in an environment of its own (several GB).
+# LOWEST_TESTS=FILES runs some of them.
 test-lowest: .venv-lowest/.installed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(LOWEST_TESTS)
 
 install: $(VENV)/.installed
 

@@ -9,5 +9,5 @@ project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 for requirement in sorted(
     {*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())}
 ):
-    if found := re.fullmatch(r"([\w.-]+)>=([\w.]+)", requirement):
+    if found := re.fullmatch(r"([\w.-]+)(?:\[.*\])?>=([\w.]+)", requirement):
         print(f"{found[1]}=={found[2]}")

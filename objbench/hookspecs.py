@@ -44,6 +44,13 @@ class ModelSpec:
     generate: str = ""
     """Optional, "package.module:Name": a subclass of `objbench.generation.Generator`, for figures of what the detector
     generates. It is imported only for these, and is part of no key."""
+    check: str = ""
+    """Optional, "package.module:function": what is wrong with the options of a run, before it begins.
+
+    The function gets the config, the `SceneShape` of the images and the names of the options that the user set (a
+    frozenset). It returns an error message of one line, or "" if nothing is wrong. It is for what `Config` alone cannot
+    see: options that do not suit the images, and options that are wrong only if the user set them (a schedule of the
+    settings may be longer than a short training). It is part of no key."""
 
     def differs_under(self, protocol: str) -> str:
         """The differences from the publication under a protocol."""
@@ -103,6 +110,10 @@ class ClustererSpec:
     """Protocol -> differences from the publication under it; "*": differences under every protocol."""
     prior_knowledge: str = ""
     """What the clusterer knows about the data before it is fitted, such as the number of classes."""
+
+    check: str = ""
+    """Optional, "package.module:function": as `ModelSpec.check`, but the function gets the config and the names of the
+    options that the user set."""
 
     def differs_under(self, protocol: str) -> str:
         """The differences from the publication under a protocol."""

@@ -90,7 +90,8 @@ def colour(text: str) -> tuple[int, int, int]:
 def files_in(folder: Path, suffixes: Iterable[str], below: bool = False) -> list[Path]:
     """The files of a folder with one of these suffixes (in lower or upper case), sorted by name, without hidden files.
 
-    below: also the files of its subfolders. UsageError when the folder cannot be read.
+    A link to a file that does not exist is among them, so that it is reported by the code that reads it. below: also
+    the files of its subfolders. UsageError when the folder cannot be read.
     """
     wanted = tuple(suffixes)
     found, folders = [], [folder]
@@ -99,13 +100,18 @@ def files_in(folder: Path, suffixes: Iterable[str], below: bool = False) -> list
             for path in here.iterdir():
                 if path.name.startswith("."):
                     continue
-                if path.suffix.lower() in wanted and path.is_file():
+                if path.suffix.lower() in wanted and is_file(path):
                     found.append(path)
                 elif below and path.is_dir() and not path.is_symlink():
                     folders.append(path)
     except OSError as error:
         raise UsageError(f"cannot read {folder}: {error.strerror}") from None
     return sorted(found, key=lambda path: (path.parent, path.stem, path.name))
+
+
+def is_file(path: Path) -> bool:
+    """True for a file, and for a link to a file, also if that does not exist."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def joined_by_name(first: list[Path], second: list[Path], where: str) -> list[tuple[Path, Path]]:
@@ -155,7 +161,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UsageError:
         raise
     except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
+        what = "is a link to a file that does not exist" if path.is_symlink() else "there is no such file"
+        raise UsageError(f"{path}: {what}") from None
     except UnidentifiedImageError:
         raise UsageError(f"{path}: cannot be read as an image: it is not a PNG or JPEG file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from objbench.coco import ListedImage, base_name
 from objbench.errors import UsageError
-from objbench.images import SUFFIXES, files_in
+from objbench.images import SUFFIXES, files_in, is_file
 
 USUAL_NAMES = ("annotations.json", "_annotations.coco.json", "instances_*.json")
 """Names of annotations files, with .gz or without."""
@@ -87,6 +87,6 @@ def _at(name: str, places: tuple[Path, ...]) -> Path | None:
         for spelling in (name, name.replace("\\", "/")):
             with contextlib.suppress(OSError, ValueError):  # a name too long, or with a zero in it
                 path = Path(os.path.normpath(place / spelling))
-                if path.is_file():
+                if is_file(path):
                     return path
     return None

@@ -8,6 +8,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ from running import objbench, rows_of
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-DETECTOR, CONFIG, FIT, DATA, METRIC, DRAWS, CLUSTERER, TESTS = BLOCKS
+DETECTOR, CONFIG, CHECK, FIT, DATA, METRIC, DRAWS, CLUSTERER, TESTS = BLOCKS
 
 
 def code_lines(text: str) -> list[str]:
@@ -129,6 +131,14 @@ def test_the_twenty_lines_pass_the_kit(spots: Path) -> None:
 def test_the_other_plugins_of_the_guide_pass_the_kit(name: str, grown: Path) -> None:
     ran = objbench("check", name, "--plugin", str(grown))
     assert ran.code == 0, ran.out
+
+
+def test_the_check_of_options_of_the_guide_refuses_what_the_user_set() -> None:
+    names: dict[str, Any] = {}
+    exec(CHECK, names)
+    late, early = SimpleNamespace(gate_step=9, steps=9), SimpleNamespace(gate_step=8, steps=9)
+    assert names["fault_of"](late, None, {"gate_step"}).startswith("gate_step=9 is not below steps=9")
+    assert names["fault_of"](late, None, {"steps"}) == names["fault_of"](early, None, {"gate_step"}) == ""
 
 
 def test_the_options_of_the_guide_are_checked_and_reported(grown: Path) -> None:

@@ -177,13 +177,17 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
         "a-1.png",
     ):
         (tmp_path / name).touch()
+    (tmp_path / "z.png").symlink_to("nothing")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "zz.png").symlink_to("folder.png")
     (tmp_path / "folder.png" / "x.png").touch()
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "y.png").touch()
-    first = ["a.jpg", "a-1.png", "a.rot.png", "b.PNG", "c.JPEG"]
+    first = ["a.jpg", "a-1.png", "a.rot.png", "b.PNG", "c.JPEG", "z.png"]
     assert [path.name for path in files_in(tmp_path, images.SUFFIXES)] == first
     assert [path.name for path in files_in(tmp_path, images.SUFFIXES, below=True)] == [*first, "x.png"]
+    with pytest.raises(UsageError, match=r"z\.png: is a link to a file that does not exist"):
+        read_picture(tmp_path / "z.png")
     with pytest.raises(UsageError, match=r"cannot read .*none: No such file"):
         files_in(tmp_path / "none", images.SUFFIXES)
 

@@ -276,6 +276,8 @@ class Shades(Clusterer):
                 self.register_buffer("more", torch.ones(3))
             case "float64":
                 torch.set_default_dtype(torch.float64)
+            case "widen":
+                object.__setattr__(self.config, "clusters", 1000)
             case "generators":
                 torch.manual_seed(1)
                 torch.set_num_threads(2)
@@ -313,6 +315,8 @@ class Shades(Clusterer):
         return found
 
     def warnings(self) -> list[str]:
+        if self.config.trouble == "text":
+            return "a text, not a list"  # type: ignore[return-value]
         return ["too few to shade"] if self.few else []
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ from objbench.plugins import Registry
 
 KINDS = {"model": "model", "data": "data set"}
 """Part of an identity that names a plugin -> what `Registry.owners` calls its kind."""
-NOT_SAID = ("name", "summary", "target", "generate")
+NOT_SAID = ("name", "summary", "target", "generate", "check")
 """Fields of a spec that no table needs."""
 
 About = dict[str, dict[str, Any]]

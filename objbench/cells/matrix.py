@@ -31,8 +31,9 @@ from objbench.cells.overrides import (
 from objbench.cells.protocols import Protocol
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store
-from objbench.errors import UsageError, unknown
+from objbench.errors import UsageError, error_line, unknown
 from objbench.guarded import Ask, PluginFailed, ask_here, calling
+from objbench.hookspecs import ClustererSpec, ModelSpec
 from objbench.options import as_json, build, describe
 from objbench.plugins import Registry, load_target
 
@@ -216,6 +217,7 @@ def _ask_detector(
         overrides = {**overrides, name: {k: v for k, v in overrides[name].items() if k != START}}
     with calling(who, "its settings"):
         config = build_model_config(registry, name, protocol, data, overrides)
+    check_options(registry.model(name), config, SceneShape(*shape), given=overrides.get(name, {}))
     origin: dict[str, Any] = {}
     weights_from = ""
     with calling(who, "its constructor"):
@@ -296,6 +298,7 @@ def _ask_clusterer(
         clusterer_class = load_target(registry.clusterer(name).target)
     with calling(who, "its settings"):
         config = build_clusterer_config(registry, name, protocol, data, overrides)
+    check_options(registry.clusterer(name), config, given=overrides.get(name, {}))
     check_clusterer(clusterer_class, config, channels, name, data)
     with calling(who, "its settings"):
         own = own_of_clusterer(registry, name, protocol, data, config)
@@ -431,6 +434,20 @@ def changes_of_code(registry: Registry, training: Training) -> list[str]:
     return list(dict.fromkeys(changed))  # a model and a data set may share files
 
 
+def check_options(spec: ModelSpec | ClustererSpec, *known: Any, given: Iterable[str]) -> None:
+    """UsageError when the `check` of a spec finds that options do not go together.
+
+    known: what it gets: the config, and of a detector the shape of images. given: names of the options that the user
+    set. PluginFailed when the check fails.
+    """
+    if not spec.check:
+        return
+    with calling(f"'{spec.name}'", "the check of its options"):
+        fault = load_target(spec.check)(*known, frozenset(given))
+    if fault:
+        raise UsageError(f"{spec.name}: {fault}")
+
+
 def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: str, data: str) -> None:
     """UsageError when the detector refuses images of this shape: better reported now than by a failed cell.
 
@@ -445,6 +462,8 @@ def check_fit(detector: type[Detector], config: Any, shape: SceneShape, model: s
         raise
     except ValueError as error:
         raise UsageError(f"'{model}' on '{data}': {error}") from None
+    except ArithmeticError as error:  # of plain numbers: the options are out of range, with or without memory
+        raise UsageError(f"'{model}' on '{data}': its options lead to {error_line(error)}") from None
     except Exception:
         return
 

@@ -290,7 +290,7 @@ class Drawing:
 def show_results(
     results: list[CellResult], columns: list[str], as_json: bool, apart: Mapping[str, str]
 ) -> None:
-    """How each cell ended, with its figures. apart: what tells cells of one name apart, by key."""
+    """How each cell ended, with its figures and its warnings. apart: what tells cells of one name apart, by key."""
     if as_json:
         click.echo(json.dumps([r.as_json() for r in results], indent=2))
         return
@@ -298,6 +298,8 @@ def show_results(
         figures = "  ".join(f"{k} {result.metrics[k]:.3f}" for k in columns if k in result.metrics)
         line = f"{result.status}: {named(result)}{apart.get(result.cell, '')}  {result.error or figures}  {result.path}"
         click.echo(line.rstrip())
+        for warning in result.provenance.get("warnings", []):
+            click.echo(f"    warning: {warning}", err=True)
 
 
 def show_plan(planned: list[Planned], failures: list[CellResult], workers: int, as_json: bool) -> None:

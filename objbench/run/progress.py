@@ -123,9 +123,11 @@ class Progress:
         self.ended += 1
         self.lines[cell.key].ends(result)
         why = f": {result.error}" if result.error else ""
-        self.say(f"[{self.ended}/{len(self.lines)}] {cell.name}: {result.status}{why}")
-        for warning in result.provenance.get("warnings", []):
-            self.say(f"    warning: {warning}")
+        count = len(result.provenance.get("warnings", []))
+        warned = (
+            f", with {count} warning{'s' if count > 1 else ''}" if count else ""
+        )  # printed when the run ends
+        self.say(f"[{self.ended}/{len(self.lines)}] {cell.name}: {result.status}{warned}{why}")
 
     def _drawn(self) -> RenderableType:
         return table(list(self.lines.values()), self.headings, self.console, self.workers)

@@ -14,10 +14,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,7 +256,7 @@ class Worker(Link, Watch):
                 classes=tuple(self.built.test_source.classes),
                 shape=(detector.shape.channels, detector.shape.height, detector.shape.width),
                 oracle=detector.oracle,
-                warnings=outcome.warnings,
+                warnings=sentences(outcome.warnings),
                 provenance=began | {"data": training.identity["fingerprint"], "finished": now()},
             )
             files = [f"{name}.safetensors" for name in tensors]
@@ -360,13 +361,14 @@ class Worker(Link, Watch):
         made, warnings = clustering.fit(name, clusterer, config, objects, seed)
         state = clustering.state_of(name, made)
         fitted = time.perf_counter() - began
+        config = config_of_clusterer(self.registry, cell)  # `fit` may have changed that of the clusterer
         asked = self._tested(folder.parent).objects(clusterer, config)
         began = time.perf_counter()
         clusters = clustering.assign(name, made, asked, config.clusters)
         seconds = fitted + time.perf_counter() - began
         again = clustering.restored(name, clusterer, config, shape, state)
         check_same(name, again, asked, clusters, config.clusters)
-        return Clustered(clusters, state, warnings, seconds, len(objects), shape, clusterer.oracle)
+        return Clustered(clusters, state, sentences(warnings), seconds, len(objects), shape, clusterer.oracle)
 
     def _clustered_as_before(self, cell: Cell, folder: Path) -> Clustered:
         """Assigns the test objects of an evaluation by the clusterer of the finished cell, which is not fitted anew."""
@@ -408,6 +410,18 @@ def check_same(name: str, restored: Clusterer, asked: Objects, clusters: Tensor,
             f"assign of '{name}' does not look at each object alone: given every second one, {other} of "
             f"{len(asked)} are in another cluster"
         )
+
+
+def sentences(warnings: Iterable[Any]) -> list[str]:
+    """The warnings of a plugin as texts of one line each.
+
+    A plugin that returned one text instead of a list gave its characters one by one: these are put together again.
+    """
+    found: list[str] = []
+    for single, texts in groupby(map(str, warnings), lambda text: len(text) == 1):
+        run = list(texts)
+        found += ["".join(run)] if single else run
+    return [" ".join(text.split()) for text in found if text.strip()]
 
 
 @contextmanager

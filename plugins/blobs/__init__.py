@@ -12,6 +12,7 @@ def objbench_models() -> list[ModelSpec]:
             label="Connected components",
             summary="Floor: each connected component of what differs from the background is a detection",
             target="objbench_plugins.blobs.model:Blobs",
+            check="objbench_plugins.blobs.check:fault_of",
             clusters=False,
             paper="none: a floor of this benchmark, made of scipy.ndimage",
             code="this repository",

@@ -183,7 +183,10 @@ def _first_channels(file: Path, size: int) -> None:
 
 
 def _digests(root: Path, files: Sequence[Path]) -> list[str]:
-    """The SHA-256 of each file; read again only where its size or time has changed since the last call."""
+    """The SHA-256 of each file; read again only where its size or time has changed since the last call.
+
+    "" for a file that cannot be read, such as a link to nothing: it is then a broken picture.
+    """
     index = cache_folder() / f"index-{hashlib.sha256(str(root).encode()).hexdigest()[:24]}.json"
     known: dict[str, list[Any]] = {}
     with suppress(OSError, ValueError):
@@ -199,14 +202,14 @@ def _digests(root: Path, files: Sequence[Path]) -> list[str]:
                 continue
             with file.open("rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        except OSError as error:
-            raise UsageError(f"{file}: cannot be read ({error.strerror})") from None
+        except OSError:
+            continue
         now[name] = [status.st_size, status.st_mtime_ns, digest]
     if now != known:
         with suppress(OSError):  # it only saves time
             index.parent.mkdir(parents=True, exist_ok=True)
             write_file(index, json.dumps(now).encode())
-    return [now[str(file.relative_to(root))][2] for file in files]
+    return [now.get(str(file.relative_to(root)), [0, 0, ""])[2] for file in files]
 
 
 def _shown(names: Sequence[str], what: str) -> Iterator[str]:

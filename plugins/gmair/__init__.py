@@ -22,6 +22,7 @@ def objbench_models() -> list[ModelSpec]:
             summary="Gaussian Mixture Attend, Infer, Repeat (Zhu et al. 2021): detects and clusters at once",
             target="objbench_plugins.gmair.model:Gmair",
             generate="objbench_plugins.gmair.generate:GmairGenerator",
+            check="objbench_plugins.gmair.check:fault_of",
             paper=(
                 "W. Zhu, Y. Shen, L. Yu, L. P. Aguirre Sanchez: GMAIR: Unsupervised Object Detection Based "
                 "on Spatial Attention and Gaussian Mixture, arXiv 2106.01722, 2021"

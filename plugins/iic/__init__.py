@@ -12,6 +12,7 @@ def objbench_clusterers() -> list[ClustererSpec]:
             label="IIC",
             summary="Invariant information clustering (Ji et al. 2019)",
             target="objbench_plugins.iic.model:Iic",
+            check="objbench_plugins.iic.check:fault_of",
             paper=(
                 "X. Ji, J. F. Henriques, A. Vedaldi: Invariant Information Clustering for Unsupervised Image "
                 "Classification and Segmentation, ICCV 2019"

@@ -18,6 +18,7 @@ def objbench_models() -> list[ModelSpec]:
             label="Slot Attention",
             summary="Slots that compete for the pixels of an image (Locatello et al. 2020); answers with masks",
             target="objbench_plugins.slot_attention.model:SlotAttentionDetector",
+            check="objbench_plugins.slot_attention.check:fault_of",
             clusters=False,
             paper="F. Locatello et al.: Object-Centric Learning with Slot Attention, NeurIPS 2020",
             code="https://github.com/google-research/google-research/tree/master/slot_attention",

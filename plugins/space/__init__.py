@@ -23,6 +23,7 @@ def objbench_models() -> list[ModelSpec]:
             summary="Spatial attention over a scene mixture (Lin et al. 2020): detects on any background",
             target="objbench_plugins.space.model:Space",
             generate="objbench_plugins.space.generate:SpaceGenerator",
+            check="objbench_plugins.space.check:fault_of",
             clusters=False,
             paper=(
                 "Z. Lin, Y.-F. Wu, S. V. Peri, W. Sun, G. Singh, F. Deng, J. Jiang, S. Ahn: SPACE: "

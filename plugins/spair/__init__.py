@@ -22,6 +22,7 @@ def objbench_models() -> list[ModelSpec]:
             summary="Spatially Invariant Attend, Infer, Repeat (Crawford & Pineau 2019)",
             target="objbench_plugins.spair.model:Spair",
             generate="objbench_plugins.spair.generate:SpairGenerator",
+            check="objbench_plugins.spair.check:fault_of",
             clusters=False,
             paper=(
                 "E. Crawford, J. Pineau: Spatially Invariant Unsupervised Object Detection with "

@@ -214,14 +214,19 @@ def test_a_broken_picture_is_named_left_out_and_counted(
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
     (tmp_path / "text.JPG").write_text("no picture")
     (tmp_path / ".hidden.png").write_text("not seen")
+    (tmp_path / "link.png").symlink_to("nothing.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "good.png").symlink_to("0.png")
     annotate(tmp_path / "annotations.json", {p.name: [[0, 0, 5, 5]] for p in tmp_path.glob("[!.]*.*[gG]")})
     source = make(tmp_path)
-    assert source.fingerprint()["broken"] == 2
-    assert sum(source.fingerprint()["scenes"].values()) == 5
+    assert source.fingerprint()["broken"] == 4
+    assert sum(source.fingerprint()["scenes"].values()) == 6
     said = capsys.readouterr().err
     assert "cut.png" in said
     assert "text.JPG" in said
-    with pytest.raises(UsageError, match=r"2 broken pictures, and folder\.strict is set"):
+    assert "link.png: is a link to a file that does not exist" in said
+    assert "circle.png: cannot be read" in said
+    with pytest.raises(UsageError, match=r"4 broken pictures, and folder\.strict is set"):
         make(tmp_path, strict=True)
 
 

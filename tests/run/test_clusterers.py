@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from objbench.cells.matrix import Entry, entries
 from objbench.cells.store import Store, read_record, read_trained
 from objbench.clusterer import Objects
 from objbench.errors import UsageError
-from objbench.run.worker import check_same, how_it_failed
+from objbench.run.worker import check_same, how_it_failed, sentences
 from objbench.score.arrays import load_detections, load_found, load_tensors
 from running import TOY, Ran, objbench, rows_of, run, run_here, toy_cell, toy_cells, toys
 
@@ -301,6 +302,7 @@ def test_removing_a_cell_keeps_its_training(tmp_path: Path) -> None:
         (["shades.trouble=sys.exit"], "'shades' failed in its fit: it called sys.exit(3)"),
         (["shades.trouble=change"], "fit of 'shades' changed the glimpses that it was given"),
         (["shades.trouble=many"], "what assign of 'shades' returned is wrong"),
+        (["shades.trouble=widen"], "it must be in 0..9, or -1 (noise)"),
         (["shades.trouble=short"], "what assign of 'shades' returned is wrong: a tensor of shape"),
         (["shades.trouble=forget"], "the state_dict of 'shades' does not hold all that it learnt"),
         (["shades.trouble=grow"], "the saved state of 'shades' does not fit the plugin"),
@@ -358,6 +360,24 @@ def test_a_long_error_keeps_its_beginning() -> None:
 def test_memory_that_runs_out_is_said(mine: Path) -> None:
     result = run_here(mine, toy_cell("toy+shades", "toy.steps=40", "shades.trouble=allocate"))
     assert result.status == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ([], []),
+        ("too few", ["too few"]),  # one text instead of a list
+        ([*"too few", "trained on two machines"], ["too few", "trained on two machines"]),
+        (["one thing", "", "another\n thing", 3], ["one thing", "another thing", "3"]),
+    ],
+)
+def test_warnings_are_sentences(said: Iterable[object], kept: list[str]) -> None:
+    assert sentences(said) == kept
+
+
+def test_one_text_as_warnings_is_one_warning(mine: Path) -> None:
+    result = run_here(mine, toy_cell("toy+shades", "toy.steps=40", "shades.trouble=text"))
+    assert result.provenance["warnings"] == ["a text, not a list"]
 
 
 def test_too_few_objects_are_a_warning(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from objbench.cells.difference import difference
 from objbench.cells.result import CellResult
 from objbench.cells.store import Store, read_record, write_record
 from objbench.commands.devices import threads_each
+from objbench.commands.run import show_results
 from objbench.errors import UsageError
 from objbench.plugins import Registry
 from objbench.run.planning import Planner
@@ -298,6 +300,16 @@ def test_a_model_that_finds_nothing_is_done_with_a_warning(tmp_path: Path) -> No
     assert result.status == "done"
     assert "all detections are in cluster 0" in result.provenance["warnings"][0]
     assert result.metrics["ap50"] == 0
+
+
+def test_warnings_are_printed_when_a_run_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all its cells, also those that were done before."""
+    cell = toy_cell()
+    warned = replace(cell.result("done"), provenance={"warnings": ["the toy stumbled", "and fell"]})
+    show_results([warned, cell.result("done")], [], False, {})
+    said = capsys.readouterr()
+    assert [line.split(" ")[0] for line in said.out.splitlines()] == ["done:", "done:"]
+    assert said.err == "    warning: the toy stumbled\n    warning: and fell\n"
 
 
 @pytest.mark.slow
