@@ -6,6 +6,7 @@ removed after them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Parcel:
 
 
 class Seen(NamedTuple):
-    """A file as it was seen. One that is replaced gets another inode; one that is appended to keeps it."""
+    """A file as it was seen. One that is appended to keeps its inode; one that is replaced can get it back."""
 
     inode: int
     size: int
@@ -45,6 +46,8 @@ class Changes:
         """What is in the folder now is known at the other end."""
         self.folder = folder
         self._known = _listing(folder)
+        self._digests = {name: _digest(_read(folder / name)) for name in self._known}
+        """Of what the other end has of each file."""
 
     def changes(self) -> Parcel:
         """What changed since the last call.
@@ -54,30 +57,41 @@ class Changes:
         for _ in range(TRIES):
             now = _listing(self.folder)
             try:
-                parcel = self._difference(now)
+                parcel, digests = self._difference(now)
             except FileNotFoundError:
                 continue
             after = _listing(self.folder)
-            if {name: seen.inode for name, seen in now.items()} == {
-                n: seen.inode for n, seen in after.items()
-            }:
+            if now.keys() == after.keys() and all(
+                seen == after[name] or self._is_longer(name, digests.get(name), seen, after[name])
+                for name, seen in now.items()
+            ):
                 self._known = now
+                self._digests = {name: (self._digests | digests)[name] for name in now}
                 return parcel
         return Parcel()
 
-    def _difference(self, now: Mapping[str, Seen]) -> Parcel:
+    def _is_longer(self, name: str, digest: bytes | None, then: Seen, now: Seen) -> bool:
+        """Whether a file was only appended to since it was read."""
+        if then.inode != now.inode or then.size > now.size:
+            return False
+        return _digest(_read(self.folder / name)[: then.size]) == (digest or self._digests[name])
+
+    def _difference(self, now: Mapping[str, Seen]) -> tuple[Parcel, dict[str, bytes]]:
+        """What changed, and the digests of the files that did."""
         whole: dict[str, bytes] = {}
         more: dict[str, bytes] = {}
+        digests: dict[str, bytes] = {}
         for name, seen in now.items():
             before = self._known.get(name)
             if seen == before:
                 continue
-            grown = before is not None and before.inode == seen.inode and before.size <= seen.size
-            begin = before.size if before is not None and grown else 0
-            with (self.folder / name).open("rb") as file:
-                file.seek(begin)
-                (more if grown else whole)[name] = file.read(seen.size - begin)
-        return Parcel(whole, more, tuple(self._known.keys() - now.keys()))
+            content = (self.folder / name).read_bytes()[: seen.size]
+            digests[name] = _digest(content)
+            if before is not None and _digest(content[: before.size]) == self._digests[name]:
+                more[name] = content[before.size :]
+            else:
+                whole[name] = content
+        return Parcel(whole, more, tuple(self._known.keys() - now.keys())), digests
 
 
 def store(folder: Path, parcel: Parcel) -> None:
@@ -114,6 +128,18 @@ def _inside(folder: Path, name: str) -> Path:
 def _commits(name: str) -> tuple[bool, int, str]:
     """Sorts files as they are to be written: JSON files vouch for others, and those of cells for their training's."""
     return name.endswith(".json"), name.count("/"), name
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _read(path: Path) -> bytes:
+    """What a file holds; nothing if it has just been removed."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _listing(folder: Path) -> dict[str, Seen]:

@@ -72,6 +72,21 @@ def test_a_folder_is_the_same_at_both_ends_after_any_changes(tmp_path: Path, see
     assert watched.changes() == Parcel(), "nothing is shipped twice"
 
 
+def test_a_file_that_was_replaced_under_its_old_inode_is_shipped_whole(tmp_path: Path) -> None:
+    """A file system may give the inode of a removed file to the next one: that it became longer does not say how."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    (there / "checkpoint-1.safetensors").write_bytes(b"first")
+    shutil.copytree(there, here)
+    watched = Changes(there)
+    (there / "checkpoint-1.safetensors").write_bytes(b"second one")  # in place
+    parcel = watched.changes()
+    assert parcel == Parcel(whole={"checkpoint-1.safetensors": b"second one"})
+    store(here, parcel)
+    assert contents(here) == contents(there)
+    assert watched.changes() == Parcel()
+
+
 def test_what_json_vouches_for_is_written_before_it_and_removed_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
