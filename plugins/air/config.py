@@ -13,15 +13,13 @@ from objbench.options import Settings, option, widths
 class AirConfig(DetectorConfig):
     """Defaults are those of the paper for its scenes of up to three digits, where it prints them.
 
-    The others are those of two reimplementations: glimpse, deviation of a pixel, optimiser and batch of Kosiorek's, widths
-    of hidden layers and the number of steps of Pyro's.
+    The others are those of two reimplementations: glimpse, deviation of a pixel, optimiser and batch of Kosiorek's,
+    widths of hidden layers, scale prior and baseline's rate of Pyro's.
     """
 
     steps: int = option(200_000, "training steps (batches)", low=1)
     batch_size: int = option(64, "images a step", low=1)
-    optimizer: str = option(
-        "rmsprop", "rmsprop: with a momentum of .9; adam", choices=["rmsprop", "adam"]
-    )
+    optimizer: str = option("rmsprop", "rmsprop: with a momentum of .9; adam", choices=["rmsprop", "adam"])
     baseline_lr: float = option(1e-3, "learning rate of the baseline; only with estimator=nvil", above=0)
 
     # Inference
@@ -43,7 +41,9 @@ class AirConfig(DetectorConfig):
         "samples of the relaxed Bernoulli",
         choices=["nvil", "relaxed"],
     )
-    temperature: float = option(1.0, "temperature of the relaxed presence; only with estimator=relaxed", above=0)
+    temperature: float = option(
+        1.0, "temperature of the relaxed presence; only with estimator=relaxed", above=0
+    )
 
     # Architecture
     hidden: int = option(256, "units of the recurrent network", low=1)
@@ -88,6 +88,7 @@ class AirConfig(DetectorConfig):
 
 
 SMALL: dict[str, Any] = {
+    "objects": 5,
     "batch_size": 32,
     "optimizer": "adam",
     "lr": 1e-3,
@@ -101,7 +102,7 @@ SMALL: dict[str, Any] = {
     "presence_bias": 2.0,
     "where_std": 0.2,
     "scale_prior_std": 0.5,
-    "count_steps": 2_000,
+    "count_steps": 3_000,
     "trim_edges": "crossing",
 }
 
@@ -111,7 +112,7 @@ DIGITS: dict[str, Any] = {
 }
 
 SETTINGS: Settings = {
-    ("demo", "*"): {**SMALL, "steps": 4_000},
+    ("demo", "*"): {**SMALL, "steps": 5_000},
     ("small", "*"): {**SMALL, "steps": 16_000},
     ("demo", "multimnist"): DIGITS,
     ("small", "multimnist"): DIGITS,

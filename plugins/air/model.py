@@ -103,8 +103,8 @@ class Air(Detector):
 
         # -log p(x | z), without its constant: [n]
         recon = (images - canvas).square().sum((1, 2, 3)) / (2 * c.sigma**2)
-        # KL(q || p) of a step's presence [n, N] counts where the step was reached, of where and what where it is present.
-        # With at most N steps, independent choices of one object more are the geometric prior, cut at N.
+        # KL(q || p) [n, N]: of presence where the step was reached, of where and what where the object is present. The
+        # geometric prior is N independent choices of one object more, up to the first that is not made.
         kl_presence = found.asked * bernoulli_kl(found.presence_logit, prior["log_more"], prior["log_stop"])
         scale, shift = found.where_mean.split([1, 2], 2), found.where_std.split([1, 2], 2)
         kl_where = normal_kl(scale[0], shift[0], self.scale_prior, c.scale_prior_std).sum(2)

@@ -23,7 +23,7 @@ class ImageEncoder(nn.Sequential):
     """Features of an image, not published: patches, a convolution and a layer. [n, channels, *size] -> [n, out]."""
 
     def __init__(self, channels: int, size: tuple[int, int], out: int) -> None:
-        rows, columns = (-(-(-(-side // PATCH)) // 2) for side in size)
+        rows, columns = ((side + 2 * PATCH - 1) // (2 * PATCH) for side in size)
         padding = [(-side) % PATCH for side in size]
         super().__init__(
             nn.ZeroPad2d((0, padding[1], 0, padding[0])),

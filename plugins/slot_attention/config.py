@@ -28,6 +28,12 @@ class SlotAttentionConfig(DetectorConfig):
         "weights at the start: random; k-means: attention is about soft k-means on colours and places",
         choices=("random", "k-means"),
     )
+    seeds: str = option(
+        "noise",
+        "where slots start: noise: around one learned place; far: around features of pixels that are far from each "
+        "other in colour and place, the first of which is the top left one",
+        choices=("noise", "far"),
+    )
     sharpness: float = option(4.0, "inverse temperature of the k-means at the start", above=0)
     width: int = option(64, "channels of the encoder and the decoder", low=1)
     halvings: int = option(0, "how many of the encoder's four layers halve the resolution", low=0, high=4)

@@ -57,7 +57,7 @@ class SlotAttentionDetector(Detector):
         super().__init__(config, shape)
         c, side = config, (shape.height, shape.width)
         self.encoder = Encoder(shape.channels, side, c.width, c.halvings)
-        self.attention = SlotAttention(c.width, c.slot_size, c.hidden, c.iterations)
+        self.attention = SlotAttention(c.width, c.slot_size, c.hidden, c.iterations, c.seeds)
         self.decoder = Decoder(c.slot_size, shape.channels, side, c.width, c.grid, c.coarse, c.even)
         networks.started(self)
         if c.start == "k-means":

@@ -8,6 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PLACE = 0.6
+"""What the encoder's map of positions is multiplied by where features start as colours and places."""
+BEYOND = 3.0
+"""A ReLU between biases of BEYOND and -BEYOND passes normalised values down to -BEYOND as they are."""
+
 
 def started(module: nn.Module) -> None:
     """Starts weights so that signals keep their size: He et al. 2015 before a ReLU, Glorot and Bengio 2010 elsewhere.
@@ -40,7 +45,8 @@ def pass_colours(encoder: Encoder, channels: int) -> None:
     """Starts an encoder so that its features hold the colours of their pixels beside what it makes of them.
 
     The first 2 C channels of each layer are the positive and the negative part of the colours in -1..1, in so far as
-    there are so many channels.
+    there are so many channels. The last layer has the others at a tenth, positions are added at PLACE, and the network
+    for each pixel changes nothing: features that are alike are then pixels of one colour near each other.
     """
     convolutions = [layer for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
     for depth, layer in enumerate(convolutions):
@@ -48,6 +54,14 @@ def pass_colours(encoder: Encoder, channels: int) -> None:
             layer.weight[i] = 0
             sign = 1 if depth or i < channels else -1
             layer.weight[i, i if depth else i % channels, 2, 2] = sign
+    convolutions[-1].weight[2 * channels :] *= 0.1
+    encoder.position.map.weight *= PLACE
+    before, _, after = encoder.mlp
+    assert isinstance(before, nn.Linear)
+    assert isinstance(after, nn.Linear)
+    for layer, bias in ((before, BEYOND), (after, -BEYOND)):
+        nn.init.eye_(layer.weight)
+        nn.init.constant_(layer.bias, bias)
 
 
 class Position(nn.Module):
