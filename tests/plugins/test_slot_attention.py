@@ -12,7 +12,7 @@ from objbench.errors import UsageError
 from objbench.masks import unpack
 from objbench.options import build
 from objbench.scenes import SceneShape
-from objbench_plugins.slot_attention.attention import SlotAttention
+from objbench_plugins.slot_attention.attention import SlotAttention, far_apart
 from objbench_plugins.slot_attention.model import Seen, SlotAttentionDetector, at_border, scaled
 from objbench_plugins.slot_attention.networks import Decoder, Encoder, Position, started
 from objbench_plugins.slot_attention.rates import WarmedAdam, rate_at
@@ -27,17 +27,28 @@ def detector(shape: tuple[int, int, int] = (3, 32, 32), **options: Any) -> SlotA
     )
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
-def test_slots_are_those_of_the_plain_reference(iterations: int) -> None:
+@pytest.mark.parametrize(("iterations", "seeds"), [(1, "noise"), (3, "noise"), (2, "far")])
+def test_slots_are_those_of_the_plain_reference(iterations: int, seeds: str) -> None:
     torch.manual_seed(0)
-    module = SlotAttention(6, 5, 7, iterations).double()
+    module = SlotAttention(6, 5, 7, iterations, seeds).double()
     for parameter in module.parameters():  # also norms and biases
         torch.nn.init.normal_(parameter, 0.3, 0.5)
     features, noise = torch.randn(2, 11, 6).double(), torch.randn(2, 3, 5).double()
     weights = {name: value.numpy() for name, value in module.state_dict().items()}
     for one, (these, random) in zip(module(features, noise), zip(features, noise, strict=True), strict=True):
-        expected = slots_of(these.numpy(), random.numpy(), weights, iterations)
+        expected = slots_of(these.numpy(), random.numpy(), weights, iterations, seeds)
         assert np.allclose(one.detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_seeds_are_far_from_each_other() -> None:
+    """Four groups of features, of which the first is much the largest: each has one seed."""
+    centres = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 7.0], [5.0, 5.0]])
+    group = torch.tensor([0] * 20 + [3, 1, 1, 2, 3])
+    features = centres[group][None] + 0.1 * torch.rand(1, 25, 2)
+    chosen = far_apart(features, 4)[0]
+    assert chosen[0] == 0
+    assert sorted(group[chosen].tolist()) == [0, 1, 2, 3]
+    assert group[chosen][1] == 1  # the farthest from the first
 
 
 def test_slots_do_not_depend_on_the_order_of_features_and_follow_that_of_noise() -> None:
