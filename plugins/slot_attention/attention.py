@@ -68,8 +68,11 @@ class SlotAttention(nn.Module):
             nn.init.zeros_(self.mu)
             nn.init.constant_(self.log_sigma, SEED_LOG_SIGMA)
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
-        """The slots [n, K, D] of features [n, N, F], from standard normal noise [n, K, D]."""
+    def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots [n, K, D] of features [n, N, F], from standard normal noise [n, K, D]; and their weights [n, N, K].
+
+        Weights are those of the last round: of a slot, each feature's share in it, of sum 1 over features.
+        """
         inputs = self.norm_inputs(features)
         keys, values = self.key(inputs), self.value(inputs)  # [n, N, D]
         slots = self.mu + self.log_sigma.exp() * noise  # [n, K, D]
@@ -86,4 +89,4 @@ class SlotAttention(nn.Module):
             updates = weights.mT @ values  # [n, K, D]
             slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(self.norm_hidden(slots))
-        return slots
+        return slots, weights

@@ -43,6 +43,12 @@ class SlotAttentionConfig(DetectorConfig):
     )
     even: int = option(1, "layers of the decoder after those that double", low=0)
 
+    frame: str = option(
+        "image",
+        "what the decoder's positions are relative to: image: its sides; slot: the slot's own centre and extent in the "
+        "last round of attention, as in Biza et al. 2023",
+        choices=("image", "slot"),
+    )
     background: str = option(
         "border",
         "border: the segment with most pixels at the image's border is no detection; kept: it is one",

@@ -18,7 +18,7 @@ from objbench.scenes import SceneShape
 from objbench_plugins.slot_attention import networks
 from objbench_plugins.slot_attention.attention import SlotAttention
 from objbench_plugins.slot_attention.config import SETTINGS, SlotAttentionConfig
-from objbench_plugins.slot_attention.networks import Decoder, Encoder
+from objbench_plugins.slot_attention.networks import Decoder, Encoder, Frame
 from objbench_plugins.slot_attention.rates import WarmedAdam
 
 PLACES = 5.0
@@ -63,8 +63,9 @@ class SlotAttentionDetector(Detector):
         if c.start == "k-means":
             networks.pass_colours(self.encoder, shape.channels)
             self.attention.start_as_k_means(c.sharpness)
-            with torch.no_grad():
-                self.decoder.position.map.weight *= PLACES
+            if c.frame == "image":
+                with torch.no_grad():
+                    self.decoder.position.map.weight *= PLACES
         self.register_buffer("noise", torch.randn(1, c.slots, c.slot_size))  # of detection
 
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
@@ -80,8 +81,12 @@ class SlotAttentionDetector(Detector):
 
     def see(self, images: Tensor, noise: Tensor) -> Seen:
         """images: [n, C, h, w] in 0..1. noise: [n, K, D] standard normal."""
-        slots = self.attention(self.encoder(scaled(images)), noise)
-        painted = self.decoder(slots.flatten(0, 1)).unflatten(0, slots.shape[:2])  # [n, K, C + 1, h, w]
+        slots, weights = self.attention(self.encoder(scaled(images)), noise)
+        frame = None
+        if self.config.frame == "slot":
+            positions = self.encoder.position.grid[..., :2].flatten(0, 1)  # [N, 2] y, x in 0..1
+            frame = Frame(*(part.flatten(0, 1) for part in networks.frame_of(weights, positions)))
+        painted = self.decoder(slots.flatten(0, 1), frame).unflatten(0, slots.shape[:2])  # [n, K, C + 1, h, w]
         return Seen(slots, painted[:, :, :-1], painted[:, :, -1].softmax(1))
 
     def detect(self, images: Tensor) -> Detections:

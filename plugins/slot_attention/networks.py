@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,10 +76,33 @@ class Position(nn.Module):
         y, x = torch.meshgrid(*(torch.linspace(0, 1, side) for side in height_width), indexing="ij")
         self.register_buffer("grid", torch.stack([y, x, 1 - y, 1 - x], 2), persistent=False)  # [h, w, 4]
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[n, width, h, w] from the same."""
-        placed: Tensor = features + self.map(self.grid).permute(2, 0, 1)
-        return placed
+    def forward(self, features: Tensor, frame: Frame | None = None) -> Tensor:
+        """[n, width, h, w] from the same. With a frame [n, 2], positions are relative to it, and their squares."""
+        if frame is None:
+            return features + self.map(self.grid).permute(2, 0, 1)
+        centre, extent = (part[:, None, None] for part in frame)
+        relative = ((self.grid[..., :2] - centre) / (2 * extent)).clamp(-FAR, FAR)  # [n, h, w, 2]
+        return features + self.map(torch.cat([relative, relative.square()], 3)).permute(0, 3, 1, 2)
+
+
+SMALLEST = 0.03
+"""The least extent of a slot, in image sides."""
+FAR = 2.0
+"""Relative positions are cut to -FAR..FAR; 1 is two standard deviations of a slot's pixels."""
+
+
+class Frame(NamedTuple):
+    """Where a slot is: centre and standard deviation of its pixels along y and x, in image sides, [..., 2] each."""
+
+    centre: Tensor
+    extent: Tensor
+
+
+def frame_of(weights: Tensor, grid: Tensor) -> Frame:
+    """Of slots with weights [n, N, K] on features at positions [N, 2]: [n, K, 2] each (Biza et al. 2023, Section 3)."""
+    centre = weights.mT @ grid
+    variance = weights.mT @ grid.square() - centre.square()
+    return Frame(centre, variance.clamp(min=SMALLEST**2).sqrt())
 
 
 class Encoder(nn.Module):
@@ -121,10 +145,9 @@ class Decoder(nn.Module):
             before = width
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(before, channels + 1, 3, padding=1))
 
-    def forward(self, slots: Tensor) -> Tensor:
-        painted: Tensor = self.layers(
-            self.position(slots[:, :, None, None].expand(-1, -1, self.grid, self.grid))
-        )
+    def forward(self, slots: Tensor, frame: Frame | None = None) -> Tensor:
+        broadcast = slots[:, :, None, None].expand(-1, -1, self.grid, self.grid)
+        painted: Tensor = self.layers(self.position(broadcast, frame))
         if painted.shape[2:] != self.side:
             painted = F.interpolate(painted, self.side, mode="bilinear", align_corners=False)
         return painted
