@@ -86,7 +86,9 @@ class SlotAttentionDetector(Detector):
         if self.config.frame == "slot":
             positions = self.encoder.position.grid[..., :2].flatten(0, 1)  # [N, 2] y, x in 0..1
             frame = Frame(*(part.flatten(0, 1) for part in networks.frame_of(weights, positions)))
-        painted = self.decoder(slots.flatten(0, 1), frame).unflatten(0, slots.shape[:2])  # [n, K, C + 1, h, w]
+        painted = self.decoder(slots.flatten(0, 1), frame).unflatten(
+            0, slots.shape[:2]
+        )  # [n, K, C + 1, h, w]
         return Seen(slots, painted[:, :, :-1], painted[:, :, -1].softmax(1))
 
     def detect(self, images: Tensor) -> Detections:

@@ -60,9 +60,9 @@ def pass_colours(encoder: Encoder, channels: int) -> None:
     before, _, after = encoder.mlp
     assert isinstance(before, nn.Linear)
     assert isinstance(after, nn.Linear)
-    for layer, bias in ((before, BEYOND), (after, -BEYOND)):
-        nn.init.eye_(layer.weight)
-        nn.init.constant_(layer.bias, bias)
+    for per_pixel, bias in ((before, BEYOND), (after, -BEYOND)):
+        nn.init.eye_(per_pixel.weight)
+        per_pixel.bias.fill_(bias)
 
 
 class Position(nn.Module):
@@ -79,10 +79,12 @@ class Position(nn.Module):
     def forward(self, features: Tensor, frame: Frame | None = None) -> Tensor:
         """[n, width, h, w] from the same. With a frame [n, 2], positions are relative to it, and their squares."""
         if frame is None:
-            return features + self.map(self.grid).permute(2, 0, 1)
+            placed: Tensor = features + self.map(self.grid).permute(2, 0, 1)
+            return placed
         centre, extent = (part[:, None, None] for part in frame)
         relative = ((self.grid[..., :2] - centre) / (2 * extent)).clamp(-FAR, FAR)  # [n, h, w, 2]
-        return features + self.map(torch.cat([relative, relative.square()], 3)).permute(0, 3, 1, 2)
+        placed = features + self.map(torch.cat([relative, relative.square()], 3)).permute(0, 3, 1, 2)
+        return placed
 
 
 SMALLEST = 0.03

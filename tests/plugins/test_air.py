@@ -114,7 +114,7 @@ def test_the_paper_samples_presence_of_0_and_1_and_learns_its_baseline_faster() 
     assert torch.equal(found.asked[:, 1:], found.presence[:, :-1])
     terms = model.training_step(torch.rand(4, 1, 11, 13), 0)
     assert set(terms) == {"recon", "presence", "where", "what", "score", "baseline"}
-    sum(terms.values()).backward()  # type: ignore[union-attr]
+    sum(terms.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -123,7 +123,7 @@ def test_the_paper_samples_presence_of_0_and_1_and_learns_its_baseline_faster() 
 def test_what_the_baseline_learns_does_not_reach_the_model() -> None:
     model = air(estimator="nvil", baseline_lr=1e-3)
     terms = model.training_step(torch.rand(4, 1, 11, 13), 0)
-    own = {id(p) for p in model.baseline.parameters()}  # type: ignore[union-attr]
+    own = {id(p) for p in model.baseline.parameters()}
     terms["baseline"].backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert reached

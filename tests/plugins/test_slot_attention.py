@@ -14,7 +14,15 @@ from objbench.options import build
 from objbench.scenes import SceneShape
 from objbench_plugins.slot_attention.attention import SlotAttention, far_apart
 from objbench_plugins.slot_attention.model import Seen, SlotAttentionDetector, at_border, scaled
-from objbench_plugins.slot_attention.networks import Decoder, Encoder, Position, started
+from objbench_plugins.slot_attention.networks import (
+    SMALLEST,
+    Decoder,
+    Encoder,
+    Frame,
+    Position,
+    frame_of,
+    started,
+)
 from objbench_plugins.slot_attention.rates import WarmedAdam, rate_at
 from objbench_plugins.slot_attention.reference import slots_of
 
@@ -35,7 +43,9 @@ def test_slots_are_those_of_the_plain_reference(iterations: int, seeds: str) -> 
         torch.nn.init.normal_(parameter, 0.3, 0.5)
     features, noise = torch.randn(2, 11, 6).double(), torch.randn(2, 3, 5).double()
     weights = {name: value.numpy() for name, value in module.state_dict().items()}
-    for one, (these, random) in zip(module(features, noise)[0], zip(features, noise, strict=True), strict=True):
+    for one, (these, random) in zip(
+        module(features, noise)[0], zip(features, noise, strict=True), strict=True
+    ):
         expected = slots_of(these.numpy(), random.numpy(), weights, iterations, seeds)
         assert np.allclose(one.detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 
@@ -79,6 +89,35 @@ def test_positions_are_the_distances_to_the_sides() -> None:
     assert grid[0, 0].tolist() == [0, 0, 1, 1]
     assert grid[2, 4].tolist() == [1, 1, 0, 0]
     assert grid[1, 1].tolist() == [0.5, 0.25, 0.5, 0.75]
+
+
+def test_a_frame_is_the_centre_and_the_deviation_of_a_slots_pixels() -> None:
+    grid = Position(2, (5, 9)).grid[..., :2].flatten(0, 1).double()
+    weights = torch.rand(2, 45, 3).double()
+    weights[0, :, 0] = 0
+    weights[0, 13, 0] = 1  # one pixel: row 1, column 4
+    weights = weights / weights.sum(1, keepdim=True)
+    frame = frame_of(weights, grid)
+    assert frame.centre[0, 0].tolist() == [0.25, 0.5]
+    assert frame.extent[0, 0].tolist() == [SMALLEST, SMALLEST]
+    for image, slot in ((0, 1), (1, 2)):
+        mean = np.average(grid.numpy(), axis=0, weights=weights[image, :, slot].numpy())
+        variance = np.average((grid.numpy() - mean) ** 2, axis=0, weights=weights[image, :, slot].numpy())
+        assert np.allclose(frame.centre[image, slot], mean)
+        assert np.allclose(frame.extent[image, slot], np.sqrt(variance))
+
+
+def test_what_a_slot_paints_moves_and_grows_with_its_frame() -> None:
+    """Where the grid's positions are the same share of the frame, positions are the same."""
+    torch.manual_seed(0)
+    position = Position(3, (9, 9))
+    nothing = torch.zeros(3, 3, 9, 9)
+    centre = torch.tensor([[0.5, 0.5], [0.25, 0.5], [0.5, 0.5]])
+    extent = torch.tensor([[0.125, 0.25], [0.125, 0.25], [0.25, 0.25]])
+    placed = position(nothing, Frame(centre, extent))
+    torch.testing.assert_close(placed[0, :, 4:7], placed[1, :, 2:5])  # a quarter of the image up is two rows
+    torch.testing.assert_close(placed[0, :, 4:7:1], placed[2, :, 4:9:2])  # twice as high
+    assert not torch.allclose(placed[0], placed[1])
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 35, 35), (3, 24, 40)])
