@@ -63,23 +63,28 @@ class SlotAttentionConfig(DetectorConfig):
 
 
 SMALL: dict[str, Any] = {
-    "batch_size": 16,
+    "batch_size": 8,
     "lr": 1e-3,
     "warmup": 100,
     "half_life": 1_500,
     "clip_norm": 1.0,
-    "slots": 6,
-    "width": 32,
-    "halvings": 2,
+    # Where slots start far apart, one is left over for each object that is not there, and most of these share the
+    # background with one another. With one slot for each object and one for the background, objects are merged.
+    "slots": 8,
+    "width": 24,
+    "halvings": 1,
     "grid": 16,
-    "coarse": 4,
-    "even": 2,
-    "slot_size": 32,
-    "hidden": 64,
+    "coarse": 2,
+    "even": 0,
+    "slot_size": 24,
+    "hidden": 48,
     "start": "k-means",
+    "sharpness": 16.0,
+    "seeds": "far",
+    "frame": "slot",
 }
 
 SETTINGS: Settings = {
-    ("demo", "*"): {**SMALL, "steps": 1_700},
+    ("demo", "*"): {**SMALL, "steps": 2_000},
     ("small", "*"): {**SMALL, "steps": 15_000, "half_life": 5_000},
 }

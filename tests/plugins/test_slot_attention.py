@@ -124,15 +124,15 @@ def test_what_a_slot_paints_moves_and_grows_with_its_frame() -> None:
 def test_masks_share_out_each_pixel_and_mix_the_picture(shape: tuple[int, int, int]) -> None:
     model = detector(shape)
     images = torch.rand(2, *shape)
-    seen = model.see(images, torch.randn(2, 6, 32))
-    assert seen.masks.shape == (2, 6, *shape[1:])
+    seen = model.see(images, torch.randn(2, 8, 24))
+    assert seen.masks.shape == (2, 8, *shape[1:])
     assert torch.allclose(seen.masks.sum(1), torch.ones(2, *shape[1:]))
-    plain = sum(seen.masks[:, k, None] * seen.colours[:, k] for k in range(6))
+    plain = sum(seen.masks[:, k, None] * seen.colours[:, k] for k in range(8))
     assert torch.allclose(seen.picture, plain, atol=1e-5)
     torch.manual_seed(1)
     loss = model.training_step(images, 0)["image"]
     torch.manual_seed(1)
-    picture = model.see(images, torch.randn(2, 6, 32)).picture
+    picture = model.see(images, torch.randn(2, 8, 24)).picture
     assert torch.allclose(loss, ((picture - (2 * images - 1)) ** 2).mean())
     assert model.reconstruct(images).shape == images.shape
 
@@ -203,7 +203,7 @@ def test_rates_rise_then_halve_and_are_kept_with_the_optimiser() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"lr_end": 0.1}, "lr_end must be 1"), ({"slot_size": 16}, "needs width=32 equal to slot_size=16")],
+    [({"lr_end": 0.1}, "lr_end must be 1"), ({"slot_size": 16}, "needs width=24 equal to slot_size=16")],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
