@@ -8,8 +8,8 @@ def objbench_models() -> list[ModelSpec]:
     """The autoencoder for object discovery; a Gaussian mixture on its slots does the clustering."""
     small = (
         "of 8 images; 8 slots of 24 values and layers of 24 channels; an encoder that halves the resolution once; a "
-        "decoder of one layer of 5x5, which doubles a grid of 16x16, and one of 3x3, enlarged bilinearly to the image's "
-        "size; clipped gradients; weights that start attention as soft k-means on colours and places; slots that start "
+        "decoder of one layer of 5x5, which doubles a grid of 16x16, and one of 3x3, enlarged bilinearly; "
+        "clipped gradients; weights that start attention as soft k-means on colours and places; slots that start "
         "around pixels far from each other in these (seeds=far); positions relative to each slot's own centre and "
         "extent in the decoder (frame=slot), as Biza et al. 2023 have it; a learning rate of 1e-3 after a warm-up of "
         "100 steps,"
