@@ -35,7 +35,7 @@ def objbench_models() -> list[ModelSpec]:
                     "given the steps before. For detection, every latent is at its mode, boxes are cut to what is "
                     "bright in them (trim), and the score of an object is the probability that steps went as far."
                 ),
-                "demo": f"Scenes of 64x64; 3,000 steps {small}",
+                "demo": f"Scenes of 64x64; 5,000 steps {small}",
                 "small": f"Scenes of 64x64; 16,000 steps {small}",
                 "paper": (
                     "Scenes of 128x128, published 50x50 with digits of 28x28. What the paper does not print is as in "

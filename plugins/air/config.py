@@ -102,7 +102,7 @@ SMALL: dict[str, Any] = {
     "presence_bias": 2.0,
     "where_std": 0.2,
     "scale_prior_std": 0.5,
-    "count_steps": 2_200,
+    "count_steps": 3_000,
     "trim_edges": "crossing",
 }
 
@@ -112,7 +112,7 @@ DIGITS: dict[str, Any] = {
 }
 
 SETTINGS: Settings = {
-    ("demo", "*"): {**SMALL, "steps": 3_000},
+    ("demo", "*"): {**SMALL, "steps": 5_000},
     ("small", "*"): {**SMALL, "steps": 16_000, "count_steps": 6_000},
     ("demo", "multimnist"): DIGITS,
     ("small", "multimnist"): DIGITS,
