@@ -69,9 +69,9 @@ class SlotAttention(nn.Module):
             nn.init.constant_(self.log_sigma, SEED_LOG_SIGMA)
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The slots [n, K, D] of features [n, N, F], from standard normal noise [n, K, D]; and their weights [n, N, K].
+        """The slots [n, K, D] of features [n, N, F], from standard normal noise [n, K, D]; and attention.
 
-        Weights are those of the last round: of a slot, each feature's share in it, of sum 1 over features.
+        Attention is that of the last round, [n, N, K]: the share of each slot in a feature, of sum 1 over slots.
         """
         inputs = self.norm_inputs(features)
         keys, values = self.key(inputs), self.value(inputs)  # [n, N, D]
@@ -89,4 +89,4 @@ class SlotAttention(nn.Module):
             updates = weights.mT @ values  # [n, K, D]
             slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(self.norm_hidden(slots))
-        return slots, weights
+        return slots, attention

@@ -49,6 +49,12 @@ class SlotAttentionConfig(DetectorConfig):
         "last round of attention, as in Biza et al. 2023",
         choices=("image", "slot"),
     )
+    segments: str = option(
+        "decoder",
+        "what a segment is where it is the largest of all slots: decoder: the mask that the slot is painted with; "
+        "attention: the last round's attention, enlarged bilinearly",
+        choices=("decoder", "attention"),
+    )
     background: str = option(
         "border",
         "border: the segment with most pixels at the image's border is no detection; kept: it is one",
@@ -82,6 +88,7 @@ SMALL: dict[str, Any] = {
     "sharpness": 16.0,
     "seeds": "far",
     "frame": "slot",
+    "segments": "attention",
 }
 
 SETTINGS: Settings = {

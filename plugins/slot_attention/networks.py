@@ -100,8 +100,12 @@ class Frame(NamedTuple):
     extent: Tensor
 
 
-def frame_of(weights: Tensor, grid: Tensor) -> Frame:
-    """Of slots with weights [n, N, K] on features at positions [N, 2]: [n, K, 2] each (Biza et al. 2023, Section 3)."""
+def frame_of(attention: Tensor, grid: Tensor) -> Frame:
+    """Of slots with attention [n, N, K] to features at positions [N, 2]: [n, K, 2] each (Biza et al. 2023, Section 3).
+
+    A feature's weight is its share of all that the slot attends to (Eq. 2 of Locatello et al.).
+    """
+    weights = attention / attention.sum(1, keepdim=True)
     centre = weights.mT @ grid
     variance = weights.mT @ grid.square() - centre.square()
     return Frame(centre, variance.clamp(min=SMALLEST**2).sqrt())

@@ -144,9 +144,9 @@ def test_segments_are_where_a_mask_is_largest_and_the_one_at_the_border_is_backg
     masks[:, 0] = 0.6  # the background
     masks[:, 1, 1:3, 1:4] = 0.8  # wins in six pixels
     masks = masks / masks.sum(1, keepdim=True)
-    seen = Seen(torch.arange(6.0).view(1, 3, 2), torch.zeros(1, 3, 3, 4, 5), masks)
+    seen = Seen(torch.arange(6.0).view(1, 3, 2), torch.zeros(1, 3, 3, 4, 5), masks, masks)
     for background, boxes in (("border", [[1, 1, 4, 3]]), ("kept", [[0, 0, 5, 4], [1, 1, 4, 3]])):
-        model = detector((3, 4, 5), background=background, grid=4)
+        model = detector((3, 4, 5), background=background, grid=4, segments="decoder")
         monkeypatch.setattr(model, "see", lambda images, noise: seen)
         found = model.eval().detect(torch.zeros(1, 3, 4, 5))
         assert found.boxes.tolist() == boxes
@@ -155,6 +155,26 @@ def test_segments_are_where_a_mask_is_largest_and_the_one_at_the_border_is_backg
         assert unpack(found.masks, 5)[-1].sum() == 6
         assert found.scores[-1] == pytest.approx(0.5 + 0.25)  # its mean mask is a half
         assert found.what[-1].tolist() == [2, 3]
+
+
+def test_segments_of_attention_are_where_it_is_largest_once_it_is_as_large_as_the_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attention = torch.full((1, 2, 3, 4), 0.1)
+    attention[:, 1, 1:, 2:] = 0.9  # its lower right part, which reaches the border less
+    attention[:, 0] = 1 - attention[:, 1]
+    model = detector((3, 12, 16), grid=4)
+    seen = Seen(
+        torch.zeros(1, 2, 2), torch.zeros(1, 2, 3, 12, 16), torch.full((1, 2, 12, 16), 0.5), attention
+    )
+    monkeypatch.setattr(model, "see", lambda images, noise: seen)
+    assert model.eval().detect(torch.zeros(1, 3, 12, 16)).boxes.tolist() == [[8, 4, 16, 12]]
+
+
+def test_attention_shares_out_each_feature() -> None:
+    seen = detector((3, 24, 40)).see(torch.rand(2, 3, 24, 40), torch.randn(2, 8, 24))
+    assert seen.attention.shape == (2, 8, 12, 20)
+    assert torch.allclose(seen.attention.sum(1), torch.ones(2, 12, 20), atol=1e-5)
 
 
 def test_at_border_counts_corners_twice() -> None:
