@@ -8,9 +8,10 @@ def objbench_models() -> list[ModelSpec]:
     """The detector; a Gaussian mixture on its what-latents does the clustering."""
     small = (
         "of 32 images; 5 objects; the paper's DAIR, which sees what is left of the image, through two convolutions; a "
-        "relaxed presence in place of NVIL; Adam at 1e-3, falling to a tenth; clipped gradients; what-latents of 32, "
-        "glimpses of 16; objects start present; a scale prior of 2.5 times the deviation; boxes end where the "
-        "brightness crosses 0.2 (trim_edges), on digits rounded to whole pixels."
+        "relaxed presence in place of NVIL; Adam at 1e-3, falling to .3 of it; clipped gradients; what-latents of 32, "
+        "glimpses of 16; objects start present, by higher odds; a pixel's deviation of 0.2; a "
+        "scale prior of 2.5 times the deviation; boxes end where the brightness crosses 0.2 (trim_edges), on "
+        "digits rounded to whole pixels."
     )
     return [
         ModelSpec(
@@ -35,7 +36,7 @@ def objbench_models() -> list[ModelSpec]:
                     "given the steps before. For detection, every latent is at its mode, boxes are cut to what is "
                     "bright in them (trim), and the score of an object is the probability that steps went as far."
                 ),
-                "demo": f"Scenes of 64x64; 5,000 steps {small}",
+                "demo": f"Scenes of 64x64; 3,300 steps {small}",
                 "small": f"Scenes of 64x64; 16,000 steps {small}",
                 "paper": (
                     "Scenes of 128x128, published 50x50 with digits of 28x28. What the paper does not print is as in "
