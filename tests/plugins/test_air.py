@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_the_plain_reference(look: str, monkeypatch: pytest.
     normals, uniforms = iter(drawn), iter(uniform)
     monkeypatch.setattr(torch, "randn_like", lambda like: next(normals))
     monkeypatch.setattr(torch, "rand_like", lambda like: next(uniforms))
-    terms = {name: float(term) for name, term in model.training_step(images, 20).items()}
+    terms = {name: float(term.detach()) for name, term in model.training_step(images, 20).items()}
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     noise = [
         Noise(
