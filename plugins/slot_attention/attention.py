@@ -7,14 +7,33 @@ from torch import Tensor, nn
 
 EPSILON = 1e-8
 """Added to attention before it is normalised over pixels."""
+SEED_LOG_SIGMA = -3.0
+"""What log_sigma starts at where slots start around features: they are at most 1 from zero."""
+
+
+def far_apart(features: Tensor, k: int) -> Tensor:
+    """Of features [n, N, F] the places [n, k] of the first, and of those that are farthest from all before.
+
+    This is the start of Gonzalez 1985 for clusters of points, as k-means has it often.
+    """
+    rows = torch.arange(len(features), device=features.device)
+    chosen = [torch.zeros_like(rows)]
+    distance = torch.full(features.shape[:2], torch.inf, device=features.device, dtype=features.dtype)
+    while len(chosen) < k:
+        last = features[rows, chosen[-1]][:, None]
+        distance = torch.minimum(distance, (features - last).square().sum(2))
+        chosen.append(distance.argmax(1))
+    return torch.stack(chosen, 1)
 
 
 class SlotAttention(nn.Module):
     """K slots that compete for N features of F values, in T rounds."""
 
-    def __init__(self, features: int, slot_size: int, hidden: int, iterations: int) -> None:
+    def __init__(
+        self, features: int, slot_size: int, hidden: int, iterations: int, seeds: str = "noise"
+    ) -> None:
         super().__init__()
-        self.slot_size, self.iterations = slot_size, iterations
+        self.slot_size, self.iterations, self.seeds = slot_size, iterations, seeds
         # Where slots start, the same for all of them: N(mu, diag(exp(log_sigma)^2)).
         self.mu = nn.Parameter(nn.init.xavier_uniform_(Tensor(1, 1, slot_size)))
         self.log_sigma = nn.Parameter(nn.init.xavier_uniform_(Tensor(1, 1, slot_size)))
@@ -45,12 +64,23 @@ class SlotAttention(nn.Module):
         last = self.mlp[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
+        if self.seeds == "far":
+            nn.init.zeros_(self.mu)
+            nn.init.constant_(self.log_sigma, SEED_LOG_SIGMA)
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
-        """The slots [n, K, D] of features [n, N, F], from standard normal noise [n, K, D]."""
+    def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots [n, K, D] of features [n, N, F], from standard normal noise [n, K, D]; and attention.
+
+        Attention is that of the last round, [n, N, K]: the share of each slot in a feature, of sum 1 over slots.
+        """
         inputs = self.norm_inputs(features)
         keys, values = self.key(inputs), self.value(inputs)  # [n, N, D]
         slots = self.mu + self.log_sigma.exp() * noise  # [n, K, D]
+        if self.seeds == "far":
+            seeds = far_apart(inputs.detach(), slots.shape[1])[:, :, None].expand_as(slots)
+            slots = (
+                slots + values.gather(1, seeds).tanh()
+            )  # as the GRU would make them of these features alone
         for _ in range(self.iterations):
             queries = self.query(self.norm_slots(slots)) * self.slot_size**-0.5
             # Softmax over slots: they compete for each feature (Eq. 1).
@@ -59,4 +89,4 @@ class SlotAttention(nn.Module):
             updates = weights.mT @ values  # [n, K, D]
             slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(self.norm_hidden(slots))
-        return slots
+        return slots, attention

@@ -28,6 +28,12 @@ class SlotAttentionConfig(DetectorConfig):
         "weights at the start: random; k-means: attention is about soft k-means on colours and places",
         choices=("random", "k-means"),
     )
+    seeds: str = option(
+        "noise",
+        "where slots start: noise: around one learned place; far: around features of pixels that are far from each "
+        "other in colour and place, the first of which is the top left one",
+        choices=("noise", "far"),
+    )
     sharpness: float = option(4.0, "inverse temperature of the k-means at the start", above=0)
     width: int = option(64, "channels of the encoder and the decoder", low=1)
     halvings: int = option(0, "how many of the encoder's four layers halve the resolution", low=0, high=4)
@@ -37,6 +43,18 @@ class SlotAttentionConfig(DetectorConfig):
     )
     even: int = option(1, "layers of the decoder after those that double", low=0)
 
+    frame: str = option(
+        "image",
+        "what the decoder's positions are relative to: image: its sides; slot: the slot's own centre and extent in the "
+        "last round of attention, as in Biza et al. 2023",
+        choices=("image", "slot"),
+    )
+    segments: str = option(
+        "decoder",
+        "what a segment is where it is the largest of all slots: decoder: the mask that the slot is painted with; "
+        "attention: the last round's attention, enlarged bilinearly",
+        choices=("decoder", "attention"),
+    )
     background: str = option(
         "border",
         "border: the segment with most pixels at the image's border is no detection; kept: it is one",
@@ -51,23 +69,29 @@ class SlotAttentionConfig(DetectorConfig):
 
 
 SMALL: dict[str, Any] = {
-    "batch_size": 16,
+    "batch_size": 8,
     "lr": 1e-3,
     "warmup": 100,
     "half_life": 1_500,
     "clip_norm": 1.0,
-    "slots": 6,
-    "width": 32,
-    "halvings": 2,
+    # Where slots start far apart, one is left over for each object that is not there, and most of these share the
+    # background with one another. With one slot for each object and one for the background, objects are merged.
+    "slots": 8,
+    "width": 24,
+    "halvings": 1,
     "grid": 16,
-    "coarse": 4,
-    "even": 2,
-    "slot_size": 32,
-    "hidden": 64,
+    "coarse": 2,
+    "even": 0,
+    "slot_size": 24,
+    "hidden": 48,
     "start": "k-means",
+    "sharpness": 16.0,
+    "seeds": "far",
+    "frame": "slot",
+    "segments": "attention",
 }
 
 SETTINGS: Settings = {
-    ("demo", "*"): {**SMALL, "steps": 1_700},
+    ("demo", "*"): {**SMALL, "steps": 2_000},
     ("small", "*"): {**SMALL, "steps": 15_000, "half_life": 5_000},
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from objbench.detector import Detections, Detector
@@ -18,7 +19,7 @@ from objbench.scenes import SceneShape
 from objbench_plugins.slot_attention import networks
 from objbench_plugins.slot_attention.attention import SlotAttention
 from objbench_plugins.slot_attention.config import SETTINGS, SlotAttentionConfig
-from objbench_plugins.slot_attention.networks import Decoder, Encoder
+from objbench_plugins.slot_attention.networks import Decoder, Encoder, Frame
 from objbench_plugins.slot_attention.rates import WarmedAdam
 
 PLACES = 5.0
@@ -31,6 +32,7 @@ class Seen(NamedTuple):
     slots: Tensor  # [n, K, D]
     colours: Tensor  # [n, K, C, h, w] in about -1..1
     masks: Tensor  # [n, K, h, w], the sum over slots is 1
+    attention: Tensor  # [n, K, rows, columns] of the encoder's features, the sum over slots is 1
 
     @property
     def picture(self) -> Tensor:
@@ -39,7 +41,7 @@ class Seen(NamedTuple):
 
 
 class SlotAttentionDetector(Detector):
-    """A segment is the set of pixels at which a slot's mask is the largest; the what-latent is the slot.
+    """A segment is the set of pixels at which a slot's mask or attention is the largest; the what-latent is the slot.
 
     Slots start at random places. In detection these are the same for each image, and kept with the weights.
     """
@@ -57,14 +59,15 @@ class SlotAttentionDetector(Detector):
         super().__init__(config, shape)
         c, side = config, (shape.height, shape.width)
         self.encoder = Encoder(shape.channels, side, c.width, c.halvings)
-        self.attention = SlotAttention(c.width, c.slot_size, c.hidden, c.iterations)
+        self.attention = SlotAttention(c.width, c.slot_size, c.hidden, c.iterations, c.seeds)
         self.decoder = Decoder(c.slot_size, shape.channels, side, c.width, c.grid, c.coarse, c.even)
         networks.started(self)
         if c.start == "k-means":
             networks.pass_colours(self.encoder, shape.channels)
             self.attention.start_as_k_means(c.sharpness)
-            with torch.no_grad():
-                self.decoder.position.map.weight *= PLACES
+            if c.frame == "image":
+                with torch.no_grad():
+                    self.decoder.position.map.weight *= PLACES
         self.register_buffer("noise", torch.randn(1, c.slots, c.slot_size))  # of detection
 
     def training_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
@@ -80,18 +83,26 @@ class SlotAttentionDetector(Detector):
 
     def see(self, images: Tensor, noise: Tensor) -> Seen:
         """images: [n, C, h, w] in 0..1. noise: [n, K, D] standard normal."""
-        slots = self.attention(self.encoder(scaled(images)), noise)
-        painted = self.decoder(slots.flatten(0, 1)).unflatten(0, slots.shape[:2])  # [n, K, C + 1, h, w]
-        return Seen(slots, painted[:, :, :-1], painted[:, :, -1].softmax(1))
+        slots, attention = self.attention(self.encoder(scaled(images)), noise)
+        frame = None
+        if self.config.frame == "slot":
+            positions = self.encoder.position.grid[..., :2].flatten(0, 1)  # [N, 2] y, x in 0..1
+            frame = Frame(*(part.flatten(0, 1) for part in networks.frame_of(attention, positions)))
+        painted = self.decoder(slots.flatten(0, 1), frame).unflatten(
+            0, slots.shape[:2]
+        )  # [n, K, C + 1, h, w]
+        shares = attention.mT.unflatten(2, self.encoder.position.grid.shape[:2])
+        return Seen(slots, painted[:, :, :-1], painted[:, :, -1].softmax(1), shares)
 
     def detect(self, images: Tensor) -> Detections:
         """One detection a segment. Its score is (1 + its mean mask) / 2: every segment is present."""
         seen = self.see(images, self.noise.expand(len(images), -1, -1))
-        segments = torch.zeros_like(seen.masks, dtype=torch.bool).scatter_(
-            1, seen.masks.argmax(1, keepdim=True), True
-        )
+        masks = seen.masks
+        if self.config.segments == "attention":
+            masks = F.interpolate(seen.attention, self.shape[1:], mode="bilinear", align_corners=False)
+        segments = torch.zeros_like(masks, dtype=torch.bool).scatter_(1, masks.argmax(1, keepdim=True), True)
         pixels = segments.sum((2, 3))  # [n, K]
-        scores = 0.5 + 0.5 * (seen.masks * segments).sum((2, 3)) / pixels.clamp(min=1)
+        scores = 0.5 + 0.5 * (masks * segments).sum((2, 3)) / pixels.clamp(min=1)
         if self.config.background == "border":
             scores = scores.scatter(1, at_border(segments).argmax(1, keepdim=True), 0.0)
         return from_masks(segments, scores.clamp(0, 1), what=seen.slots)

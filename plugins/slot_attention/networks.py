@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PLACE = 0.6
+"""What the encoder's map of positions is multiplied by where features start as colours and places."""
+BEYOND = 3.0
+"""A ReLU between biases of BEYOND and -BEYOND passes normalised values down to -BEYOND as they are."""
 
 
 def started(module: nn.Module) -> None:
@@ -40,7 +46,8 @@ def pass_colours(encoder: Encoder, channels: int) -> None:
     """Starts an encoder so that its features hold the colours of their pixels beside what it makes of them.
 
     The first 2 C channels of each layer are the positive and the negative part of the colours in -1..1, in so far as
-    there are so many channels.
+    there are so many channels. The last layer has the others at a tenth, positions are added at PLACE, and the network
+    for each pixel changes nothing: features that are alike are then pixels of one colour near each other.
     """
     convolutions = [layer for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
     for depth, layer in enumerate(convolutions):
@@ -48,6 +55,14 @@ def pass_colours(encoder: Encoder, channels: int) -> None:
             layer.weight[i] = 0
             sign = 1 if depth or i < channels else -1
             layer.weight[i, i if depth else i % channels, 2, 2] = sign
+    convolutions[-1].weight[2 * channels :] *= 0.1
+    encoder.position.map.weight *= PLACE
+    before, _, after = encoder.mlp
+    assert isinstance(before, nn.Linear)
+    assert isinstance(after, nn.Linear)
+    for per_pixel, bias in ((before, BEYOND), (after, -BEYOND)):
+        nn.init.eye_(per_pixel.weight)
+        per_pixel.bias.fill_(bias)
 
 
 class Position(nn.Module):
@@ -61,10 +76,39 @@ class Position(nn.Module):
         y, x = torch.meshgrid(*(torch.linspace(0, 1, side) for side in height_width), indexing="ij")
         self.register_buffer("grid", torch.stack([y, x, 1 - y, 1 - x], 2), persistent=False)  # [h, w, 4]
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[n, width, h, w] from the same."""
-        placed: Tensor = features + self.map(self.grid).permute(2, 0, 1)
+    def forward(self, features: Tensor, frame: Frame | None = None) -> Tensor:
+        """[n, width, h, w] from the same. With a frame [n, 2], positions are relative to it, and their squares."""
+        if frame is None:
+            placed: Tensor = features + self.map(self.grid).permute(2, 0, 1)
+            return placed
+        centre, extent = (part[:, None, None] for part in frame)
+        relative = ((self.grid[..., :2] - centre) / (2 * extent)).clamp(-FAR, FAR)  # [n, h, w, 2]
+        placed = features + self.map(torch.cat([relative, relative.square()], 3)).permute(0, 3, 1, 2)
         return placed
+
+
+SMALLEST = 0.03
+"""The least extent of a slot, in image sides."""
+FAR = 2.0
+"""Relative positions are cut to -FAR..FAR; 1 is two standard deviations of a slot's pixels."""
+
+
+class Frame(NamedTuple):
+    """Where a slot is: centre and standard deviation of its pixels along y and x, in image sides, [..., 2] each."""
+
+    centre: Tensor
+    extent: Tensor
+
+
+def frame_of(attention: Tensor, grid: Tensor) -> Frame:
+    """Of slots with attention [n, N, K] to features at positions [N, 2]: [n, K, 2] each (Biza et al. 2023, Section 3).
+
+    A feature's weight is its share of all that the slot attends to (Eq. 2 of Locatello et al.).
+    """
+    weights = attention / attention.sum(1, keepdim=True)
+    centre = weights.mT @ grid
+    variance = weights.mT @ grid.square() - centre.square()
+    return Frame(centre, variance.clamp(min=SMALLEST**2).sqrt())
 
 
 class Encoder(nn.Module):
@@ -107,10 +151,9 @@ class Decoder(nn.Module):
             before = width
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(before, channels + 1, 3, padding=1))
 
-    def forward(self, slots: Tensor) -> Tensor:
-        painted: Tensor = self.layers(
-            self.position(slots[:, :, None, None].expand(-1, -1, self.grid, self.grid))
-        )
+    def forward(self, slots: Tensor, frame: Frame | None = None) -> Tensor:
+        broadcast = slots[:, :, None, None].expand(-1, -1, self.grid, self.grid)
+        painted: Tensor = self.layers(self.position(broadcast, frame))
         if painted.shape[2:] != self.side:
             painted = F.interpolate(painted, self.side, mode="bilinear", align_corners=False)
         return painted

@@ -28,7 +28,18 @@ def gru(x: Floats, h: Floats, w: Mapping[str, Floats]) -> Floats:
     return result
 
 
-def slots_of(features: Floats, noise: Floats, w: Mapping[str, Floats], iterations: int) -> Floats:
+def far_apart(features: Floats, k: int) -> list[int]:
+    """The first feature of [N, F], and one after another the one whose nearest chosen feature is farthest away."""
+    chosen = [0]
+    while len(chosen) < k:
+        nearest = [min(float(((f - features[c]) ** 2).sum()) for c in chosen) for f in features]
+        chosen.append(nearest.index(max(nearest)))
+    return chosen
+
+
+def slots_of(
+    features: Floats, noise: Floats, w: Mapping[str, Floats], iterations: int, seeds: str = "noise"
+) -> Floats:
     """The slots [K, D] of the features [N, F] of one image, from noise [K, D].
 
     w: the weights of `attention.SlotAttention`, as its state_dict names them.
@@ -37,6 +48,10 @@ def slots_of(features: Floats, noise: Floats, w: Mapping[str, Floats], iteration
     keys = [w["key.weight"] @ feature for feature in inputs]
     values = [w["value.weight"] @ feature for feature in inputs]
     slots = [w["mu"][0, 0] + np.exp(w["log_sigma"][0, 0]) * one for one in noise]
+    if seeds == "far":
+        slots = [
+            slot + np.tanh(values[i]) for slot, i in zip(slots, far_apart(inputs, len(noise)), strict=True)
+        ]
     for _ in range(iterations):
         queries = [
             w["query.weight"] @ layer_norm(s, w["norm_slots.weight"], w["norm_slots.bias"]) / np.sqrt(len(s))
