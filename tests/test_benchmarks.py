@@ -52,7 +52,7 @@ def test_a_short_storm_changes_no_figure(tmp_path):
     """Two faults; `python -m benchmarks storm` tries many."""
     said = []
     assert (
-        storm(tmp_path, kills=2, seconds=20, seeds=1, kinds=("kill all", "kill a cell"), say=said.append)
+        storm(tmp_path, kills=2, seconds=90, seeds=1, kinds=("kill all", "kill a cell"), say=said.append)
         == []
     )
     assert "are equal" in said[-1]
