@@ -48,8 +48,8 @@ def test_an_unknown_benchmark_is_reported_in_a_line():
 
 
 @pytest.mark.slow
-def test_a_short_storm_changes_no_figure(tmp_path):
-    """Two faults; `python -m benchmarks storm` tries many."""
+def test_a_short_storm_changes_no_figure(tmp_path, real_processes):
+    """Two faults; `python -m benchmarks storm` tries many. It finds processes by their command lines."""
     said = []
     assert (
         storm(tmp_path, kills=2, seconds=90, seeds=1, kinds=("kill all", "kill a cell"), say=said.append)
