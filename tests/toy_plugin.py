@@ -316,7 +316,7 @@ class Shades(Clusterer):
 
     def warnings(self) -> list[str]:
         if self.config.trouble == "text":
-            return "a text, not a list"  # type: ignore[return-value]
+            return "a text, not a list"
         return ["too few to shade"] if self.few else []
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

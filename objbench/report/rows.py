@@ -280,25 +280,24 @@ def _sorted(facts: Mapping[str, str]) -> Facts:
 def _named_apart(
     groups: Iterable[tuple[Any, ...]], usual: Mapping[tuple[Any, ...], Usual]
 ) -> dict[tuple[Any, ...], set[str]]:
-    """Facts that rows name even where they are usual, by what these rows share: code if that of one is not today's,
-    and options that have other usual values in one (settings of another day)."""
+    """Facts that rows name even where they are usual, by what these rows share: code that is not today's in one of
+    them, and options that have other usual values in one (settings of another day)."""
     found: dict[tuple[Any, ...], set[str]] = {}
-    values: dict[tuple[Any, ...], set[str | None]] = {}  # of an option that is usual
+    seen: dict[tuple[Any, ...], str | None] = {}  # the usual value of an option, in the first of these rows
     for group in groups:
-        protocol, data, _, _, of_data, of_model, _ = group
         for name, facts, expected in (
-            (group[:2], of_data, usual[protocol, data, of_data].data),
-            (group[:4], of_model, usual[group].model),
+            (group[:2], group[4], usual[(*group[:2], group[4])].data),
+            (group[:4], group[5], usual[group].model),
         ):
             named = found.setdefault(name, set())
             for fact in facts:
+                value = expected.get(fact.name)
                 if CODE.search(fact.name):
-                    named |= {fact.name} if expected.get(fact.name) != fact.value else set()
+                    differs = value != fact.value
                 else:
-                    values.setdefault((*name, fact.name), set()).add(expected.get(fact.name))
-    for (*shared, option), of_option in values.items():
-        if len(of_option) > 1:
-            found[tuple(shared)].add(option)
+                    differs = seen.setdefault((*name, fact.name), value) != value
+                if differs:
+                    named.add(fact.name)
     return found
 
 
@@ -307,16 +306,17 @@ def _telling(
 ) -> tuple[str, ...]:
     """What must be said of a row: what is not usual, and what other rows of its name do not have.
 
-    What is usual goes without saying in a row, unless it is in `apart`; see `_named_apart`.
+    What is usual goes without saying, unless it is in `apart`; see `_named_apart`.
     """
     said = []
     for fact in facts:
         is_usual = usual.get(fact.name) == fact.value
-        if (fact not in shared or (fact.name in usual and not is_usual)) and (
-            not is_usual or fact.name in apart
-        ):
-            today = is_usual and CODE.search(fact.name)
-            said.append(f"{fact.name}={fact.value}" + (" (today's)" if today else ""))
+        if is_usual and (fact in shared or fact.name not in apart):
+            continue
+        if fact in shared and fact.name not in usual:
+            continue
+        today = is_usual and CODE.search(fact.name)
+        said.append(f"{fact.name}={fact.value}" + (" (today's)" if today else ""))
     return tuple(said)
 
 

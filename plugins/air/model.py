@@ -23,6 +23,7 @@ from objbench.scenes import SceneShape
 from objbench.spatial import clamp_boxes, crop, paint, trim_boxes
 from objbench_plugins.air import losses, networks
 from objbench_plugins.air.config import SETTINGS, AirConfig
+from objbench_plugins.spair.networks import perceptron
 
 LIMIT = 8.0
 """Where-latents and logits of presence are cut to -LIMIT..LIMIT before they become shares: a box is never empty."""
@@ -78,8 +79,8 @@ class Air(Detector):
             self.head.bias[1:] = 0
             self.head.bias[1] = self.scale_prior
             self.head.bias[4:] = math.log(math.expm1(c.where_std))
-        self.what_encoder = networks.perceptron(pixels, c.widths(), 2 * c.what_dim)
-        self.decoder = networks.perceptron(c.what_dim, c.widths()[::-1], pixels)
+        self.what_encoder = perceptron(pixels, c.widths(), 2 * c.what_dim)
+        self.decoder = perceptron(c.what_dim, c.widths()[::-1], pixels)
         self.baseline: networks.Baseline | None = None
         if c.estimator == "nvil":
             self.baseline = networks.Baseline(features + before, c.hidden)

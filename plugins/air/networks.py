@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-
-def perceptron(inputs: int, hidden: tuple[int, ...], out: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU between its layers. [..., inputs] -> [..., out]."""
-    parts: list[nn.Module] = []
-    for before, after in zip((inputs, *hidden), hidden, strict=False):
-        parts += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*parts, nn.Linear((inputs, *hidden)[-1], out))
-
-
 CHANNELS = 32
 """Channels of the convolutions of `ImageEncoder`."""
 PATCH = 4
